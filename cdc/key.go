@@ -1,0 +1,173 @@
+package cdc
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/tidwall/gjson"
+)
+
+// KeyField is one column of a primary key. Text is its value as plain text: a
+// number's digits, a text without quotes.
+type KeyField struct {
+	Column string
+	Text   string
+}
+
+// KeyFields reads a Change's Key into its columns, in the key's order.
+func KeyFields(key []byte) ([]KeyField, error) {
+	if !isObject(key) {
+		return nil, undecodable("key is not a JSON object")
+	}
+	var fields []KeyField
+	var err error
+	gjson.ParseBytes(key).ForEach(func(name, value gjson.Result) bool {
+		switch value.Type {
+		case gjson.String:
+			fields = append(fields, KeyField{name.Str, value.Str})
+		case gjson.Number:
+			fields = append(fields, KeyField{name.Str, value.Raw})
+		case gjson.JSON: // a SET in a primary key
+			fields = append(fields, KeyField{name.Str, value.Raw})
+		default:
+			err = undecodable("key column %s is %s", name.Str, value.Raw)
+			return false
+		}
+		return true
+	})
+	if err == nil && len(fields) == 0 {
+		err = undecodable("key has no column")
+	}
+	return fields, err
+}
+
+// escapeKey keeps "a:b","c" and "a","b:c" apart when the columns of a composite
+// key are joined.
+var escapeKey = strings.NewReplacer("%", "%25", ":", "%3A")
+
+// KeyText joins the columns of a primary key into the one text by which a store
+// knows the row: the value itself for a key of one column, the values joined by
+// ":" for a composite key, with "%" and ":" inside a value written as %25 and %3A.
+// Different keys give different texts.
+func KeyText(key []byte) (string, error) {
+	fields, err := KeyFields(key)
+	if err != nil {
+		return "", err
+	}
+	if len(fields) == 1 {
+		return fields[0].Text, nil
+	}
+	parts := make([]string, len(fields))
+	for i, f := range fields {
+		parts[i] = escapeKey.Replace(f.Text)
+	}
+	return strings.Join(parts, ":"), nil
+}
+
+// KeyTemplate is a parsed key template such as "question:{id}".
+type KeyTemplate struct {
+	text   string
+	parts  []string // literal text around the placeholders: one more than names
+	names  []string
+	single bool
+}
+
+// ParseKeyTemplate parses a template. Placeholders are {column}, {pk} for the
+// whole primary key joined by ":", {db} and {table}. "{{" and "}}" stand for the
+// braces themselves, for example to write a Redis Cluster hash tag.
+func ParseKeyTemplate(text string) (KeyTemplate, error) {
+	t := KeyTemplate{text: text}
+	var literal strings.Builder
+	values := 0
+	for i := 0; i < len(text); {
+		switch {
+		case strings.HasPrefix(text[i:], "{{"), strings.HasPrefix(text[i:], "}}"):
+			literal.WriteByte(text[i])
+			i += 2
+		case text[i] == '{':
+			end := strings.IndexByte(text[i:], '}')
+			if end < 2 {
+				return t, fmt.Errorf("key template %q: the placeholder at character %d is not closed or empty; write {column}", text, i+1)
+			}
+			name := text[i+1 : i+end]
+			t.parts = append(t.parts, literal.String())
+			literal.Reset()
+			t.names = append(t.names, name)
+			if name != "db" && name != "table" {
+				values++
+			}
+			i += end + 1
+		case text[i] == '}':
+			return t, fmt.Errorf("key template %q: the brace at character %d closes nothing; write }} for a brace", text, i+1)
+		default:
+			literal.WriteByte(text[i])
+			i++
+		}
+	}
+	if values == 0 {
+		return t, fmt.Errorf("key template %q names no primary-key column, so all rows would share one key; write for example %q", text, text+":{id}")
+	}
+	t.parts = append(t.parts, literal.String())
+	t.single = values == 1
+	return t, nil
+}
+
+// String is the template as it was written.
+func (t KeyTemplate) String() string { return t.text }
+
+// Render gives the key of a row. It fails unless the template names every column
+// of the primary key and no other, so that no two rows can share a key and a
+// delete finds what its insert wrote.
+func (t KeyTemplate) Render(table TableName, key []byte) (string, error) {
+	fields, err := KeyFields(key)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	used := make([]bool, len(fields))
+	for i, name := range t.names {
+		b.WriteString(t.parts[i])
+		switch name {
+		case "db":
+			b.WriteString(table.DB)
+		case "table":
+			b.WriteString(table.Table)
+		case "pk":
+			text, err := KeyText(key)
+			if err != nil {
+				return "", err
+			}
+			b.WriteString(text)
+			for j := range used {
+				used[j] = true
+			}
+		default:
+			j := indexField(fields, name)
+			if j < 0 {
+				return "", fmt.Errorf("key template %q: %s is not a primary-key column of %s", t.text, name, table)
+			}
+			used[j] = true
+			if t.single {
+				b.WriteString(fields[j].Text)
+			} else {
+				b.WriteString(escapeKey.Replace(fields[j].Text))
+			}
+		}
+	}
+	for j, ok := range used {
+		if !ok {
+			return "", fmt.Errorf("key template %q leaves out the primary-key column %s of %s; add {%s}", t.text, fields[j].Column, table, fields[j].Column)
+		}
+	}
+	b.WriteString(t.parts[len(t.parts)-1])
+	return b.String(), nil
+}
+
+func indexField(fields []KeyField, name string) int {
+	for i, f := range fields {
+		if f.Column == name {
+			return i
+		}
+	}
+	return -1
+}

@@ -1,0 +1,148 @@
+package mysql
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"lockstep/internal/secret"
+)
+
+// Config says which server to read and how.
+type Config struct {
+	// Addr is the server's host:port. It has no default.
+	Addr string `yaml:"addr"`
+	// User is the account to read with. It needs SELECT on the captured tables,
+	// REPLICATION SLAVE and REPLICATION CLIENT, and no more. It has no default.
+	User string `yaml:"user"`
+	// Password of the account.
+	Password secret.Text `yaml:"password"`
+	// ServerID is the replica id under which the server knows this reader, 1 to
+	// 4294967295. It must differ from the id of every server and replica of the
+	// topology. It has no default.
+	ServerID uint32 `yaml:"server_id"`
+	// TLS of the connection.
+	TLS TLS `yaml:"tls"`
+	// ZeroDates says what a zero or invalid date such as 0000-00-00 becomes: null,
+	// text (the digits as MySQL prints them) or stop. Default null. Use stop when a
+	// zero date is a mistake that must be seen.
+	ZeroDates string `yaml:"zero_dates"`
+	// UnloggedCascades says what to do with a captured table whose foreign key changes
+	// rows by ON DELETE or ON UPDATE CASCADE or SET NULL on a server that does not log
+	// those changes (before MySQL 9.6, or with innodb_native_foreign_keys=ON): refuse
+	// or accept. Default refuse, because such rows would go missing quietly.
+	UnloggedCascades string `yaml:"unlogged_cascades"`
+	// ConnectTimeout bounds one attempt to connect. Default 10s.
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	// ReadTimeout is how long the log may be silent, heartbeats included, before
+	// the connection counts as lost. Default 20s, at least 5s.
+	ReadTimeout time.Duration `yaml:"read_timeout"`
+	// CheckpointInterval is how often the position is handed on to be saved while
+	// transactions arrive. Default 200ms. A longer one re-reads more after a crash.
+	CheckpointInterval time.Duration `yaml:"checkpoint_interval"`
+}
+
+// TLS says how the connection is encrypted and whom to trust.
+type TLS struct {
+	// Mode is disabled, required (encrypted, the server's certificate is not
+	// checked) or verify (the certificate must match). Default disabled.
+	Mode string `yaml:"mode"`
+	// CAFile holds the certificates to trust, in PEM. Default: those of the system.
+	CAFile string `yaml:"ca_file"`
+	// CertFile is the client's certificate, in PEM, where the server asks for one.
+	CertFile string `yaml:"cert_file"`
+	// KeyFile is the key of the client's certificate, in PEM.
+	KeyFile string `yaml:"key_file"`
+	// ServerName is the name in the server's certificate. Default: the host of addr.
+	ServerName string `yaml:"server_name"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		TLS:                TLS{Mode: "disabled"},
+		ZeroDates:          zeroNull,
+		UnloggedCascades:   "refuse",
+		ConnectTimeout:     10 * time.Second,
+		ReadTimeout:        20 * time.Second,
+		CheckpointInterval: 200 * time.Millisecond,
+	}
+}
+
+// Check names every mistake in c, each with the way out.
+func (c Config) Check() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+		bad("addr: %q is not host:port; write for example mysql.internal:3306", c.Addr)
+	}
+	if c.User == "" {
+		bad("user: is empty; name the account with REPLICATION SLAVE, REPLICATION CLIENT and SELECT")
+	}
+	if c.ServerID == 0 {
+		bad("server_id: 0 is not allowed; use a number from 1 to 4294967295 that no server or replica of the topology has")
+	}
+	switch c.ZeroDates {
+	case zeroNull, zeroText, zeroStop:
+	default:
+		bad("zero_dates: %q is not known; use null, text or stop (default null)", c.ZeroDates)
+	}
+	if c.UnloggedCascades != "refuse" && c.UnloggedCascades != "accept" {
+		bad("unlogged_cascades: %q is not known; use refuse or accept (default refuse)", c.UnloggedCascades)
+	}
+	if c.ConnectTimeout <= 0 {
+		bad("connect_timeout: %s is too short; use for example 10s (default 10s)", c.ConnectTimeout)
+	}
+	if c.ReadTimeout < 5*time.Second {
+		bad("read_timeout: %s is too short; use 5s or more (default 20s)", c.ReadTimeout)
+	}
+	if c.CheckpointInterval < 10*time.Millisecond || c.CheckpointInterval > time.Minute {
+		bad("checkpoint_interval: %s is out of range; use 10ms to 1m (default 200ms)", c.CheckpointInterval)
+	}
+	switch c.TLS.Mode {
+	case "disabled", "required", "verify":
+	default:
+		bad("tls.mode: %q is not known; use disabled, required or verify (default disabled)", c.TLS.Mode)
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		bad("tls.cert_file: cert_file and key_file go together; set both or neither")
+	}
+	return errors.Join(errs...)
+}
+
+// client returns the TLS configuration, nil when TLS is disabled.
+func (t TLS) client(addr string) (*tls.Config, error) {
+	if t.Mode == "disabled" {
+		return nil, nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, InsecureSkipVerify: t.Mode == "required"}
+	if t.ServerName != "" {
+		cfg.ServerName = t.ServerName
+	}
+	if t.CAFile != "" {
+		pem, err := os.ReadFile(t.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("source.tls.ca_file: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("source.tls.ca_file: %s holds no certificate in PEM", t.CAFile)
+		}
+	}
+	if t.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("source.tls.cert_file: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return cfg, nil
+}

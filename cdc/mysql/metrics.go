@@ -1,0 +1,79 @@
+package mysql
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/cdc"
+)
+
+// Metrics of the reader.
+type Metrics struct {
+	rows         *prometheus.CounterVec
+	transactions prometheus.Counter
+	connected    prometheus.Gauge
+	reconnects   prometheus.Counter
+	lag          prometheus.Gauge
+	clock        prometheus.Gauge
+	epoch        prometheus.Gauge
+	fileNumber   prometheus.Gauge
+	filePos      prometheus.Gauge
+	copying      prometheus.Gauge
+	copied       *prometheus.GaugeVec
+	ddl          *prometheus.CounterVec
+}
+
+// NewMetrics makes the metrics and registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_capture_rows_total", Help: "Row changes read from the source, by table and operation (c, u, d, r)."}, []string{"table", "op"}),
+		transactions: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lockstep_capture_transactions_total", Help: "Transactions read from the source's log, those without captured rows included."}),
+		connected: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_capture_connected", Help: "1 while the source's log is being read, else 0."}),
+		reconnects: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lockstep_capture_reconnects_total", Help: "How often the connection to the source was lost and tried again."}),
+		lag: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_capture_lag_seconds", Help: "Age of the last transaction when it was read; 0 once the end of the log is reached."}),
+		clock: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_capture_log_clock_bytes", Help: "The log clock: bytes of row log read in this epoch."}),
+		epoch: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_capture_epoch", Help: "The epoch of the versions."}),
+		fileNumber: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_capture_binlog_file_number", Help: "Number at the end of the name of the binary log file being read."}),
+		filePos: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_capture_binlog_position_bytes", Help: "Position in the binary log file being read."}),
+		copying: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_capture_copying", Help: "1 while tables are being copied, else 0."}),
+		copied: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_capture_copied_rows", Help: "Rows of the table that the copy under way, or the last one, has read."}, []string{"table"}),
+		ddl: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_capture_ddl_total", Help: "Statements met in the log that change a captured table, by what was done: passed or skipped by the operator."}, []string{"action"}),
+	}
+	for _, action := range []string{"passed", "skipped"} {
+		m.ddl.WithLabelValues(action)
+	}
+	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.ddl)
+	return m
+}
+
+// tableCounters are the counters of one table, looked up once.
+type tableCounters struct{ create, update, delete, read prometheus.Counter }
+
+func (m *Metrics) table(t cdc.TableName) *tableCounters {
+	count := func(op cdc.Op) prometheus.Counter { return m.rows.WithLabelValues(t.String(), op.String()) }
+	return &tableCounters{count(cdc.OpCreate), count(cdc.OpUpdate), count(cdc.OpDelete), count(cdc.OpRead)}
+}
+
+func (c *tableCounters) inc(op cdc.Op) {
+	switch op {
+	case cdc.OpCreate:
+		c.create.Inc()
+	case cdc.OpUpdate:
+		c.update.Inc()
+	case cdc.OpDelete:
+		c.delete.Inc()
+	case cdc.OpRead:
+		c.read.Inc()
+	}
+}

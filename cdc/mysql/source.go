@@ -1,0 +1,297 @@
+package mysql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/go-mysql-org/go-mysql/client"
+	gomysql "github.com/go-mysql-org/go-mysql/mysql"
+
+	"lockstep/cdc"
+)
+
+// Output takes what a Source reads.
+type Output interface {
+	// Publish queues a change; changes of one key keep their order. It blocks
+	// while the output has no room, and must not keep the change or its slices.
+	Publish(ctx context.Context, c *cdc.Change) error
+	// Checkpoint says that the changes published so far are all there is before
+	// pos. It is saved once they are safe, never earlier.
+	Checkpoint(ctx context.Context, pos cdc.Position) error
+	// Flush returns when everything published is safe and the last checkpoint
+	// is saved.
+	Flush(ctx context.Context) error
+}
+
+// Source reads one MySQL server into an Output.
+type Source struct {
+	Config  Config
+	Match   func(cdc.TableName) bool // the tables to capture
+	Out     Output
+	Log     *slog.Logger
+	Metrics *Metrics
+	// From is the saved position; nil starts with a copy of every table.
+	From *cdc.Position
+	// FirstEpoch gives the epoch when From is nil.
+	FirstEpoch func(context.Context) (uint16, error)
+	// SkipGTID names the one transaction whose statement is passed over although
+	// it cannot be followed.
+	SkipGTID string
+
+	pos     cdc.Position // the last end of a transaction
+	gtids   *gomysql.MysqlGTIDSet
+	reading atomic.Bool
+}
+
+// Reading reports whether the log is being read now.
+func (s *Source) Reading() bool { return s.reading.Load() }
+
+// Run reads until ctx ends, and then returns nil once what was published is safe.
+// A lost connection is made again without end. It returns an error for what
+// reading again does not mend: a Stop, or an Output that cannot go on.
+func (s *Source) Run(ctx context.Context) error {
+	if s.From != nil {
+		s.pos = *s.From
+		if err := s.restoreGTIDs(); err != nil {
+			return err
+		}
+	}
+	wait := &backoff.ExponentialBackOff{InitialInterval: 200 * time.Millisecond, Multiplier: 2, MaxInterval: 10 * time.Second, RandomizationFactor: 0.3}
+	for {
+		started := time.Now()
+		err := s.session(ctx)
+		s.reading.Store(false)
+		s.Metrics.connected.Set(0)
+		if ctx.Err() != nil {
+			return s.flush(ctx)
+		}
+		var lost *lostError
+		if !errors.As(err, &lost) {
+			return errors.Join(err, s.flush(ctx))
+		}
+		if time.Since(started) > time.Minute {
+			wait.Reset()
+		}
+		pause := wait.NextBackOff()
+		s.Metrics.reconnects.Inc()
+		s.Log.Warn("source lost, trying again", "addr", s.Config.Addr, "error", lost.err, "wait", pause.Round(time.Millisecond))
+		select {
+		case <-ctx.Done():
+			return s.flush(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// flush gives what is under way a short time of its own to get safe.
+func (s *Source) flush(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := s.Out.Flush(ctx); err != nil {
+		// Nothing is lost: the saved position is behind it and it is read again.
+		s.Log.Warn("not everything read was acknowledged before the stop; it is read again at the next start", "error", err)
+	}
+	return nil
+}
+
+// lostError marks an error of the connection or of the server that a new
+// connection may mend.
+type lostError struct{ err error }
+
+func (e *lostError) Error() string { return e.err.Error() }
+func (e *lostError) Unwrap() error { return e.err }
+
+func lost(err error) error {
+	var stop *Stop
+	if err == nil || errors.As(err, &stop) {
+		return err
+	}
+	// What no new connection mends: a wrong password, a missing privilege.
+	var my *gomysql.MyError
+	if errors.As(err, &my) {
+		switch my.Code {
+		case gomysql.ER_ACCESS_DENIED_ERROR, gomysql.ER_DBACCESS_DENIED_ERROR, gomysql.ER_SPECIFIC_ACCESS_DENIED_ERROR, gomysql.ER_TABLEACCESS_DENIED_ERROR:
+			return stopf("lockstep doctor", "%v", err)
+		case gomysql.ER_MASTER_FATAL_ERROR_READING_BINLOG:
+			return stopf("lockstep run --resnapshot", "the server cannot send its log from the saved position: %v", err)
+		}
+	}
+	return &lostError{err}
+}
+
+func (s *Source) restoreGTIDs() error {
+	set, err := gomysql.ParseMysqlGTIDSet(s.pos.GTIDSet)
+	if err != nil {
+		return fmt.Errorf("read the saved GTID set %q: %w", s.pos.GTIDSet, err)
+	}
+	s.gtids = set.(*gomysql.MysqlGTIDSet)
+	return nil
+}
+
+// session is one connection's worth: checks, the copy of tables that are new,
+// and the log until something ends it.
+func (s *Source) session(ctx context.Context) error {
+	conn, err := connect(ctx, s.Config)
+	if err != nil {
+		return lost(err)
+	}
+	sets, err := s.prepare(ctx, conn)
+	conn.Close()
+	if err != nil {
+		return err
+	}
+	return s.stream(ctx, sets)
+}
+
+// prepare checks the server against the position and copies the tables whose
+// rows are not in Kafka yet.
+func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, error) {
+	defer until(ctx, conn)()
+	server, err := inspect(conn)
+	if err != nil {
+		return nil, lost(err)
+	}
+	if problem := server.firstProblem(); problem != nil {
+		return nil, problem
+	}
+	if s.gtids == nil {
+		if err := s.begin(ctx, server); err != nil {
+			return nil, err
+		}
+	} else if err := s.verify(server); err != nil {
+		return nil, err
+	}
+	sets, err := readCollations(conn)
+	if err != nil {
+		return nil, lost(err)
+	}
+	tables, err := listTables(conn, s.Match)
+	if err != nil {
+		return nil, lost(err)
+	}
+	if err := checkCascades(conn, server, tables, s.Config.UnloggedCascades); err != nil {
+		return nil, lost(err)
+	}
+	if len(tables) == 0 && len(s.pos.Copied) == 0 {
+		s.Log.Warn("no table of the source matches the configuration yet", "addr", s.Config.Addr)
+	}
+	return sets, s.copyTables(ctx, conn, tables)
+}
+
+// begin makes the first position: the transactions executed now, under a fresh
+// epoch. It is safe in Kafka before the first row is read, so that a copy that
+// is interrupted starts again from the same place in the log.
+func (s *Source) begin(ctx context.Context, server *server) error {
+	epoch, err := s.FirstEpoch(ctx)
+	if err != nil {
+		return err
+	}
+	pos := cdc.Position{Format: cdc.PositionFormat, ServerUUID: server.uuid, GTIDSet: server.executed, Epoch: epoch, Copied: []string{}}
+	if _, err := pos.Version(); err != nil {
+		return err
+	}
+	if err := s.Out.Checkpoint(ctx, pos); err != nil {
+		return err
+	}
+	if err := s.Out.Flush(ctx); err != nil {
+		return err
+	}
+	s.pos = pos
+	s.Log.Info("starting from a new position", "gtid_set", pos.GTIDSet, "epoch", epoch, "server_uuid", server.uuid)
+	return s.restoreGTIDs()
+}
+
+// verify refuses a server whose log does not go on where the position ends.
+func (s *Source) verify(server *server) error {
+	const remedy = "lockstep run --resnapshot (copies every table again under a new epoch; rows deleted meanwhile stay in the sinks, so empty those first)"
+	if server.uuid != s.pos.ServerUUID {
+		return stopf(remedy, "the server at %s is %s, but the saved position was counted on the log of %s", s.Config.Addr, server.uuid, s.pos.ServerUUID)
+	}
+	executed, err := gomysql.ParseMysqlGTIDSet(server.executed)
+	if err != nil {
+		return fmt.Errorf("read gtid_executed %q: %w", server.executed, err)
+	}
+	if !executed.Contain(s.gtids) {
+		return stopf(remedy, "the server at %s has lost transactions that are in Kafka already: it has executed %s, the saved position is %s", s.Config.Addr, server.executed, s.gtids)
+	}
+	purged, err := gomysql.ParseMysqlGTIDSet(server.purged)
+	if err != nil {
+		return fmt.Errorf("read gtid_purged %q: %w", server.purged, err)
+	}
+	if !s.gtids.Contain(purged) {
+		return stopf(remedy, "the server at %s has purged log that was not read yet: purged %s, the saved position is %s", s.Config.Addr, server.purged, s.gtids)
+	}
+	return nil
+}
+
+// copyTables copies the tables that are not in the position yet, all from one
+// consistent snapshot. The rows carry the version of the position: every change
+// after it, also those the snapshot already shows, comes later in the stream
+// with a higher version. Cut off anywhere, it begins again from the same place.
+func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc.TableName) error {
+	var todo []cdc.TableName
+	for _, t := range tables {
+		if _, found := slices.BinarySearch(s.pos.Copied, t.String()); !found {
+			todo = append(todo, t)
+		}
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	s.Metrics.copying.Set(1)
+	defer s.Metrics.copying.Set(0)
+	version, err := s.pos.Version()
+	if err != nil {
+		return err
+	}
+	var layouts []*layout
+	for _, t := range todo { // all are looked at before the first row is copied
+		l, err := tableLayout(conn, t, s.Config.ZeroDates)
+		if errors.Is(err, cdc.ErrNoTable) {
+			continue // dropped a moment ago; the log tells
+		}
+		if err != nil {
+			return lost(err)
+		}
+		layouts = append(layouts, l)
+	}
+	for _, q := range []string{"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"} {
+		if _, err := conn.Execute(q); err != nil {
+			return lost(fmt.Errorf("open a consistent snapshot: %s: %w", q, err))
+		}
+	}
+	for _, l := range layouts {
+		c := copier{source: s, layout: l, version: version}
+		if err := c.run(ctx, conn); err != nil {
+			return err
+		}
+	}
+	if _, err := conn.Execute("COMMIT"); err != nil {
+		return lost(err)
+	}
+	for _, l := range layouts {
+		s.addCopied(l.table)
+	}
+	return s.checkpoint(ctx)
+}
+
+// checkpoint hands the position on to be saved.
+func (s *Source) checkpoint(ctx context.Context) error {
+	s.pos.GTIDSet = s.gtids.String()
+	return s.Out.Checkpoint(ctx, s.pos)
+}
+
+// addCopied notes that the rows of t are in Kafka. The list is replaced, not
+// changed, because checkpoints hold it.
+func (s *Source) addCopied(t cdc.TableName) {
+	i, found := slices.BinarySearch(s.pos.Copied, t.String())
+	if !found {
+		s.pos.Copied = slices.Insert(slices.Clone(s.pos.Copied), i, t.String())
+	}
+}
