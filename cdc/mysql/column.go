@@ -118,7 +118,7 @@ func (c *column) appendValue(dst []byte, v any) ([]byte, error) {
 		if s == "" { // INSERT IGNORE of a NULL; MySQL reads it as the JSON null
 			s = "null"
 		}
-		return append(dst, s...), nil
+		return appendJSON(dst, s), nil
 	}
 	return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
 }

@@ -360,7 +360,7 @@ func (r *reader) xa(e *replication.BinlogEvent, query string) error {
 
 // rows publishes the row changes of an event.
 func (r *reader) rows(e *replication.BinlogEvent, ev *replication.RowsEvent, size uint64) error {
-	base := r.clock
+	base := r.clock + 1 // above the rows of a copy, which have the clock itself
 	r.clock += size
 	src, err := r.layout(ev.Table)
 	if err != nil || src.layout == nil {
@@ -373,7 +373,7 @@ func (r *reader) rows(e *replication.BinlogEvent, ev *replication.RowsEvent, siz
 	if r.txn.xa {
 		return r.refuse("", "transaction %s changes %s in an XA transaction, whose rows are logged before it is decided", r.txn.gtid, l.table)
 	}
-	if len(ev.Rows) > int(size) {
+	if len(ev.Rows) >= int(size) {
 		return fmt.Errorf("%s: an event of %d bytes has %d rows, so versions would collide", l.table, size, len(ev.Rows))
 	}
 	r.txn.rows += len(ev.Rows)

@@ -66,9 +66,11 @@ func queryRows(conn *client.Conn, query string, args ...any) ([][]string, error)
 	for i := range rows {
 		rows[i] = make([]string, res.ColumnNumber())
 		for j := range rows[i] {
-			if rows[i][j], err = res.GetString(i, j); err != nil {
+			field, err := res.GetString(i, j)
+			if err != nil {
 				return nil, err
 			}
+			rows[i][j] = strings.Clone(field) // it lies in a buffer that goes back to a pool
 		}
 	}
 	return rows, nil
@@ -97,9 +99,11 @@ func readCollations(conn *client.Conn) (collations, error) {
 		if err != nil {
 			return nil, err
 		}
-		if sets[id], err = res.GetString(i, 1); err != nil {
+		name, err := res.GetString(i, 1)
+		if err != nil {
 			return nil, err
 		}
+		sets[id] = strings.Clone(name)
 	}
 	return sets, nil
 }
