@@ -12,8 +12,8 @@ import (
 
 // What zero_dates may be.
 const (
-	zeroNull = "null"
-	zeroText = "text"
+	zeroNull = "as_null"
+	zeroText = "as_text"
 	zeroStop = "stop"
 )
 
@@ -205,7 +205,7 @@ func (c *column) appendDate(dst []byte, s string) ([]byte, error) {
 	if !validDate(s) {
 		switch c.zeroDates {
 		case zeroStop:
-			return dst, fmt.Errorf("the date %s is zero or does not exist; mend the row, or set source.zero_dates to null or text", s)
+			return dst, fmt.Errorf("the date %s is zero or does not exist; mend the row, or set source.zero_dates to as_null or as_text", s)
 		case zeroNull:
 			return append(dst, "null"...), nil
 		}

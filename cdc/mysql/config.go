@@ -27,9 +27,9 @@ type Config struct {
 	ServerID uint32 `yaml:"server_id"`
 	// TLS of the connection.
 	TLS TLS `yaml:"tls"`
-	// ZeroDates says what a zero or invalid date such as 0000-00-00 becomes: null,
-	// text (the digits as MySQL prints them) or stop. Default null. Use stop when a
-	// zero date is a mistake that must be seen.
+	// ZeroDates says what a zero or invalid date such as 0000-00-00 becomes: as_null,
+	// as_text (the digits as MySQL prints them) or stop. Default as_null. Use stop when
+	// a zero date is a mistake that must be seen.
 	ZeroDates string `yaml:"zero_dates"`
 	// UnloggedCascades says what to do with a captured table whose foreign key changes
 	// rows by ON DELETE or ON UPDATE CASCADE or SET NULL on a server that does not log
@@ -89,7 +89,7 @@ func (c Config) Check() error {
 	switch c.ZeroDates {
 	case zeroNull, zeroText, zeroStop:
 	default:
-		bad("zero_dates: %q is not known; use null, text or stop (default null)", c.ZeroDates)
+		bad("zero_dates: %q is not known; use as_null, as_text or stop (default as_null)", c.ZeroDates)
 	}
 	if c.UnloggedCascades != "refuse" && c.UnloggedCascades != "accept" {
 		bad("unlogged_cascades: %q is not known; use refuse or accept (default refuse)", c.UnloggedCascades)

@@ -91,7 +91,7 @@ func (s *Source) Run(ctx context.Context) error {
 
 // flush gives what is under way a short time of its own to get safe.
 func (s *Source) flush(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
 	if err := s.Out.Flush(ctx); err != nil {
 		// Nothing is lost: the saved position is behind it and it is read again.

@@ -1,7 +1,11 @@
 // Package secret holds text that may be used but never shown.
 package secret
 
-import "log/slog"
+import (
+	"fmt"
+	"io"
+	"log/slog"
+)
 
 // hidden is what a secret looks like wherever it is printed.
 const hidden = "********"
@@ -20,8 +24,8 @@ func (t Text) String() string {
 	return hidden
 }
 
-// GoString keeps %#v from printing the text.
-func (t Text) GoString() string { return t.String() }
+// Format keeps every verb of fmt, also a wrong one, from printing the text.
+func (t Text) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, t.String()) }
 
 // MarshalText keeps the text out of JSON and YAML.
 func (t Text) MarshalText() ([]byte, error) { return []byte(t.String()), nil }

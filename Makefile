@@ -1,0 +1,54 @@
+# `make` prints what there is. Everything here works from a fresh clone and may be
+# given again at any time.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+SERVERS := deploy/local/servers
+
+# The race detector needs a C compiler; RACE= leaves it out.
+RACE ?= $(if $(shell command -v gcc || command -v cc),-race)
+# Packages whose tests measure or push volume, where it would only make them slow.
+NO_RACE := /bench|/deploy/
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status clean build test demo bench generate
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: ## install and start the local servers
+	@$(SERVERS) up
+
+down: ## stop the local servers; their data stays
+	@$(SERVERS) down
+
+status: ## show the local servers; fails unless all are up
+	@$(SERVERS) status
+
+clean: ## stop the local servers and delete their data
+	@$(SERVERS) clean
+
+build: ## build bin/lockstep, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/lockstep ./cmd/lockstep
+
+# One package at a time: some tests stop a server that the others use.
+test: ## start what is needed and run all tests, those against real servers included
+	@$(SERVERS) up mysql kafka elasticsearch redis mariadb
+	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
+	  if [[ -n $$unformatted ]]; then echo "gofmt is needed in:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go test -count=1 -p 1 -timeout 20m $(RACE) $$(go list ./... | grep -vE '$(NO_RACE)')
+	go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -E '$(NO_RACE)')
+
+demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
+	@$(SERVERS) up
+	@$(MAKE) --no-print-directory build
+	@go run ./deploy/demo
+
+bench: ## measure it beside bare loops, as ratios
+	@$(SERVERS) up
+	@go run ./bench
+
+generate: ## rewrite everything that is generated
+	go generate ./...

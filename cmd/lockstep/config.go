@@ -1,0 +1,154 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"lockstep/config"
+)
+
+func newConfigCommand(a *app) *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "config",
+		Short: "Check a configuration, or get one to begin with",
+		Example: `  lockstep config example > lockstep.yaml
+  lockstep config check -c lockstep.yaml
+  lockstep config schema > lockstep.schema.json`,
+	})
+	cmd.AddCommand(
+		&cobra.Command{
+			Use:   "check",
+			Short: "Name every mistake in the configuration",
+			Long: `Reads the configuration, with its variables and secret files, and names every
+mistake in it with file, line and column. Nothing is connected to; lockstep doctor
+does that. The exit code is 0 when all is well and 2 when something is wrong.`,
+			Example: `  lockstep config check
+  lockstep config check -c deploy/shop.yaml
+  lockstep config check -o json | jq '.problems[].line'`,
+			Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error { return checkConfig(a) },
+		},
+		&cobra.Command{
+			Use:   "schema",
+			Short: "Print the JSON schema of the configuration",
+			Long: `Prints the JSON schema of the configuration file. An editor that knows YAML
+schemas completes and checks with it while you write; put this line at the top:
+
+  # yaml-language-server: $schema=lockstep.schema.json`,
+			Example: `  lockstep config schema > lockstep.schema.json`,
+			Args:    cobra.NoArgs,
+			RunE:    func(*cobra.Command, []string) error { return write(a.stdout, config.Schema) },
+		},
+		&cobra.Command{
+			Use:     "example",
+			Short:   "Print a commented configuration to begin with",
+			Example: `  lockstep config example > lockstep.yaml`,
+			Args:    cobra.NoArgs,
+			RunE:    func(*cobra.Command, []string) error { return write(a.stdout, config.Example) },
+		},
+	)
+	return cmd
+}
+
+func write(w io.Writer, text []byte) error {
+	_, err := w.Write(text)
+	return err
+}
+
+// checked is the answer of config check, as JSON has it.
+type checked struct {
+	File     string          `json:"file"`
+	OK       bool            `json:"ok"`
+	Problems config.Problems `json:"problems,omitempty"`
+	Prefix   string          `json:"prefix,omitempty"`
+	Sinks    []checkedSink   `json:"sinks,omitempty"`
+	Tables   []checkedTable  `json:"tables,omitempty"`
+}
+
+type checkedSink struct {
+	Name      string   `json:"name"`
+	Store     string   `json:"store"`
+	Addresses []string `json:"addresses"`
+}
+
+type checkedTable struct {
+	Match        string `json:"match"`
+	ElasticIndex string `json:"elastic_index,omitempty"`
+	RedisKey     string `json:"redis_key,omitempty"`
+	RedisMode    string `json:"redis_mode,omitempty"`
+}
+
+func checkConfig(a *app) error {
+	c, err := a.loadConfig()
+	if err != nil {
+		problems, _ := errors.AsType[config.Problems](err)
+		if a.output == "json" {
+			if err := a.show(checked{File: a.configFile(), Problems: problems}, nil); err != nil {
+				return err
+			}
+		}
+		return err
+	}
+	sum := summary(c)
+	sum.File = a.configFile()
+	return a.show(sum, func(w io.Writer) {
+		fmt.Fprintf(w, "%s is ok: pipeline %s, %s, %s\n", sum.File, sum.Prefix, count(len(sum.Sinks), "sink"), count(len(sum.Tables), "table entry"))
+		fmt.Fprint(w, "\nSINK\tSTORE\tADDRESSES\n")
+		for _, s := range sum.Sinks {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", s.Name, s.Store, strings.Join(s.Addresses, ", "))
+		}
+		fmt.Fprint(w, "\nTABLE\tELASTIC INDEX\tREDIS KEY\tREDIS MODE\n")
+		for _, t := range sum.Tables {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", t.Match, dash(t.ElasticIndex), dash(t.RedisKey), dash(t.RedisMode))
+		}
+	})
+}
+
+func summary(c *config.Config) checked {
+	sum := checked{OK: true, Prefix: c.Prefix}
+	stores := map[string]bool{}
+	for _, name := range c.SinkNames() {
+		s := c.Sinks[name]
+		one := checkedSink{Name: name, Store: s.Store()}
+		if s.Elastic != nil {
+			one.Addresses = s.Elastic.Addresses
+		} else {
+			one.Addresses = s.Redis.Addresses
+		}
+		stores[one.Store] = true
+		sum.Sinks = append(sum.Sinks, one)
+	}
+	for _, t := range c.Tables {
+		one := checkedTable{Match: t.Match}
+		if stores["elastic"] {
+			one.ElasticIndex = t.Elastic.Index
+		}
+		if stores["redis"] {
+			one.RedisKey, one.RedisMode = t.Redis.Key, t.Redis.Mode
+		}
+		sum.Tables = append(sum.Tables, one)
+	}
+	return sum
+}
+
+func count(n int, noun string) string {
+	switch {
+	case n == 1:
+		return "1 " + noun
+	case strings.HasSuffix(noun, "y"):
+		return fmt.Sprintf("%d %sies", n, strings.TrimSuffix(noun, "y"))
+	default:
+		return fmt.Sprintf("%d %ss", n, noun)
+	}
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,389 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"lockstep/dlq"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+func newDLQCommand(a *app) *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "dlq",
+		Short: "List, show, replay and skip dead letters",
+		Long: `A dead letter is a row that a sink refused for good, with its record untouched and
+the reason beside it. It stays until it is replayed or skipped.`,
+		Example: `  lockstep dlq list
+  lockstep dlq replay --sink search --dry-run`,
+	})
+	cmd.AddCommand(newDLQListCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a))
+	return cmd
+}
+
+// letterFlags choose letters.
+type letterFlags struct {
+	sink   string
+	filter dlq.Filter
+	class  string
+	since  time.Duration
+}
+
+func (f *letterFlags) add(a *app, cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.sink, "sink", "", "only letters of this sink")
+	flags.StringVar(&f.filter.Table, "table", "", "only letters of this table, as db.table")
+	flags.StringVar(&f.class, "class", "", "only letters of this class: mapping, too_large, undecodable, key, wrong_type, no_table or refused")
+	flags.StringVar(&f.filter.Key, "key", "", "only the letter of this primary key")
+	flags.StringVar(&f.filter.Fingerprint, "fingerprint", "", "only letters refused for this same reason")
+	flags.DurationVar(&f.since, "since", 0, "only letters refused within this time, such as 2h")
+	complete := func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+		return a.completeSink(nil, nil, word)
+	}
+	if err := cmd.RegisterFlagCompletionFunc("sink", complete); err != nil {
+		panic(err)
+	}
+}
+
+func (f *letterFlags) chosen() (dlq.Filter, error) {
+	filter := f.filter
+	filter.Class = sinks.Class(f.class)
+	if f.class != "" && !slices.Contains(sinks.Classes, filter.Class) {
+		return filter, usageError{fmt.Errorf("--class %q is not known; use one of %v", f.class, sinks.Classes)}
+	}
+	if f.since > 0 {
+		filter.Since = time.Now().Add(-f.since)
+	}
+	return filter, nil
+}
+
+// office is what the dlq commands work with.
+type office struct {
+	*process
+	log *letterLog
+}
+
+// withLetters opens the configuration and Kafka for do. The publisher runs while
+// do does.
+func (a *app) withLetters(ctx context.Context, do func(context.Context, *office) error) error {
+	cfg, err := a.loadConfig()
+	if err != nil {
+		return err
+	}
+	p, err := newProcess(cfg, a.quiet())
+	if err != nil {
+		return err
+	}
+	defer p.kafka.Close()
+	o := &office{p, p.newLetterLog()}
+	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return o.log.publisher.Run(writing) })
+	g.Go(func() error {
+		defer stop()
+		return do(ctx, o)
+	})
+	return g.Wait()
+}
+
+// letters is the letter box of a sink.
+func (o *office) letters(sink string) *dlq.Letters {
+	return &dlq.Letters{Sink: sink, Topic: kafka.LettersTopic(o.cfg.Prefix, sink), Log: o.log}
+}
+
+// list reads the letters of the chosen sinks. A sink that never ran has none.
+func (o *office) list(ctx context.Context, a *app, sink string, filter dlq.Filter) ([]dlq.Letter, error) {
+	names := o.cfg.SinkNames()
+	if sink != "" {
+		if _, err := a.sinkNamed(o.cfg, sink); err != nil {
+			return nil, err
+		}
+		names = []string{sink}
+	}
+	topics, err := o.kafka.Topics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := []dlq.Letter{}
+	for _, name := range names {
+		box := o.letters(name)
+		if !slices.Contains(topics, box.Topic) {
+			continue
+		}
+		some, err := box.List(ctx, filter)
+		if err != nil {
+			return nil, fmt.Errorf("sink %s: %w", name, err)
+		}
+		all = append(all, some...)
+	}
+	return all, nil
+}
+
+func newDLQListCommand(a *app) *cobra.Command {
+	var flags letterFlags
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the open dead letters",
+		Example: `  lockstep dlq list
+  lockstep dlq list --sink search --table bank.questions --since 1h
+  lockstep dlq list -o json | jq -r '.[].fingerprint' | sort | uniq -c`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			filter, err := flags.chosen()
+			if err != nil {
+				return err
+			}
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letters, err := o.list(ctx, a, flags.sink, filter)
+				if err != nil {
+					return err
+				}
+				return a.show(letters, func(w io.Writer) { printLetters(w, letters) })
+			})
+		},
+	}
+	flags.add(a, cmd)
+	return cmd
+}
+
+func printLetters(w io.Writer, letters []dlq.Letter) {
+	if len(letters) == 0 {
+		fmt.Fprintln(w, "no dead letters")
+		return
+	}
+	fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tCLASS\tRETRIES\tSINCE\tREASON")
+	for _, l := range letters {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.ID, l.Sink, l.Table, l.Key, l.Class, l.Retries,
+			l.FirstFailed.Local().Format("01-02 15:04:05"), shorten(oneLine(l.Reason), 100))
+	}
+}
+
+func shorten(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n]) + "..."
+	}
+	return s
+}
+
+func newDLQShowCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show ID",
+		Short:   "Show one dead letter with its record",
+		Long:    "Show prints a dead letter and the record it holds: key, value and headers as they were.",
+		Example: `  lockstep dlq show bank-search-0-17 -o json`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letter, err := o.find(ctx, a, args[0])
+				if err != nil {
+					return err
+				}
+				return o.letters(letter.Sink).Records(ctx, []dlq.Letter{letter}, func(l dlq.Letter, r kafka.Record) error {
+					return a.showLetter(l, r)
+				})
+			})
+		},
+	}
+}
+
+// find returns the open letter with this ID.
+func (o *office) find(ctx context.Context, a *app, id string) (dlq.Letter, error) {
+	letters, err := o.list(ctx, a, "", dlq.Filter{ID: id})
+	if err != nil {
+		return dlq.Letter{}, err
+	}
+	if len(letters) == 0 {
+		return dlq.Letter{}, fmt.Errorf("no open dead letter has the ID %s; see: lockstep dlq list", id)
+	}
+	return letters[0], nil
+}
+
+func (a *app) showLetter(l dlq.Letter, r kafka.Record) error {
+	shown := struct {
+		dlq.Letter
+		RecordKey   any               `json:"record_key"`
+		RecordValue any               `json:"record_value"`
+		Headers     map[string]string `json:"headers"`
+	}{Letter: l, RecordKey: readable(r.Key), RecordValue: readable(r.Value), Headers: map[string]string{}}
+	for _, h := range r.Headers {
+		shown.Headers[h.Key] = string(h.Value)
+	}
+	return a.show(shown, func(w io.Writer) {
+		for _, line := range [][2]string{
+			{"id", l.ID}, {"sink", l.Sink}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
+			{"class", string(l.Class)}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
+			{"first failed", l.FirstFailed.Format(time.RFC3339Nano)}, {"last failed", l.LastFailed.Format(time.RFC3339Nano)},
+			{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"record key", string(r.Key)}, {"record value", string(r.Value)},
+		} {
+			fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
+		}
+	})
+}
+
+// readable is b as JSON when it is JSON, else as text.
+func readable(b []byte) any {
+	if json.Valid(b) {
+		return json.RawMessage(b)
+	}
+	return string(b)
+}
+
+// outcome is what a replay did with one letter.
+type outcome struct {
+	ID     string     `json:"id"`
+	Sink   string     `json:"sink"`
+	Table  string     `json:"table"`
+	Key    string     `json:"key"`
+	Result dlq.Result `json:"result"`
+}
+
+func newDLQReplayCommand(a *app) *cobra.Command {
+	var flags letterFlags
+	var dryRun, all, oldToo bool
+	cmd := &cobra.Command{
+		Use:   "replay [ID...]",
+		Short: "Apply dead letters to their sink again",
+		Long: `Replay applies the recorded changes again, through the version guard: it can run
+twice, late or beside the live pipeline without harm. A letter whose change the
+store then has is closed as resolved, one whose row is newer there as superseded. A
+letter that is refused again stays, with a higher retry count.
+
+Name letters by ID, choose them with flags, or say --all. A row whose delete the
+store may have forgotten since is left alone unless --include-old is given.
+
+It exits with 1 when a letter stays.`,
+		Example: `  # what would be replayed
+  lockstep dlq replay --sink search --class mapping --dry-run
+
+  # after the mapping was mended
+  lockstep dlq replay --sink search --class mapping`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			filter, err := flags.chosen()
+			if err != nil {
+				return err
+			}
+			if len(args) == 0 && !all && flags == (letterFlags{}) {
+				return usageError{errors.New("name letters by ID, choose them with flags, or say --all")}
+			}
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letters, err := o.list(ctx, a, flags.sink, filter)
+				if err != nil {
+					return err
+				}
+				if letters, err = named(letters, args); err != nil {
+					return err
+				}
+				return o.replay(ctx, a, letters, dryRun, oldToo)
+			})
+		},
+	}
+	flags.add(a, cmd)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be replayed and change nothing")
+	cmd.Flags().BoolVar(&all, "all", false, "replay every open letter")
+	cmd.Flags().BoolVar(&oldToo, "include-old", false, "also replay changes older than the store's memory of deletes; a row deleted since may come back")
+	return cmd
+}
+
+// named keeps the letters with these IDs; without any, all.
+func named(letters []dlq.Letter, ids []string) ([]dlq.Letter, error) {
+	if len(ids) == 0 {
+		return letters, nil
+	}
+	var chosen []dlq.Letter
+	for _, id := range ids {
+		i := slices.IndexFunc(letters, func(l dlq.Letter) bool { return l.ID == id })
+		if i < 0 {
+			return nil, fmt.Errorf("no open dead letter has the ID %s; see: lockstep dlq list", id)
+		}
+		chosen = append(chosen, letters[i])
+	}
+	return chosen, nil
+}
+
+func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRun, oldToo bool) error {
+	bySink := map[string][]dlq.Letter{}
+	for _, l := range letters {
+		bySink[l.Sink] = append(bySink[l.Sink], l)
+	}
+	results := []outcome{}
+	stay := 0
+	var failed error
+	for _, name := range o.cfg.SinkNames() {
+		if len(bySink[name]) == 0 {
+			continue
+		}
+		s, err := o.openSink(ctx, name)
+		if err != nil {
+			return fmt.Errorf("sink %s: %w", name, err)
+		}
+		opt := dlq.ReplayOptions{DryRun: dryRun, DeleteMemory: s.deleteMemory, Progress: func(l dlq.Letter, r dlq.Result) {
+			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
+			if r.State == dlq.Parked {
+				stay++
+			}
+		}}
+		if oldToo {
+			opt.DeleteMemory = 0
+		}
+		err = o.letters(name).Replay(ctx, bySink[name], s, opt)
+		s.close()
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("sink %s: %w", name, err))
+		}
+	}
+	if err := a.show(results, func(w io.Writer) {
+		if len(results) == 0 {
+			fmt.Fprintln(w, "no dead letters")
+			return
+		}
+		fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tRESULT\tREASON")
+		for _, r := range results {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, r.Table, r.Key, r.Result.State, shorten(oneLine(r.Result.Reason), 120))
+		}
+	}); err != nil {
+		return errors.Join(failed, err)
+	}
+	if failed == nil && stay > 0 && !dryRun {
+		return fmt.Errorf("%d of %d dead letters stay", stay, len(letters))
+	}
+	return failed
+}
+
+func newDLQSkipCommand(a *app) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:     "skip ID",
+		Short:   "Close a dead letter and leave the row stale",
+		Long:    "Skip closes a dead letter for good: the row stays as it is in the store until it changes again. The reason is kept with it.",
+		Example: `  lockstep dlq skip bank-search-0-17 --reason "row is test data"`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if reason == "" {
+				return usageError{errors.New("--reason is missing; say why the row may stay stale")}
+			}
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letter, err := o.find(ctx, a, args[0])
+				if err != nil {
+					return err
+				}
+				if err := o.letters(letter.Sink).Skip(ctx, letter, reason); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.stdout, "dead letter %s is skipped\n", letter.ID)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why the row may stay stale (required)")
+	return cmd
+}

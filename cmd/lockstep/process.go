@@ -1,0 +1,321 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"lockstep/cdc"
+	"lockstep/cdc/mysql"
+	"lockstep/config"
+	"lockstep/dlq"
+	"lockstep/kafka"
+	"lockstep/sinks"
+	"lockstep/sinks/elastic"
+)
+
+// process is one running lockstep: what its parts share.
+type process struct {
+	cfg      *config.Config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	kafka    *kafka.Client
+	ready    readiness
+	metrics  struct {
+		kafka   *kafka.Metrics
+		sinks   *sinks.Metrics
+		elastic *elastic.Metrics
+	}
+}
+
+func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
+	client, err := kafka.Open(cfg.Kafka, "lockstep-"+cfg.Prefix, log)
+	if err != nil {
+		return nil, err
+	}
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client}
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.metrics.kafka = kafka.NewMetrics(p.registry)
+	p.metrics.sinks = sinks.NewMetrics(p.registry)
+	p.metrics.elastic = elastic.NewMetrics(p.registry)
+	return p, nil
+}
+
+// parts says what a process does.
+type parts struct {
+	capture *captureFlags // nil: no capture
+	sinks   []string
+}
+
+// serve runs the parts until ctx ends or one of them cannot go on; its error
+// stops the others.
+func (a *app) serve(ctx context.Context, what parts) error {
+	cfg, err := a.loadConfig()
+	if err != nil {
+		return err
+	}
+	for _, name := range what.sinks {
+		if _, err := a.sinkNamed(cfg, name); err != nil {
+			return err
+		}
+	}
+	log := a.logger(cfg)
+	p, err := newProcess(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer p.kafka.Close()
+	admin, err := p.listenAdmin()
+	if err != nil {
+		return err
+	}
+	log.Info("lockstep starts", "version", version, "admin", admin.addr())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return admin.run(ctx) })
+	if what.capture != nil {
+		g.Go(func() error { return p.capture(ctx, *what.capture) })
+	}
+	if len(what.sinks) > 0 {
+		g.Go(func() error { return p.runSinks(ctx, what.sinks) })
+	}
+	err = g.Wait()
+	log.Info("lockstep stopped", "cleanly", err == nil)
+	return err
+}
+
+// capture reads the source into Kafka until ctx ends. The publisher outlives the
+// reader, so that what was read gets safe before the process ends.
+func (p *process) capture(ctx context.Context, flags captureFlags) error {
+	from, epoch, err := p.startingPoint(ctx, flags)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	log := p.log.With("part", "capture")
+	publisher := kafka.NewPublisher(p.kafka, p.cfg.Kafka, p.metrics.kafka, log)
+	out := kafka.NewChangeLog(p.kafka, publisher, p.cfg.Prefix, p.cfg.Kafka, p.metrics.kafka, log)
+	source := &mysql.Source{
+		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: mysql.NewMetrics(p.registry),
+		From: from, FirstEpoch: epoch, SkipGTID: flags.skipGTID,
+	}
+	p.ready.add("capture", source.Reading)
+	g, reading := errgroup.WithContext(ctx)
+	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g.Go(func() error { return publisher.Run(writing) })
+	g.Go(func() error { return out.Run(writing) })
+	g.Go(func() error {
+		defer stop()
+		return source.Run(reading)
+	})
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	return nil
+}
+
+// captured reports whether a table is configured.
+func (p *process) captured(t cdc.TableName) bool {
+	_, ok := p.cfg.MatchTable(t)
+	return ok
+}
+
+// startingPoint finds the saved position, or says with which epoch a first copy
+// begins.
+func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.Position, func(context.Context) (uint16, error), error) {
+	saved, found, err := kafka.LoadCheckpoint(ctx, p.kafka, p.cfg.Prefix)
+	if err != nil {
+		return nil, nil, err
+	}
+	if found && !flags.resnapshot {
+		return &saved, nil, nil
+	}
+	return nil, func(ctx context.Context) (uint16, error) {
+		last, err := p.lastEpoch(ctx)
+		if err != nil {
+			return 0, err
+		}
+		last = max(last, saved.Epoch)
+		switch {
+		case flags.epoch > 0 && flags.epoch <= last:
+			return 0, fmt.Errorf("--epoch %d is not above %d, which records in Kafka have already", flags.epoch, last)
+		case flags.epoch > 0:
+			return flags.epoch, nil
+		case last > 0:
+			return last + 1, nil
+		}
+		return 1, p.requireEmptySinks(ctx)
+	}, nil
+}
+
+// lastEpoch is the highest epoch among the newest records of the change topics,
+// 0 when there are none.
+func (p *process) lastEpoch(ctx context.Context) (uint16, error) {
+	topics, err := p.changeTopics(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var last uint16
+	for _, topic := range topics {
+		records, err := p.kafka.Newest(ctx, topic)
+		if err != nil {
+			return 0, err
+		}
+		for _, r := range records {
+			if c, err := cdc.Decode(r.Key, r.Value, r.Headers); err == nil {
+				last = max(last, c.Version.Epoch())
+			}
+		}
+	}
+	return last, nil
+}
+
+// requireEmptySinks refuses to begin with the first epoch when a sink has rows:
+// their versions are unknown, and a lower epoch would lose every later change of
+// those rows.
+func (p *process) requireEmptySinks(ctx context.Context) error {
+	tables, err := mysql.Tables(ctx, p.cfg.Source, p.captured)
+	if err != nil {
+		return err
+	}
+	for _, name := range p.cfg.SinkNames() {
+		s, err := p.openSink(ctx, name)
+		if err != nil {
+			return err
+		}
+		for _, t := range tables {
+			empty, err := s.empty(ctx, t.Name)
+			if err != nil {
+				s.close()
+				return fmt.Errorf("no position is saved, and whether sink %s is empty cannot be seen: %w", name, err)
+			}
+			if !empty {
+				s.close()
+				return fmt.Errorf("no position is saved and Kafka has no records, but sink %s has rows of %s under versions nobody knows; empty it, or name an epoch above all that were ever used with --epoch", name, t.Name)
+			}
+		}
+		s.close()
+	}
+	return nil
+}
+
+// changeTopics lists the topics of configured tables.
+func (p *process) changeTopics(ctx context.Context) ([]string, error) {
+	return p.topicsOf(ctx, p.captured)
+}
+
+func (p *process) topicsOf(ctx context.Context, takes func(cdc.TableName) bool) ([]string, error) {
+	all, err := p.kafka.Topics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var topics []string
+	for _, topic := range all {
+		if table, ok := kafka.TableOf(p.cfg.Prefix, topic); ok && takes(table) {
+			topics = append(topics, topic)
+		}
+	}
+	return topics, nil
+}
+
+// runSinks runs the named sinks until ctx ends. The publisher of their dead
+// letters outlives them.
+func (p *process) runSinks(ctx context.Context, names []string) error {
+	letters := p.newLetterLog()
+	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return letters.publisher.Run(writing) })
+	all.Go(func() error {
+		defer stop()
+		g, ctx := errgroup.WithContext(ctx)
+		for _, name := range names {
+			g.Go(func() error {
+				if err := p.runSink(ctx, name, letters); err != nil && ctx.Err() == nil {
+					return fmt.Errorf("sink %s: %w", name, err)
+				}
+				return nil
+			})
+		}
+		return g.Wait()
+	})
+	return all.Wait()
+}
+
+func (p *process) runSink(ctx context.Context, name string, log *letterLog) error {
+	spec := dlq.Topic(p.cfg.Prefix, name, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes)
+	if err := p.kafka.EnsureTopic(ctx, spec); err != nil {
+		return err
+	}
+	store, err := p.openSink(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer store.close()
+	letters := &dlq.Letters{Sink: name, Topic: spec.Name, Log: log}
+	tuning := p.cfg.Worker
+	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
+	worker := &sinks.Worker{
+		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes,
+		Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+	}
+	var owned atomic.Int64
+	p.ready.add("sink "+name, func() bool { return owned.Load() > 0 })
+	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
+	return p.kafka.Consume(ctx, kafka.ConsumeConfig{
+		Group:   p.group(name),
+		Topics:  func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) },
+		Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
+		Handle: func(ctx context.Context, part *kafka.Partition) error {
+			owned.Add(1)
+			defer owned.Add(-1)
+			return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
+		},
+	})
+}
+
+// group is the consumer group of a sink.
+func (p *process) group(sink string) string { return p.cfg.Prefix + "." + sink }
+
+// letterLog is what dead letters are written to and read from.
+type letterLog struct {
+	*kafka.Client
+	publisher *kafka.Publisher
+}
+
+func (p *process) newLetterLog() *letterLog {
+	cfg := p.cfg.Kafka
+	cfg.MaxRecordBytes += dlq.HeaderBytes // a letter is its record and what is said of it
+	return &letterLog{Client: p.kafka, publisher: kafka.NewPublisher(p.kafka, cfg, p.metrics.kafka, p.log.With("part", "dead letters"))}
+}
+
+// Produce writes a record and returns when it is acknowledged.
+func (l *letterLog) Produce(ctx context.Context, r kafka.Record) error {
+	if err := l.publisher.Publish(ctx, r); err != nil {
+		return err
+	}
+	return l.publisher.Flush(ctx)
+}
+
+// store is an open sink of either kind.
+type store struct {
+	sinks.Sink
+	takes func(cdc.TableName) bool
+	empty func(context.Context, cdc.TableName) (bool, error)
+	probe func(context.Context) (string, error)
+	check func(cdc.Table) error
+	// deleteMemory is how long the store remembers the version of a deleted row.
+	deleteMemory time.Duration
+	close        func()
+}
+
+var errNoStore = errors.New("the sink has neither elastic nor redis")

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/spf13/cobra"
+
+	"lockstep/cdc"
+)
+
+// captureFlags are what an operator may tell the capture at one start.
+type captureFlags struct {
+	resnapshot bool
+	epoch      uint16
+	skipGTID   string
+}
+
+func (f *captureFlags) add(cmd *cobra.Command) {
+	var epoch uint
+	flags := cmd.Flags()
+	flags.BoolVar(&f.resnapshot, "resnapshot", false, "forget the saved position and copy every table again under a new epoch (for one start, not for a unit file)")
+	flags.UintVar(&epoch, "epoch", 0, fmt.Sprintf("the epoch to begin with when none is saved, 1 to %d", cdc.MaxEpoch))
+	flags.StringVar(&f.skipGTID, "skip-gtid", "", "pass over the statement of this one transaction, which capture stopped at")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if epoch > min(cdc.MaxEpoch, math.MaxUint16) {
+			return usageError{fmt.Errorf("--epoch %d is too high; use 1 to %d", epoch, cdc.MaxEpoch)}
+		}
+		f.epoch = uint16(epoch)
+		return nil
+	}
+}
+
+func newRunCommand(a *app) *cobra.Command {
+	var flags captureFlags
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the whole pipeline in one process: capture and every sink",
+		Long: `Run reads the source into Kafka and applies the changes to every configured
+sink, until it gets SIGTERM or SIGINT. It then finishes what is under way, saves
+its place and ends within 10 seconds; nothing is lost, whenever it is stopped or
+killed.
+
+The first start copies the tables and then follows the binary log. A later start
+goes on where the last one was.`,
+		Example: `  # the pipeline of a configuration file
+  lockstep run -c lockstep.yaml
+
+  # the server was rebuilt and its log begins anew
+  lockstep run --resnapshot`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.loadConfig()
+			if err != nil {
+				return err
+			}
+			return a.serve(cmd.Context(), parts{&flags, cfg.SinkNames()})
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func newCaptureCommand(a *app) *cobra.Command {
+	var flags captureFlags
+	cmd := &cobra.Command{
+		Use:   "capture",
+		Short: "Read the source into Kafka",
+		Long: `Capture copies the configured tables, follows the binary log and writes every
+row change to Kafka. Run one capture per pipeline, and any number of sinks beside
+it.`,
+		Example: `  lockstep capture -c lockstep.yaml
+
+  # capture stopped at a TRUNCATE; the sinks were emptied by hand
+  lockstep capture --skip-gtid 3e11fa47-71ca-11e1-9e33-c80aa9429562:23`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.serve(cmd.Context(), parts{capture: &flags})
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func newSinkCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "sink NAME",
+		Short: "Apply changes from Kafka to one sink",
+		Long: `Sink joins the consumer group of one sink and applies the changes of its share
+of the partitions. Start more of them to share the work.`,
+		Example:           `  lockstep sink search -c lockstep.yaml`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeSink,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.serve(cmd.Context(), parts{sinks: args})
+		},
+	}
+}

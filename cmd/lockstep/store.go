@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+
+	"lockstep/cdc"
+	"lockstep/cdc/mysql"
+	"lockstep/sinks/elastic"
+	"lockstep/sinks/redis"
+)
+
+// openSink opens the store of a sink.
+func (p *process) openSink(ctx context.Context, name string) (*store, error) {
+	switch s := p.cfg.Sinks[name]; {
+	case s.Elastic != nil:
+		return p.openElastic(name, *s.Elastic)
+	case s.Redis != nil:
+		return p.openRedis(ctx, name, *s.Redis)
+	}
+	return nil, errNoStore
+}
+
+func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
+	describe := func(ctx context.Context, t cdc.TableName) (cdc.Table, error) {
+		return mysql.Describe(ctx, p.cfg.Source, t)
+	}
+	s, err := elastic.Open(cfg, p.cfg.ElasticTable, describe, p.log.With("sink", name), p.metrics.elastic)
+	if err != nil {
+		return nil, err
+	}
+	return &store{
+		Sink:  s,
+		takes: func(t cdc.TableName) bool { _, ok := p.cfg.ElasticTable(t); return ok },
+		empty: func(ctx context.Context, t cdc.TableName) (bool, error) {
+			table, ok := p.cfg.ElasticTable(t)
+			if !ok {
+				return true, nil
+			}
+			alias, err := table.Alias(t)
+			if err != nil {
+				return false, err
+			}
+			return s.Empty(ctx, alias)
+		},
+		probe:        s.Probe,
+		check:        elastic.CheckTable,
+		deleteMemory: elastic.DeleteMemory,
+		close:        s.Close,
+	}, nil
+}
+
+func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) (*store, error) {
+	s, err := redis.Open(ctx, cfg, p.cfg.RedisTable, p.log.With("sink", name))
+	if err != nil {
+		return nil, err
+	}
+	return &store{
+		Sink:  s,
+		takes: func(t cdc.TableName) bool { _, ok := p.cfg.RedisTable(t); return ok },
+		empty: func(ctx context.Context, t cdc.TableName) (bool, error) {
+			table, ok := p.cfg.RedisTable(t)
+			if !ok {
+				return true, nil
+			}
+			return s.Empty(ctx, t, table)
+		},
+		probe: func(ctx context.Context) (string, error) {
+			return "answers, keeps what it is given and has the scripts", s.Probe(ctx)
+		},
+		check: func(t cdc.Table) error {
+			table, _ := p.cfg.RedisTable(t.Name)
+			return checkKeyTemplate(table.Key, t)
+		},
+		deleteMemory: cfg.TombstoneTTL,
+		close:        func() { _ = s.Close() },
+	}, nil
+}
+
+// checkKeyTemplate reports whether a key template names the primary key of t.
+func checkKeyTemplate(text string, t cdc.Table) error {
+	template, err := cdc.ParseKeyTemplate(text)
+	if err != nil {
+		return err
+	}
+	key := []byte{'{'}
+	for i, column := range t.Key {
+		if i > 0 {
+			key = append(key, ',')
+		}
+		key = append(cdc.AppendString(key, column), ":0"...)
+	}
+	_, err = template.Render(t.Name, append(key, '}'))
+	return err
+}

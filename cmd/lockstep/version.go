@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker: -ldflags "-X main.version=v1.2.3".
+var version string
+
+// build is what is known about this binary.
+type build struct {
+	Version  string `json:"version"`
+	Commit   string `json:"commit"`
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
+// thisBuild takes the linker's word first and then the module's and the
+// version control's. What nobody knows is "unknown".
+func thisBuild(info *debug.BuildInfo) build {
+	b := build{Version: version, Commit: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if info != nil {
+		if b.Version == "" {
+			b.Version = info.Main.Version
+		}
+		changed := false
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision":
+				b.Commit = s.Value
+			case s.Key == "vcs.modified":
+				changed = s.Value == "true"
+			}
+		}
+		if changed {
+			b.Commit += " (changed)"
+		}
+	}
+	if b.Version == "" {
+		b.Version = "unknown"
+	}
+	return b
+}
+
+func newVersionCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print version, commit and Go version",
+		Example: `  lockstep version
+  lockstep version -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			info, _ := debug.ReadBuildInfo()
+			b := thisBuild(info)
+			return a.show(b, func(w io.Writer) {
+				fmt.Fprintf(w, "lockstep %s\ncommit   %s\ngo       %s %s\n", b.Version, b.Commit, b.Go, b.Platform)
+			})
+		},
+	}
+}

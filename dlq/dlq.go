@@ -1,0 +1,201 @@
+// Package dlq keeps the changes that a store refuses for good.
+//
+// A dead letter is a row that has gone stale in one store, not a lost message:
+// the refused record stands untouched in the letters' topic of the sink, with
+// headers that say why, until the store has that change or a newer one, or until
+// a person decides to leave it. Every step is a record at the end of that topic,
+// so nothing is ever changed in place and a crash between two steps repeats one
+// that the store's guard makes harmless.
+package dlq
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"lockstep/cdc"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+// Log is the part of Kafka that letters need.
+type Log interface {
+	// Produce writes a record to its Topic and Partition and returns when it is
+	// acknowledged by all in-sync replicas.
+	Produce(ctx context.Context, r kafka.Record) error
+	// ReadAll calls fn with every record the topic holds at this moment, each
+	// partition in order, and stops at fn's first error, which it returns.
+	ReadAll(ctx context.Context, topic string, fn func(kafka.Record) error) error
+}
+
+// Letters are the dead letters of one sink. Several goroutines may use it if Log
+// allows that.
+type Letters struct {
+	Sink  string // the sink's name
+	Topic string // kafka.LettersTopic of the pipeline's prefix and the sink
+	Log   Log
+}
+
+// Topic says what the letters' topic of a sink must be. It keeps letters for ever
+// and has the partitions of the change topics, because a letter goes to the
+// partition its record came from. maxRecordBytes is the largest record of a change
+// topic; the publisher of letters must take HeaderBytes more as well.
+func Topic(prefix, sink string, partitions, maxRecordBytes int) kafka.TopicSpec {
+	return kafka.TopicSpec{
+		Name:       kafka.LettersTopic(prefix, sink),
+		Partitions: partitions,
+		Configs: map[string]string{
+			"retention.ms":      "-1",
+			"retention.bytes":   "-1",
+			"max.message.bytes": strconv.Itoa(maxRecordBytes + HeaderBytes + 1024),
+		},
+	}
+}
+
+// Bury writes the letter of a refused record and returns when it is safe, so that
+// the record's offset may be committed. Burying again makes no second letter.
+func (l *Letters) Bury(ctx context.Context, r sinks.Refusal) error {
+	return l.bury(ctx, r.Record, refused(l.Sink, r))
+}
+
+func (l *Letters) bury(ctx context.Context, record kafka.Record, letter Letter) error {
+	record.Topic = l.Topic // and the partition stays
+	record.Time = time.Time{}
+	record.Headers = append(slices.Clip(record.Headers), letter.headers(Parked)...)
+	if err := l.Log.Produce(ctx, record); err != nil {
+		return fmt.Errorf("bury %s: %w", letter.Source, err)
+	}
+	return nil
+}
+
+// Skip closes a letter and leaves the store without the change. The reason is for
+// those who ask later and must not be empty.
+func (l *Letters) Skip(ctx context.Context, letter Letter, reason string) error {
+	if strings.TrimSpace(reason) == "" {
+		return fmt.Errorf("skip letter %s: the reason is empty; say why the row may stay stale", letter.ID)
+	}
+	return l.finish(ctx, letter, Skipped, reason)
+}
+
+// finish writes the record that closes a letter.
+func (l *Letters) finish(ctx context.Context, letter Letter, state State, reason string) error {
+	letter.Reason = clip(reason, textBytes)
+	r := kafka.Record{Topic: l.Topic, Partition: letter.place.Partition, Headers: letter.headers(state)}
+	if !letter.noKey {
+		r.Key = []byte(letter.key)
+	}
+	if err := l.Log.Produce(ctx, r); err != nil {
+		return fmt.Errorf("close letter %s as %s: %w", letter.ID, state, err)
+	}
+	return nil
+}
+
+// Filter chooses letters. An empty field chooses all.
+type Filter struct {
+	ID          string
+	Table       string // db.table
+	Class       sinks.Class
+	Key         string // the primary key as text
+	Fingerprint string
+	Since       time.Time // first failed at or after
+}
+
+func (f Filter) takes(l *Letter) bool {
+	return (f.ID == "" || f.ID == l.ID) &&
+		(f.Table == "" || f.Table == l.Table) &&
+		(f.Class == "" || f.Class == l.Class) &&
+		(f.Key == "" || clip(f.Key, textBytes) == l.Key) &&
+		(f.Fingerprint == "" || f.Fingerprint == l.Fingerprint) &&
+		!l.FirstFailed.Before(f.Since)
+}
+
+// List reads the whole topic and returns the open letters that f takes, oldest
+// failure first. Of a row's letters the one with the newest version is open. It
+// keeps no values, so its memory is about 1 KiB per letter that it returns.
+func (l *Letters) List(ctx context.Context, f Filter) ([]Letter, error) {
+	open := make(map[identity]entry)
+	err := l.Log.ReadAll(ctx, l.Topic, func(r kafka.Record) error {
+		fold(open, read(r), f)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read letters: %w", err)
+	}
+	var letters []Letter
+	for _, e := range open {
+		if e.letter != nil {
+			letters = append(letters, *e.letter)
+		}
+	}
+	slices.SortFunc(letters, func(a, b Letter) int {
+		return cmp.Or(a.FirstFailed.Compare(b.FirstFailed), cmp.Compare(a.place.Partition, b.place.Partition), cmp.Compare(a.place.Offset, b.place.Offset))
+	})
+	return letters, nil
+}
+
+// entry is the open letter of an identity; letter is nil when the filter does not
+// take it.
+type entry struct {
+	version cdc.Version
+	letter  *Letter
+}
+
+// fold takes the next record of the topic into the open letters. A closing record
+// closes what stands before it: a row that is refused again later is a letter
+// again.
+func fold(open map[identity]entry, l Letter, f Filter) {
+	id := l.identity()
+	e, known := open[id]
+	switch {
+	case known && e.version > l.Version: // an older change, or the end of one
+	case l.state != Parked:
+		delete(open, id)
+	case f.takes(&l):
+		open[id] = entry{l.Version, &l}
+	default:
+		open[id] = entry{l.Version, nil}
+	}
+}
+
+// errFound ends a reading early.
+var errFound = errors.New("found")
+
+// Records calls fn with each letter and the record it holds as it stood in its own
+// topic, in the order of the letters' topic. A letter that is no longer there is
+// an error.
+func (l *Letters) Records(ctx context.Context, letters []Letter, fn func(Letter, kafka.Record) error) error {
+	wanted := make(map[Place]Letter, len(letters))
+	for _, letter := range letters {
+		wanted[letter.place] = letter
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	err := l.Log.ReadAll(ctx, l.Topic, func(r kafka.Record) error {
+		place := Place{r.Topic, r.Partition, r.Offset}
+		letter, ok := wanted[place]
+		if !ok {
+			return nil
+		}
+		delete(wanted, place)
+		if err := fn(letter, original(letter, r)); err != nil {
+			return err
+		}
+		if len(wanted) == 0 {
+			return errFound
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errFound) {
+		return err
+	}
+	for _, letter := range wanted {
+		return fmt.Errorf("letter %s is not in %s any more", letter.ID, l.Topic)
+	}
+	return nil
+}

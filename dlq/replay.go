@@ -1,0 +1,164 @@
+package dlq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"lockstep/cdc"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+// ErrUnavailable is wrapped when a replay stopped because the store takes no
+// writes now. What was not reached is as it was.
+var ErrUnavailable = errors.New("store is not available")
+
+const (
+	// A replay sends this many letters to the store at once, or fewer large ones.
+	batchLetters = 100
+	batchBytes   = 4 << 20
+)
+
+// Result says what became of a letter in a replay.
+type Result struct {
+	// State is resolved, superseded or skipped when the letter is closed, and parked
+	// when it stays.
+	State State `json:"state"`
+	// Reason is why it stays, or was skipped.
+	Reason string `json:"reason,omitempty"`
+}
+
+// ReplayOptions say how to replay.
+type ReplayOptions struct {
+	// DryRun reads and decodes the letters and asks nothing of the store: it
+	// cannot say whether the store would refuse again.
+	DryRun bool
+	// DeleteMemory is how long the store remembers the version of a deleted row.
+	// An upsert committed longer ago stays parked: the row may have been deleted
+	// since and the delete forgotten, and then it would come back. 0 replays
+	// everything.
+	DeleteMemory time.Duration
+	// Progress, if set, is called once for each letter.
+	Progress func(Letter, Result)
+}
+
+// Replay applies the recorded changes of letters to the store again, through its
+// guard, so that it may run twice, late or beside the live stream. A letter whose
+// change the store now has is closed as resolved, one whose row is newer there as
+// superseded. One that is refused again is buried again with a higher retry
+// count. A record that could not be decoded stays: only Skip closes it.
+//
+// The letters are those of one List. An error says that it stopped: the store is
+// unavailable, or Kafka is; letters without a Progress are as they were.
+func (l *Letters) Replay(ctx context.Context, letters []Letter, sink sinks.Sink, opt ReplayOptions) error {
+	r := replay{Letters: l, sink: sink, opt: opt}
+	if r.opt.Progress == nil {
+		r.opt.Progress = func(Letter, Result) {}
+	}
+	if err := l.Records(ctx, letters, func(letter Letter, record kafka.Record) error {
+		return r.add(ctx, letter, record)
+	}); err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	if err := r.flush(ctx); err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	return nil
+}
+
+// replay is a replay under way.
+type replay struct {
+	*Letters
+	sink    sinks.Sink
+	opt     ReplayOptions
+	letters []Letter
+	records []kafka.Record
+	changes []cdc.Change
+	bytes   int
+}
+
+func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) error {
+	stays := func(format string, args ...any) error {
+		r.opt.Progress(letter, Result{Parked, fmt.Sprintf(format, args...)})
+		return nil
+	}
+	if !letter.Replayable() {
+		return stays("the record could not be decoded, so there is no change to apply: %s", letter.Reason)
+	}
+	change, err := cdc.Decode(record.Key, record.Value, record.Headers)
+	if err != nil {
+		return stays("%v", err)
+	}
+	// A delete that the store has forgotten came after the change, so the change
+	// is at least that old. Rows of the initial copy carry no time; the first
+	// refusal is a little later than their reading.
+	since := letter.FirstFailed
+	if change.CommitMicros != 0 {
+		since = time.UnixMicro(change.CommitMicros)
+	}
+	if age := time.Since(since); r.opt.DeleteMemory > 0 && change.Op != cdc.OpDelete && age > r.opt.DeleteMemory {
+		return stays("the change is %s old and the store forgets deletes after %s, so it could bring a deleted row back; copy the row anew, or replay without this check if it was not deleted", age.Round(time.Second), r.opt.DeleteMemory)
+	}
+	if r.opt.DryRun {
+		return stays("would be applied through the guard")
+	}
+	if len(r.letters) == batchLetters || r.bytes+letter.Bytes > batchBytes {
+		if err := r.flush(ctx); err != nil {
+			return err
+		}
+	}
+	r.letters = append(r.letters, letter)
+	r.records = append(r.records, record)
+	r.changes = append(r.changes, change)
+	r.bytes += letter.Bytes
+	return nil
+}
+
+// flush applies the batch and writes down what became of each letter. When the
+// store is unavailable for one of them it still settles the others.
+func (r *replay) flush(ctx context.Context) error {
+	if len(r.letters) == 0 {
+		return nil
+	}
+	var unavailable error
+	for i, outcome := range r.sink.Apply(ctx, r.changes) {
+		letter := r.letters[i]
+		if outcome.Verdict == sinks.Unavailable {
+			unavailable = fmt.Errorf("letter %s: %w: %s", letter.ID, ErrUnavailable, outcome.Reason)
+			continue
+		}
+		result, err := r.settle(ctx, i, outcome)
+		if err != nil {
+			return errors.Join(err, unavailable)
+		}
+		r.opt.Progress(letter, result)
+	}
+	r.letters, r.records, r.changes, r.bytes = r.letters[:0], r.records[:0], r.changes[:0], 0
+	return unavailable
+}
+
+// settle writes down what became of the i-th letter of the batch.
+func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Result, error) {
+	letter := r.letters[i]
+	switch outcome.Verdict {
+	case sinks.Applied:
+		return Result{State: Resolved}, r.finish(ctx, letter, Resolved, "replayed")
+	case sinks.Duplicate:
+		return Result{State: Resolved}, r.finish(ctx, letter, Resolved, "the store had it already")
+	case sinks.Stale:
+		return Result{State: Superseded}, r.finish(ctx, letter, Superseded, "the store has a newer version")
+	case sinks.Filtered:
+		const reason = "the sink does not take this table any more"
+		return Result{Skipped, reason}, r.finish(ctx, letter, Skipped, reason)
+	case sinks.Transient, sinks.Poison:
+		again := refused(r.Sink, sinks.Refusal{
+			Record: r.records[i], Change: &r.changes[i],
+			Class: outcome.Class, Reason: outcome.Reason,
+			Retries: letter.Retries + 1, FirstFailed: letter.FirstFailed, LastFailed: time.Now(),
+		})
+		return Result{Parked, again.Reason}, r.bury(ctx, r.records[i], again)
+	}
+	return Result{}, fmt.Errorf("letter %s: the store answered verdict %d", letter.ID, outcome.Verdict)
+}

@@ -1,0 +1,238 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"lockstep/internal/bank"
+	"lockstep/internal/oracle"
+	"lockstep/internal/testenv"
+)
+
+// Random inserts, updates, deletes and changes of primary keys from several
+// connections end equal, with capture and each sink in processes of their own;
+// and when everything is delivered again from the first offset, nothing changes.
+func TestRandomChangesEndEqualAndRedeliveryChangesNothing(t *testing.T) {
+	w := newWorld(t, 300)
+	capture := w.start("capture")
+	search := []*process{w.start("sink", "search"), w.start("sink", "search")}
+	cache := w.start("sink", "cache")
+	end := w.load(300, 1)
+	for seed := range uint64(8) {
+		if err := bank.ChangeAllTypes(t.Context(), w.db, seed); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, 2*time.Second)
+	}
+	stats := end()
+	t.Log(stats)
+	if stats.Inserts == 0 || stats.Updates == 0 || stats.Deletes == 0 || stats.KeyUpdates == 0 {
+		t.Fatalf("the load has not made every kind of change: %s", stats)
+	}
+	w.equal(90 * time.Second)
+	cache.balanced("cache")
+	for _, p := range append(search, cache) {
+		if dead := p.metric("lockstep_sink_dead_letters_total"); dead != 0 {
+			t.Errorf("%v dead letters", dead)
+		}
+	}
+	published := capture.metric("lockstep_capture_rows_total")
+	for _, p := range append(search, cache, capture) {
+		p.stop()
+	}
+
+	for _, sink := range []string{"search2", "cache2"} {
+		again := w.start("sink", sink)
+		again.awaitReady()
+		await(t, 2*time.Minute, "every record to be delivered again", func() bool {
+			again.alive()
+			return again.metric("lockstep_sink_received_total") >= published
+		})
+		again.balanced(sink)
+		known := 0.0
+		for _, outcome := range []string{"stale", "duplicate", "superseded"} {
+			known += again.metric("lockstep_sink_changes_total", fmt.Sprintf("outcome=%q", outcome))
+		}
+		if received := again.metric("lockstep_sink_received_total"); known != received {
+			t.Errorf("sink %s: %v of %v redelivered records are stale, duplicate or superseded; %v were applied", sink, known, received,
+				again.metric("lockstep_sink_changes_total", `outcome="applied"`))
+		}
+		again.stop()
+	}
+	w.equal(time.Second)
+}
+
+// waitFor lets the load run.
+func waitFor(t *testing.T, d time.Duration) {
+	t.Helper()
+	select {
+	case <-time.After(d):
+	case <-t.Context().Done():
+	}
+}
+
+// Killed ten times at random moments under load, in the first copy too, the
+// pipeline ends equal, and no reader ever sees the version of a key go down.
+func TestKilledAtRandomMomentsItEndsEqualAndNoReaderSeesAStepBack(t *testing.T) {
+	w := newWorld(t, 2000)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	end := w.load(200, seed)
+	watcher := &oracle.Watcher{Spec: w.spec}
+	watching, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	watched := make(chan error, 1)
+	go func() { watched <- watcher.Run(watching) }()
+	defer func() { stop() }()
+	for range 10 {
+		p := w.start("run")
+		waitFor(t, time.Duration(random.Int64N(int64(6*time.Second))))
+		p.alive()
+		p.kill()
+	}
+	p := w.start("run")
+	p.awaitReady()
+	waitFor(t, 2*time.Second)
+	t.Log(end())
+	w.equal(90 * time.Second)
+	stop()
+	if err := <-watched; err != nil {
+		t.Fatal(err)
+	}
+	if reads := watcher.Reads(); reads < 5000 {
+		t.Errorf("the watcher has read only %d times", reads)
+	}
+	for _, v := range watcher.Violations() {
+		t.Errorf("step back: %s", v)
+	}
+	if dead := p.metric("lockstep_sink_dead_letters_total"); dead != 0 {
+		t.Errorf("%v dead letters", dead)
+	}
+	p.stop()
+}
+
+// A store or Kafka that is away for 20 seconds makes lag and nothing else: no
+// dead letter, and when it is back the pipeline catches up alone.
+func TestAServerThatIsAwayMakesLagAndNothingElse(t *testing.T) {
+	w := newWorld(t, 200)
+	p := w.start("run")
+	p.awaitReady()
+	end := w.load(100, 2)
+	for _, server := range []string{"elasticsearch", "redis", "kafka"} {
+		before := w.behind(p, server)
+		testenv.Stop(t, server)
+		waitFor(t, 20*time.Second)
+		p.alive()
+		if after := w.behind(p, server); after < before+500 {
+			t.Errorf("%s away for 20s under load: lag went from %v to %v records", server, before, after)
+		}
+		testenv.Start(t, server)
+		await(t, 90*time.Second, "the pipeline to catch up after "+server, func() bool {
+			p.alive()
+			return w.behind(p, server) < before+400
+		})
+	}
+	t.Log(end())
+	w.equal(90 * time.Second)
+	p.balanced("search")
+	p.balanced("cache")
+	if dead := p.metric("lockstep_sink_dead_letters_total"); dead != 0 {
+		t.Errorf("%v dead letters", dead)
+	}
+	p.stop()
+}
+
+// behind is how many records wait before the server: to be applied in a store, or
+// to be acknowledged by Kafka.
+func (w *world) behind(p *process, server string) float64 {
+	switch server {
+	case "elasticsearch":
+		return p.metric("lockstep_consumer_lag_records", `.search"`)
+	case "redis":
+		return p.metric("lockstep_consumer_lag_records", `.cache"`)
+	}
+	return p.metric("lockstep_kafka_published_records_total") - p.metric("lockstep_kafka_acked_records_total")
+}
+
+// One row that a store refuses becomes one dead letter; its neighbours and later
+// rows go through, and the letter ends when the row is mended and replayed.
+func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
+	w := newWorld(t, 200)
+	p := w.start("run")
+	p.awaitReady()
+	end := w.load(200, 3)
+	waitFor(t, 2*time.Second)
+	id, err := bank.PlantPoison(t.Context(), w.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, 30*time.Second, "the dead letter", func() bool { return p.metric("lockstep_sink_dead_letters_total") > 0 })
+	waitFor(t, 3*time.Second)
+	t.Log(end())
+	key := fmt.Sprint(id)
+	for i := range w.spec.Tables {
+		if w.spec.Tables[i].Table == "questions" {
+			w.spec.Tables[i].SkipElastic = map[string]bool{key: true}
+		}
+	}
+	w.equal(60 * time.Second)
+	p.balanced("search")
+	p.balanced("cache")
+
+	type letter struct {
+		ID, Sink, Table, Key, Class, GTID string
+		Retries                           int
+		Reason                            string
+	}
+	var letters []letter
+	w.lockstep(&letters, "dlq", "list")
+	if len(letters) != 1 || letters[0].Key != key || letters[0].Sink != "search" || letters[0].Table != w.name+".questions" || letters[0].Class != "mapping" || letters[0].GTID == "" || letters[0].Reason == "" {
+		t.Fatalf("dead letters: %+v; want the one of questions/%s in search", letters, key)
+	}
+
+	if _, err := w.db.Exec("UPDATE questions SET settings = JSON_OBJECT('mended', true) WHERE id = ?", id); err != nil {
+		t.Fatal(err)
+	}
+	for i := range w.spec.Tables {
+		w.spec.Tables[i].SkipElastic = nil
+	}
+	w.equal(60 * time.Second)
+	var results []struct{ Result struct{ State string } }
+	w.lockstep(&results, "dlq", "replay", letters[0].ID)
+	if len(results) != 1 || results[0].Result.State != "superseded" {
+		t.Errorf("replay after the row was mended: %+v; want superseded", results)
+	}
+	w.lockstep(&letters, "dlq", "list")
+	if len(letters) != 0 {
+		t.Errorf("letters after the replay: %+v", letters)
+	}
+	w.equal(time.Second)
+	p.stop()
+}
+
+// Told to stop while a server is away, it still stops in time, and the next start
+// finds everything.
+func TestItStopsInTimeWhateverIsAway(t *testing.T) {
+	w := newWorld(t, 100)
+	p := w.start("run")
+	p.awaitReady()
+	end := w.load(100, 4)
+	waitFor(t, time.Second)
+	testenv.Stop(t, "kafka")
+	waitFor(t, 2*time.Second)
+	p.stop()
+	testenv.Start(t, "kafka")
+	p = w.start("run")
+	p.awaitReady()
+	testenv.Stop(t, "redis")
+	waitFor(t, 2*time.Second)
+	p.stop()
+	testenv.Start(t, "redis")
+	p = w.start("run")
+	end()
+	w.equal(60 * time.Second)
+	p.stop()
+}

@@ -1,0 +1,326 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"lockstep/internal/bank"
+	"lockstep/internal/oracle"
+	"lockstep/internal/testenv"
+)
+
+// world is a question bank with a pipeline of its own: database, topics, indices
+// and keys that nobody else has.
+type world struct {
+	t      *testing.T
+	db     *sql.DB
+	name   string // of the database, the prefix, and in every index and key
+	spec   oracle.Spec
+	config string // path
+	binary string
+}
+
+// tables of the bank and how each is stored in Redis.
+var tables = []struct{ name, mode string }{
+	{"questions", "hash"}, {"tags", "json"}, {"question_tags", "hash"}, {"test_cases", "json"}, {"all_types", "hash"}, {"odd_keys", "json"},
+}
+
+func newWorld(t *testing.T, questions int) *world {
+	t.Helper()
+	source, brokers, search, cache := testenv.MySQL(t), testenv.Kafka(t), testenv.Elastic(t), testenv.Redis(t)
+	w := &world{t: t, name: testenv.Database(t, source), binary: testenv.Lockstep(t)}
+	var err error
+	if w.db, err = bank.Open(t.Context(), source.Addr, testenv.AdminUser, testenv.AdminPassword, w.name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.db.Close() })
+	for _, step := range []func() error{
+		func() error { return bank.Create(t.Context(), w.db) },
+		func() error { return bank.Seed(t.Context(), w.db, questions, 1) },
+		func() error { return bank.CreateAllTypes(t.Context(), w.db) },
+		func() error { _, err := bank.SeedAllTypes(t.Context(), w.db, 40, 1); return err },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: search.URL, RedisAddr: cache.Addr}
+	text := fmt.Sprintf(`prefix: %[1]s
+source: {addr: %[2]q, user: %[3]s, password: %[4]q, server_id: %[5]d}
+kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 3s}
+sinks:
+  search: {elastic: {addresses: [%[7]q]}}
+  cache: {redis: {addresses: [%[8]q]}}
+  # The same stores again, for groups that begin at the first offset.
+  search2: {elastic: {addresses: [%[7]q]}}
+  cache2: {redis: {addresses: [%[8]q]}}
+worker: {stop_within: 1s}
+admin: {listen: "127.0.0.1:0"}
+tables:
+`, w.name, source.Addr, source.User, source.Password, 5000+os.Getpid()%50000, brokers.Addr, search.URL, cache.Addr)
+	for _, table := range tables {
+		index, key := w.name+"-"+table.name, w.name+":"+table.name+":{pk}"
+		text += fmt.Sprintf("  - {match: %q, elastic: {index: %q}, redis: {key: %q, mode: %s}}\n", w.name+"."+table.name, index, key, table.mode)
+		w.spec.Tables = append(w.spec.Tables, oracle.TableSpec{Table: table.name, Index: index, RedisKey: key, RedisMode: table.mode})
+	}
+	w.config = filepath.Join(t.TempDir(), "lockstep.yaml")
+	if err := os.WriteFile(w.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := oracle.Erase(context.WithoutCancel(t.Context()), w.spec); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+	})
+	return w
+}
+
+// process is a lockstep that runs.
+type process struct {
+	w     *world
+	cmd   *exec.Cmd
+	admin string        // host:port, once it said so
+	ended chan struct{} // closed when it has ended
+	err   error         // how, then
+	log   string        // path
+}
+
+// start runs lockstep with args and waits until it says where its metrics are.
+func (w *world) start(args ...string) *process {
+	w.t.Helper()
+	p := &process{w: w, cmd: exec.Command(w.binary, append(args, "-c", w.config)...), ended: make(chan struct{})}
+	out, err := p.cmd.StderrPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	file, err := os.CreateTemp(w.t.TempDir(), "lockstep-*.log")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p.log = file.Name()
+	if err := p.cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	admin := make(chan string, 1)
+	go func() {
+		defer close(p.ended)
+		defer file.Close()
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			fmt.Fprintln(file, lines.Text())
+			if _, after, ok := strings.Cut(lines.Text(), "admin="); ok && strings.Contains(lines.Text(), "lockstep starts") {
+				admin <- strings.Fields(after)[0]
+			}
+		}
+		_, _ = io.Copy(file, out)
+		p.err = p.cmd.Wait()
+	}()
+	w.t.Cleanup(func() {
+		p.kill()
+		if w.t.Failed() {
+			text, _ := os.ReadFile(p.log)
+			lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+			w.t.Logf("lockstep %s ended with %v; the end of its log:\n%s", strings.Join(args, " "), p.err, strings.Join(lines[max(0, len(lines)-25):], "\n"))
+		}
+	})
+	select {
+	case p.admin = <-admin:
+	case <-p.ended:
+		text, _ := os.ReadFile(p.log)
+		w.t.Fatalf("lockstep %s ended at once: %v\n%s", strings.Join(args, " "), p.err, text)
+	case <-time.After(30 * time.Second):
+		w.t.Fatalf("lockstep %s did not start within 30s", strings.Join(args, " "))
+	}
+	return p
+}
+
+// kill is kill -9.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.ended
+}
+
+// stop sends SIGTERM and expects a clean end within ten seconds.
+func (p *process) stop() {
+	p.w.t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		p.w.t.Fatalf("SIGTERM: %v", err)
+	}
+	select {
+	case <-p.ended:
+		if p.err != nil {
+			p.w.t.Fatalf("after SIGTERM it ended with %v", p.err)
+		}
+	case <-time.After(10 * time.Second):
+		p.w.t.Fatal("it did not stop within 10s of SIGTERM")
+	}
+}
+
+// alive fails the test if the process has ended by itself.
+func (p *process) alive() {
+	p.w.t.Helper()
+	select {
+	case <-p.ended:
+		p.w.t.Fatalf("lockstep ended by itself: %v", p.err)
+	default:
+	}
+}
+
+// metric adds up the samples of a metric whose labels contain all of want, such
+// as `sink="cache"`.
+func (p *process) metric(name string, want ...string) float64 {
+	p.w.t.Helper()
+	response, err := (&http.Client{Timeout: 5 * time.Second}).Get("http://" + p.admin + "/metrics")
+	if err != nil {
+		p.alive()
+		p.w.t.Fatalf("read metrics: %v", err)
+	}
+	defer response.Body.Close()
+	sum := 0.0
+	lines := bufio.NewScanner(response.Body)
+	lines.Buffer(nil, 1<<20)
+next:
+	for lines.Scan() {
+		sample, text, ok := cutLast(lines.Text(), " ")
+		if !ok || sample != name && !strings.HasPrefix(sample, name+"{") {
+			continue
+		}
+		for _, label := range want {
+			if !strings.Contains(sample, label) {
+				continue next
+			}
+		}
+		value, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			p.w.t.Fatalf("metric %s: %v", lines.Text(), err)
+		}
+		sum += value
+	}
+	return sum
+}
+
+func cutLast(s, sep string) (string, string, bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// await polls until ok, or fails the test after d.
+func await(t *testing.T, d time.Duration, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(d)
+	defer deadline.Stop()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("waited %s for %s", d, what)
+		}
+	}
+}
+
+func (p *process) awaitReady() {
+	p.w.t.Helper()
+	await(p.w.t, time.Minute, "readiness", func() bool {
+		p.alive()
+		response, err := (&http.Client{Timeout: 2 * time.Second}).Get("http://" + p.admin + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer response.Body.Close()
+		return response.StatusCode == http.StatusOK
+	})
+}
+
+// equal waits until both stores hold exactly what MySQL holds.
+func (w *world) equal(within time.Duration) {
+	w.t.Helper()
+	report, err := oracle.WaitEqual(w.t.Context(), w.spec, within)
+	if err != nil {
+		w.t.Fatalf("%v\n%s", err, report)
+	}
+	if !report.Equal() || report.Compared[oracle.Elastic] == 0 || report.Compared[oracle.Redis] == 0 {
+		w.t.Fatalf("the stores differ\n%s", report)
+	}
+	w.t.Logf("%s", report)
+}
+
+// load runs a workload until the returned function ends it.
+func (w *world) load(rate float64, seed uint64) (end func() bank.Stats) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
+	workload := &bank.Workload{DB: w.db, Rate: rate, Seed: seed, Connections: 4}
+	ended := make(chan error, 1)
+	go func() { ended <- workload.Run(ctx) }()
+	stopped := false
+	end = func() bank.Stats {
+		w.t.Helper()
+		if !stopped {
+			stopped = true
+			cancel()
+			if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+				w.t.Fatalf("workload: %v", err)
+			}
+		}
+		return workload.Stats()
+	}
+	w.t.Cleanup(func() { end() })
+	return end
+}
+
+// balanced checks the books of a sink: every record received has come to an end.
+func (p *process) balanced(sink string) {
+	p.w.t.Helper()
+	label := fmt.Sprintf("sink=%q", sink)
+	var received, settled float64
+	await(p.w.t, 30*time.Second, "the books of "+sink+" to balance", func() bool {
+		received = p.metric("lockstep_sink_received_total", label)
+		settled = p.metric("lockstep_sink_changes_total", label)
+		return received == settled
+	})
+	if received == 0 {
+		p.w.t.Fatalf("sink %s has received nothing", sink)
+	}
+}
+
+// lockstep runs a command that ends by itself and decodes its JSON.
+func (w *world) lockstep(into any, args ...string) {
+	w.t.Helper()
+	cmd := exec.Command(w.binary, append(args, "-c", w.config, "-o", "json")...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		w.t.Fatalf("lockstep %s: %v\n%s%s", strings.Join(args, " "), err, out, &stderr)
+	}
+	if err := json.Unmarshal(out, into); err != nil {
+		w.t.Fatalf("lockstep %s printed no JSON: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// reachable says whether something listens.
+func reachable(addr string) bool {
+	conn, err := net.DialTimeout("tcp", addr, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}

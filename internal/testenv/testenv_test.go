@@ -1,0 +1,95 @@
+package testenv_test
+
+import (
+	"bufio"
+	"net"
+	"testing"
+	"time"
+
+	"lockstep/internal/testenv"
+)
+
+func TestAllServersAreThereWithTheirUsers(t *testing.T) {
+	testenv.Kafka(t)
+	testenv.Elastic(t)
+	testenv.Redis(t)
+	for _, s := range []testenv.Server{testenv.MySQL(t), testenv.MariaDB(t)} {
+		name := testenv.Database(t, s)
+		db := testenv.OpenMySQL(t, s, name)
+		if _, err := db.Exec("CREATE TABLE a (id INT PRIMARY KEY)"); err != nil {
+			t.Fatalf("%s: %v", s.Name, err)
+		}
+		for variable, want := range map[string]string{
+			"log_bin": "1", "binlog_format": "ROW", "binlog_row_image": "FULL", "binlog_row_metadata": "FULL",
+		} {
+			var got string
+			if err := db.QueryRow("SELECT @@" + variable).Scan(&got); err != nil {
+				t.Fatal(err)
+			}
+			if got != want {
+				t.Errorf("%s: %s = %s, want %s", s.Name, variable, got, want)
+			}
+		}
+		var grants int
+		if err := db.QueryRow("SELECT COUNT(*) FROM mysql.user WHERE User = ? AND Insert_priv = 'Y'", s.User).Scan(&grants); err != nil {
+			t.Fatal(err)
+		}
+		if grants != 0 {
+			t.Errorf("%s: the reader %s may write", s.Name, s.User)
+		}
+	}
+}
+
+func TestAStoppedServerComesBackOnItsData(t *testing.T) {
+	s := testenv.Redis(t)
+	if got := ask(t, s, "SET test:testenv kept EX 600"); got != "+OK" {
+		t.Fatalf("SET: %s", got)
+	}
+	t.Cleanup(func() { ask(t, s, "DEL test:testenv") })
+
+	t.Run("stopped", func(t *testing.T) {
+		testenv.Stop(t, "redis")
+		if listens(s) {
+			t.Fatalf("redis still listens on %s", s.Addr)
+		}
+		testenv.Start(t, "redis")
+		if got := ask(t, s, "STRLEN test:testenv"); got != ":4" {
+			t.Fatalf("STRLEN of the key set before = %s, want :4", got)
+		}
+	})
+	t.Run("killed and left down", func(t *testing.T) {
+		testenv.Kill(t, "redis")
+		if listens(s) {
+			t.Fatalf("redis still listens on %s", s.Addr)
+		}
+	})
+	testenv.Redis(t) // the cleanup of the killed one brought it back
+}
+
+func listens(s testenv.Server) bool {
+	conn, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// ask sends one inline command to Redis and returns the first line of the answer.
+func ask(t *testing.T, s testenv.Server, command string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := conn.Write([]byte(command + "\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	return line[:len(line)-2]
+}

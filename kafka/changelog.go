@@ -1,0 +1,228 @@
+package kafka
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"lockstep/cdc"
+)
+
+// checkpointInterval is the shortest time between two saved positions. What it
+// costs is that much log read again after a crash.
+const checkpointInterval = 100 * time.Millisecond
+
+// ChangeLog is what the source writes its changes and positions into.
+//
+// The saved position is never ahead of Kafka: it is written only when every
+// change published before it is acknowledged.
+type ChangeLog struct {
+	client    *Client
+	publisher *Publisher
+	prefix    string
+	cfg       Config
+	metrics   *Metrics
+	log       *slog.Logger
+
+	publishing sync.Mutex // guards what follows; the order of Publish is its order
+	topics     map[cdc.TableName]string
+	value      []byte // reused
+
+	mu     sync.Mutex // guards what follows
+	newest cdc.Position
+	asked  int           // calls of Checkpoint
+	saved  int           // calls that a saved position covers
+	moved  chan struct{} // closed when saved or stopped changes
+	ended  bool          // Run has returned
+
+	wake  chan struct{}
+	hurry chan struct{}
+}
+
+// NewChangeLog makes a change log whose topics begin with prefix. Publisher must
+// be running for it to get anywhere.
+func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Config, metrics *Metrics, log *slog.Logger) *ChangeLog {
+	return &ChangeLog{
+		client: client, publisher: publisher, prefix: prefix, cfg: cfg, metrics: metrics, log: log,
+		topics: make(map[cdc.TableName]string),
+		moved:  make(chan struct{}),
+		wake:   make(chan struct{}, 1),
+		hurry:  make(chan struct{}, 1),
+	}
+}
+
+// Publish queues c behind everything published before; nothing of c is kept. The
+// first change of a table makes its topic. It waits while the publisher's budget
+// is used up or the topic cannot be made because Kafka is away. An error means
+// that c is not queued and never will be: a table whose name makes no topic, a
+// topic with another number of partitions, a record too large, the end of ctx, or
+// the failure of the publisher.
+func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
+	l.publishing.Lock()
+	defer l.publishing.Unlock()
+	topic, ok := l.topics[c.Table]
+	if !ok {
+		var err error
+		if topic, err = l.makeTopic(ctx, c.Table); err != nil {
+			return err
+		}
+		l.topics[c.Table] = topic
+	}
+	l.value = c.AppendValue(l.value[:0], l.prefix)
+	var at time.Time
+	if c.CommitMicros != 0 {
+		at = time.UnixMicro(c.CommitMicros)
+	}
+	err := l.publisher.Publish(ctx, Record{
+		Topic:     topic,
+		Partition: PartitionFor(c.Key, l.cfg.Partitions),
+		Time:      at,
+		Key:       c.Key,
+		Value:     l.value,
+		Headers:   c.Headers(),
+	})
+	if cap(l.value) > maxBatchBytes { // one huge row must not stay in memory
+		l.value = nil
+	}
+	return err
+}
+
+func (l *ChangeLog) makeTopic(ctx context.Context, table cdc.TableName) (string, error) {
+	if err := CheckPrefix(l.prefix); err != nil {
+		return "", err
+	}
+	topic, err := ChangeTopic(l.prefix, table)
+	if err != nil {
+		return "", err
+	}
+	return topic, l.client.EnsureTopic(ctx, TopicSpec{Name: topic, Partitions: l.cfg.Partitions})
+}
+
+// Checkpoint asks for pos to be saved once every change published before this
+// call is acknowledged. It does not wait. When positions come faster than they
+// can be saved, only the newest is.
+func (l *ChangeLog) Checkpoint(ctx context.Context, pos cdc.Position) error {
+	if err := context.Cause(l.publisher.failed); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.newest = pos
+	l.asked++
+	l.mu.Unlock()
+	signal(l.wake)
+	return nil
+}
+
+// Flush returns nil when every change published before is acknowledged and the
+// newest position is saved. Run and the publisher must still be running: at the
+// end, stop the source, flush, and then stop them.
+func (l *ChangeLog) Flush(ctx context.Context) error {
+	if err := l.publisher.Flush(ctx); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	asked := l.asked
+	l.mu.Unlock()
+	signal(l.hurry)
+	for {
+		l.mu.Lock()
+		done, ended, moved := l.saved >= asked, l.ended, l.moved
+		l.mu.Unlock()
+		switch {
+		case done:
+			return nil
+		case ended:
+			return fmt.Errorf("save the source's position: %w", ErrStopped)
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("save the source's position: %w", ctx.Err())
+		case <-l.publisher.failed.Done():
+			return context.Cause(l.publisher.failed)
+		}
+	}
+}
+
+// Run saves positions until ctx ends or one cannot be saved.
+func (l *ChangeLog) Run(ctx context.Context) error {
+	defer l.move(func() { l.ended = true })
+	if err := CheckPrefix(l.prefix); err != nil {
+		return err
+	}
+	if err := l.client.EnsureTopic(ctx, checkpointSpec(l.prefix)); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.publisher.failed.Done():
+			return nil // its own Run says why
+		case <-l.wake:
+		}
+		if err := l.save(ctx); err != nil {
+			if ctx.Err() != nil || l.publisher.failed.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		rest := time.NewTimer(checkpointInterval)
+		select {
+		case <-rest.C:
+		case <-l.hurry:
+		case <-ctx.Done():
+		}
+		rest.Stop()
+	}
+}
+
+// save writes the newest position behind everything that was published before it
+// was asked for, and returns when it is acknowledged.
+func (l *ChangeLog) save(ctx context.Context) error {
+	l.mu.Lock()
+	pos, asked, saved := l.newest, l.asked, l.saved
+	l.mu.Unlock()
+	if asked == saved {
+		return nil
+	}
+	// The position is taken before the fence is set, so the fence stands behind
+	// every change that was published before the position was.
+	if err := l.publisher.Flush(ctx); err != nil {
+		return err
+	}
+	r, err := checkpointRecord(l.prefix, pos)
+	if err != nil {
+		return err
+	}
+	if err := l.publisher.Publish(ctx, r); err != nil {
+		return err
+	}
+	if err := l.publisher.Flush(ctx); err != nil {
+		return err
+	}
+	l.metrics.checkpoints.Inc()
+	l.move(func() { l.saved = asked })
+	return nil
+}
+
+// move changes what Flush waits for.
+func (l *ChangeLog) move(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+	close(l.moved)
+	l.moved = make(chan struct{})
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,236 @@
+package kafka
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"lockstep/cdc"
+)
+
+func change(i int) *cdc.Change {
+	v, _ := cdc.NewVersion(1, uint64(i+1))
+	key := fmt.Appendf(nil, `{"id":%d}`, i%50)
+	return &cdc.Change{
+		Table: cdc.TableName{DB: "bank", Table: []string{"q", "tag", "test"}[i%3]}, Op: cdc.OpUpdate, Version: v, GTID: "g:1",
+		CommitMicros: 1700000000000000 + int64(i), Key: key, Before: key, After: fmt.Appendf(nil, `{"id":%d,"n":%d}`, i%50, i),
+	}
+}
+
+func changeLog(t testing.TB, c *Client, cfg Config, prefix string) (*ChangeLog, func() error) {
+	m := metrics()
+	p := NewPublisher(c, cfg, m, quiet)
+	l := NewChangeLog(c, p, prefix, cfg, m, quiet)
+	stopPublisher := running(t, p.Run)
+	stopLog := running(t, l.Run)
+	return l, func() error {
+		if err := stopLog(); err != nil {
+			return err
+		}
+		return stopPublisher()
+	}
+}
+
+func TestTheSavedPositionIsNeverAheadOfKafka(t *testing.T) {
+	cluster, cfg := fake(t, kfake.NumBrokers(3))
+	c := open(t, cfg)
+	ctx := deadline(t, 90*time.Second)
+	l, stop := changeLog(t, c, cfg, "p")
+	calm := troubles(ctx, cluster, .03)
+
+	// Whoever reads a position must find every change before it. The checker asks
+	// for the position first and counts what Kafka has afterwards, so being late
+	// cannot hide a position that was early: the count would have to catch up in
+	// between, and a position is checked many times while records are held back.
+	checked, stopChecking := 0, make(chan struct{})
+	result := make(chan error, 1)
+	go func() {
+		reader, err := Open(cfg, "reader", quiet)
+		if err != nil {
+			result <- err
+			return
+		}
+		defer reader.Close()
+		for {
+			pos, found, err := LoadCheckpoint(ctx, reader, "p")
+			if err != nil {
+				result <- err
+				return
+			}
+			if found {
+				checked++
+				var there int64
+				for _, topic := range []string{"p.bank.q", "p.bank.tag", "p.bank.test"} {
+					for part := range cfg.Partitions {
+						there += cluster.PartitionInfo(topic, int32(part)).HighWatermark
+					}
+				}
+				if there < int64(pos.Seq) {
+					result <- fmt.Errorf("position %d is saved and Kafka has %d changes", pos.Seq, there)
+					return
+				}
+			}
+			select {
+			case <-stopChecking:
+				result <- nil
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	}()
+
+	const n = 5000
+	for i := range n {
+		must(t, l.Publish(ctx, change(i)))
+		if i%10 == 9 {
+			must(t, l.Checkpoint(ctx, cdc.Position{Epoch: 1, Seq: uint64(i + 1), GTIDSet: "g:1-" + string(text(i))}))
+			time.Sleep(time.Duration(rand.IntN(3)) * time.Millisecond)
+		}
+	}
+	must(t, l.Flush(ctx))
+	calm()
+	close(stopChecking)
+	must(t, <-result)
+	if checked < 10 {
+		t.Fatalf("only %d positions were checked", checked)
+	}
+	pos, found, err := LoadCheckpoint(ctx, c, "p")
+	must(t, err)
+	if !found || pos.Seq != n {
+		t.Fatalf("after Flush the position is %d, want %d", pos.Seq, n)
+	}
+	must(t, stop())
+
+	// Every change is there, of each key in order.
+	last, count := map[string]cdc.Version{}, 0
+	for _, topic := range []string{"p.bank.q", "p.bank.tag", "p.bank.test"} {
+		must(t, c.ReadAll(ctx, topic, func(r Record) error {
+			got, err := cdc.Decode(r.Key, r.Value, r.Headers)
+			if err != nil {
+				return err
+			}
+			row := topic + string(r.Key)
+			if got.Version <= last[row] {
+				return fmt.Errorf("%s: version %d after %d", row, got.Version, last[row])
+			}
+			last[row] = got.Version
+			count++
+			return nil
+		}))
+	}
+	if count != n {
+		t.Fatalf("%d changes, want %d", count, n)
+	}
+}
+
+func TestTheHighestEpochAndClockIsThePosition(t *testing.T) {
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	c := open(t, cfg)
+	ctx := deadline(t, 20*time.Second)
+	if _, found, err := LoadCheckpoint(ctx, c, "p"); err != nil || found {
+		t.Fatalf("found %v, %v in an empty log", found, err)
+	}
+	p, _ := publisher(t, c, cfg)
+	for _, pos := range []cdc.Position{
+		{Epoch: 1, Seq: 10}, {Epoch: 2, Seq: 5}, {Epoch: 2, Seq: 7, GTIDSet: "first"}, {Epoch: 2, Seq: 7, GTIDSet: "second"},
+		{Epoch: 2, Seq: 6}, {Epoch: 1, Seq: 99}, // a reader that should be dead
+	} {
+		r, err := checkpointRecord("p", pos)
+		must(t, err)
+		must(t, p.Publish(ctx, r))
+	}
+	must(t, p.Flush(ctx))
+	pos, found, err := LoadCheckpoint(ctx, c, "p")
+	must(t, err)
+	if !found || pos.Epoch != 2 || pos.Seq != 7 || pos.GTIDSet != "second" {
+		t.Fatalf("got %+v", pos)
+	}
+	future, _ := json.Marshal(cdc.Position{Format: 9, Epoch: 3})
+	must(t, p.Publish(ctx, Record{Topic: CheckpointTopic("p"), Key: []byte("epoch-3"), Value: future}))
+	must(t, p.Flush(ctx))
+	if _, _, err := LoadCheckpoint(ctx, c, "p"); err == nil || !strings.Contains(err.Error(), "format 9") {
+		t.Fatalf("a position of an unknown format gave %v", err)
+	}
+}
+
+func TestLargeAndManyOnTheRealKafka(t *testing.T) {
+	cfg, prefix := real(t)
+	c := open(t, cfg)
+	ctx := deadline(t, 60*time.Second)
+	l, stop := changeLog(t, c, cfg, prefix)
+	for i := range 3000 {
+		must(t, l.Publish(ctx, change(i)))
+	}
+	large := change(3000)
+	noise := make([]byte, 8<<20) // does not compress well
+	for i := range noise {
+		noise[i] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"[rand.IntN(64)]
+	}
+	large.Before, large.After = nil, fmt.Appendf(nil, `{"id":%d,"text":"%s"}`, 3000%50, noise)
+	must(t, l.Publish(ctx, large))
+	must(t, l.Checkpoint(ctx, cdc.Position{Epoch: 1, Seq: 3001}))
+	must(t, l.Flush(ctx))
+	must(t, stop())
+	count, whole := 0, false
+	for _, table := range []string{"q", "tag", "test"} {
+		must(t, c.ReadAll(ctx, prefix+".bank."+table, func(r Record) error {
+			got, err := cdc.Decode(r.Key, r.Value, r.Headers)
+			count++
+			whole = whole || bytes.Equal(got.After, large.After)
+			return err
+		}))
+	}
+	if count != 3001 || !whole {
+		t.Fatalf("%d changes, want 3001; the large one came back whole: %v", count, whole)
+	}
+	newest, err := c.Newest(ctx, prefix+".bank.q")
+	must(t, err)
+	var highest cdc.Version
+	for _, r := range newest {
+		got, err := cdc.Decode(r.Key, r.Value, r.Headers)
+		must(t, err)
+		highest = max(highest, got.Version)
+	}
+	if len(newest) == 0 || highest != large.Version {
+		t.Fatalf("the newest records of %d partitions go up to version %d, want %d", len(newest), highest, large.Version)
+	}
+	pos, found, err := LoadCheckpoint(ctx, open(t, cfg), prefix)
+	must(t, err)
+	if !found || pos.Seq != 3001 {
+		t.Fatalf("position %+v", pos)
+	}
+}
+
+func BenchmarkPublish(b *testing.B) {
+	for _, compression := range []string{"none", "lz4", "snappy", "zstd"} {
+		b.Run(compression, func(b *testing.B) {
+			cfg, prefix := real(b)
+			cfg.Compression = compression
+			c := open(b, cfg)
+			l, stop := changeLog(b, c, cfg, prefix)
+			row := bytes.Repeat([]byte(`"column_name":"some text that a row may hold 0123456789",`), 9)
+			base := change(0)
+			ctx := context.Background()
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				ch := *base
+				ch.Key = fmt.Appendf(ch.Key[:0:0], `{"id":%d}`, i)
+				ch.Before = fmt.Appendf(nil, `{%s"id":%d}`, row, i)
+				ch.After = ch.Before
+				ch.Version, _ = cdc.NewVersion(1, uint64(i))
+				must(b, l.Publish(ctx, &ch))
+			}
+			must(b, l.Flush(ctx))
+			b.StopTimer()
+			must(b, stop())
+		})
+	}
+}

@@ -1,0 +1,225 @@
+package kafka
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/plain"
+	"github.com/segmentio/kafka-go/sasl/scram"
+)
+
+const (
+	// requestTimeout bounds one request. The library tells the broker half of it
+	// as the time to wait for replicas; left at 0 it would tell 500 ms.
+	requestTimeout = 20 * time.Second
+	dialTimeout    = 5 * time.Second
+	// metadataTTL is how long a moved partition leader can go unnoticed: the
+	// library does not refresh on a NOT_LEADER answer, it waits for this.
+	metadataTTL = 2 * time.Second
+	maxBackoff  = time.Second
+)
+
+// Client is a connection to a Kafka cluster. It is safe for use by several
+// goroutines. Every method that waits for Kafka tries again, for as long as its
+// ctx allows, while the cluster is unreachable or moving leaders; an error means
+// that trying again would not help, or that ctx has ended.
+type Client struct {
+	cfg       Config
+	log       *slog.Logger
+	api       *kafkago.Client
+	transport *kafkago.Transport
+	dialer    *kafkago.Dialer
+	cancel    context.CancelFunc
+	health    health
+}
+
+// Open prepares a client; clientID is what the brokers' logs and quotas call it.
+// It does not wait for a broker, so it works while Kafka is down. An error names
+// a mistake in cfg or in the files that cfg names.
+func Open(cfg Config, clientID string, log *slog.Logger) (*Client, error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	tlsConfig, err := cfg.TLS.config()
+	if err != nil {
+		return nil, err
+	}
+	login, err := cfg.SASL.login()
+	if err != nil {
+		return nil, fmt.Errorf("sasl: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	transport := &kafkago.Transport{
+		DialTimeout: dialTimeout,
+		MetadataTTL: metadataTTL,
+		ClientID:    clientID,
+		TLS:         tlsConfig,
+		SASL:        login,
+		Context:     ctx, // ends the library's own goroutines at Close
+	}
+	return &Client{
+		cfg:       cfg,
+		log:       log,
+		api:       &kafkago.Client{Addr: kafkago.TCP(cfg.Brokers...), Timeout: requestTimeout, Transport: transport},
+		transport: transport,
+		dialer:    &kafkago.Dialer{ClientID: clientID, Timeout: dialTimeout, DualStack: true, TLS: tlsConfig, SASLMechanism: login},
+		cancel:    cancel,
+		health:    health{log: log},
+	}, nil
+}
+
+// Close ends the connections. Nothing else of the client may be in use.
+func (c *Client) Close() {
+	c.transport.CloseIdleConnections()
+	c.cancel()
+}
+
+func (s SASL) login() (sasl.Mechanism, error) {
+	switch s.Mechanism {
+	case "plain":
+		return plain.Mechanism{Username: s.Username, Password: s.Password.Reveal()}, nil
+	case "scram-sha-256":
+		return scram.Mechanism(scram.SHA256, s.Username, s.Password.Reveal())
+	case "scram-sha-512":
+		return scram.Mechanism(scram.SHA512, s.Username, s.Password.Reveal())
+	}
+	return nil, nil
+}
+
+// hopeless reports whether the same request would be refused again however long
+// we wait. Everything else is tried again: broken connections, timeouts, leaders
+// on the move, and codes we do not know, which show in the log while they last.
+func hopeless(err error) bool {
+	if _, ok := errors.AsType[final](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	code, ok := errors.AsType[kafkago.Error](err)
+	if !ok {
+		return false
+	}
+	switch code {
+	case kafkago.OutOfOrderSequenceNumber, kafkago.UnknownProducerId,
+		kafkago.InvalidProducerEpoch, kafkago.ProducerFenced, kafkago.InvalidProducerIDMapping,
+		kafkago.MessageSizeTooLarge, kafkago.RecordListTooLarge, kafkago.InvalidRecord,
+		kafkago.InvalidTimestamp, kafkago.InvalidTopic, kafkago.InvalidRequiredAcks,
+		kafkago.UnsupportedForMessageFormat, kafkago.UnsupportedCompressionType, kafkago.UnsupportedVersion,
+		kafkago.TopicAuthorizationFailed, kafkago.GroupAuthorizationFailed, kafkago.ClusterAuthorizationFailed,
+		kafkago.SASLAuthenticationFailed, kafkago.UnsupportedSASLMechanism, kafkago.IllegalSASLState,
+		kafkago.InvalidSessionTimeout, kafkago.InconsistentGroupProtocol, kafkago.InvalidGroupId,
+		kafkago.InvalidPartitionNumber, kafkago.InvalidReplicationFactor, kafkago.InvalidConfiguration,
+		kafkago.InvalidRequest, kafkago.PolicyViolation, kafkago.SecurityDisabled, kafkago.GroupMaxSizeReached:
+		return true
+	}
+	return false
+}
+
+// missing reports whether err says that the topic or partition does not exist,
+// which is also what a cluster says for a moment about a topic just made.
+func missing(err error) bool {
+	return errors.Is(err, kafkago.UnknownTopicOrPartition) ||
+		errors.Is(err, protocol.ErrNoTopic) || errors.Is(err, protocol.ErrNoPartition)
+}
+
+// final marks an error that retry hands back at once.
+type final struct{ error }
+
+func (f final) Unwrap() error { return f.error }
+
+// retry calls try until it returns nil or a hopeless error, or ctx ends. What
+// says what is being done, for the error.
+func (c *Client) retry(ctx context.Context, what string, try func() error) error {
+	seen := c.health.watch()
+	defer seen.done()
+	for n := 0; ; n++ {
+		err := try()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("%s: %w (last answer: %v)", what, context.Cause(ctx), err)
+		case hopeless(err):
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		seen.failed(err)
+		pause(ctx, n)
+	}
+}
+
+// pause waits before try n+1: 20 ms doubling to 1 s, of which a random half, so
+// that partitions which failed together do not come back together.
+func pause(ctx context.Context, n int) {
+	d := maxBackoff
+	if n < 6 {
+		d = min(d, 20*time.Millisecond<<n)
+	}
+	t := time.NewTimer(d/2 + rand.N(d/2))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// health tells the log once when Kafka goes away and once when it is back,
+// however many loops notice.
+type health struct {
+	log     *slog.Logger
+	mu      sync.Mutex
+	failing int // loops whose last try failed
+	since   time.Time
+	told    bool
+}
+
+// unavailableAfter keeps a leader election out of the log.
+const unavailableAfter = 2 * time.Second
+
+// watcher is the view of one loop. It is for one goroutine.
+type watcher struct {
+	h   *health
+	bad bool
+}
+
+func (h *health) watch() *watcher { return &watcher{h: h} }
+
+func (w *watcher) failed(err error) {
+	h := w.h
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !w.bad {
+		w.bad = true
+		if h.failing++; h.failing == 1 {
+			h.since = time.Now()
+		}
+	}
+	if !h.told && time.Since(h.since) >= unavailableAfter {
+		h.told = true
+		h.log.Warn("kafka unavailable", "error", err)
+	}
+}
+
+// done says that the loop got its answer, or has stopped asking.
+func (w *watcher) done() {
+	if !w.bad {
+		return
+	}
+	w.bad = false
+	h := w.h
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.failing--; h.failing == 0 && h.told {
+		h.told = false
+		h.log.Info("kafka back", "after", time.Since(h.since).Round(time.Millisecond))
+	}
+}

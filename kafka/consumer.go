@@ -1,0 +1,349 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	kafkago "github.com/segmentio/kafka-go"
+)
+
+// ErrRevoked is wrapped by Fetch and Commit when the partition has been, or is
+// about to be, given to another member of the group, or the group cannot be
+// reached. A Handle may return it: the partition will be handed out again.
+var ErrRevoked = errors.New("partition revoked")
+
+const (
+	heartbeatInterval = time.Second
+	joinBackoff       = 500 * time.Millisecond
+	// beyondEnd is how many answers in a row must say that an offset is behind
+	// the end of the log: during a change of leader it can look so for a moment.
+	beyondEnd = 10
+)
+
+// ConsumeConfig says what a group reads and what becomes of it.
+type ConsumeConfig struct {
+	// Group is the consumer group.
+	Group string
+	// Topics gives the topics to read. It is asked at the start and every
+	// TopicsInterval; when the answer has changed the group begins anew with it.
+	Topics func(ctx context.Context) ([]string, error)
+	// TopicsInterval defaults to three seconds.
+	TopicsInterval time.Duration
+	// Handle owns one partition until its ctx ends: it fetches, applies and
+	// commits. When ctx ends it finishes what is in flight, commits, and returns
+	// within Client.DrainTime; nobody else gets the partition before. Its error
+	// ends Consume, unless it is ErrRevoked or the end of ctx.
+	Handle func(ctx context.Context, p *Partition) error
+	// Metrics may be nil.
+	Metrics *Metrics
+	Log     *slog.Logger
+}
+
+// DrainTime is how long a Handle may take to return once its ctx has ended: half
+// of the session timeout, behind which the group gives the partition away.
+func (c *Client) DrainTime() time.Duration { return c.cfg.SessionTimeout / 2 }
+
+// Consume reads as a member of a group until ctx ends, then leaves the group and
+// returns nil. It returns the first error of a Handle, or that of a group that
+// does not let us in. While Kafka is away it tries again for ever.
+//
+// Partitions are assigned by range: whoever has partition p of one topic has p of
+// every topic with as many partitions. Right after the set of topics has changed
+// this can be broken for some seconds, until every member has seen the change.
+func (c *Client) Consume(ctx context.Context, cc ConsumeConfig) error {
+	if cc.TopicsInterval == 0 {
+		cc.TopicsInterval = 3 * time.Second
+	}
+	for ctx.Err() == nil {
+		topics, err := c.awaitTopics(ctx, cc, nil)
+		if err != nil {
+			return err
+		}
+		if err := c.session(ctx, cc, topics); err != nil {
+			return fmt.Errorf("group %s: %w", cc.Group, err)
+		}
+	}
+	return nil
+}
+
+// awaitTopics returns the topics once there are some and they differ from old. It
+// returns nil when ctx ends.
+func (c *Client) awaitTopics(ctx context.Context, cc ConsumeConfig, old []string) ([]string, error) {
+	tick := time.NewTicker(cc.TopicsInterval)
+	defer tick.Stop()
+	for {
+		topics, err := cc.Topics(ctx)
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("topics of group %s: %w", cc.Group, err)
+		}
+		topics = slices.Clone(topics)
+		slices.Sort(topics)
+		topics = slices.Compact(topics)
+		if len(topics) > 0 && !slices.Equal(topics, old) {
+			return topics, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-tick.C:
+		}
+	}
+}
+
+// session is a member's life in the group with one set of topics. It returns nil
+// when ctx has ended or the topics have changed, and every Handle has returned.
+func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string) error {
+	if len(topics) == 0 {
+		return nil
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	group, err := kafkago.NewConsumerGroup(kafkago.ConsumerGroupConfig{
+		ID:                cc.Group,
+		Brokers:           c.cfg.Brokers,
+		Dialer:            c.dialer,
+		Topics:            topics,
+		GroupBalancers:    []kafkago.GroupBalancer{kafkago.RangeGroupBalancer{}},
+		HeartbeatInterval: heartbeatInterval,
+		SessionTimeout:    c.cfg.SessionTimeout,
+		RebalanceTimeout:  c.cfg.SessionTimeout,
+		JoinGroupBackoff:  joinBackoff,
+		StartOffset:       kafkago.FirstOffset,
+	})
+	if err != nil {
+		return err
+	}
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		news, err := c.awaitTopics(ctx, cc, topics)
+		if err != nil {
+			end(final{err})
+		} else if news != nil {
+			cc.Log.Info("topics changed, joining the group anew", "group", cc.Group, "topics", len(news))
+			end(nil)
+		}
+	})
+
+	seen := c.health.watch()
+	for ctx.Err() == nil {
+		gen, err := group.Next(ctx)
+		if err != nil {
+			if ctx.Err() == nil && hopeless(err) {
+				end(final{err})
+			} else if ctx.Err() == nil && !errors.Is(err, kafkago.RebalanceInProgress) {
+				seen.failed(err)
+			}
+			continue
+		}
+		seen.done()
+		c.begin(ctx, end, cc, gen)
+	}
+	seen.done()
+	group.Close() // ends the generation, waits for every Handle, leaves
+	tasks.Wait()
+	if failure, ok := errors.AsType[final](context.Cause(ctx)); ok {
+		return failure.error
+	}
+	return nil
+}
+
+// begin starts a Handle for each partition of a generation. The group does not
+// join again before all of them have returned.
+func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc ConsumeConfig, gen *kafkago.Generation) {
+	for topic, assigned := range gen.Assignments {
+		for _, a := range assigned {
+			p := &Partition{Topic: topic, ID: a.ID, client: c, gen: gen, next: a.Offset, committed: a.Offset}
+			if cc.Metrics != nil {
+				p.lag = cc.Metrics.lag
+			}
+			gen.Start(func(generation context.Context) {
+				if generation.Err() != nil { // over already: nobody would wait for us
+					return
+				}
+				if err := c.handle(ctx, generation, cc, p); err != nil {
+					end(final{fmt.Errorf("%s/%d: %w", p.Topic, p.ID, err)})
+				}
+			})
+		}
+	}
+}
+
+// handle runs Handle until the session or the generation ends, and returns only
+// an error that ends Consume.
+func (c *Client) handle(session, generation context.Context, cc ConsumeConfig, p *Partition) error {
+	ctx, cancel := context.WithCancelCause(session)
+	defer cancel(nil)
+	defer context.AfterFunc(generation, func() { cancel(ErrRevoked) })()
+	var returned atomic.Bool
+	defer context.AfterFunc(ctx, func() {
+		time.AfterFunc(c.DrainTime(), func() {
+			if !returned.Load() {
+				cc.Log.Warn("partition takes too long to drain; another member may get it before it is done",
+					"group", cc.Group, "topic", p.Topic, "partition", p.ID, "allowed", c.DrainTime())
+			}
+		})
+	})()
+	err := cc.Handle(ctx, p)
+	returned.Store(true)
+	p.forget()
+	if err == nil || errors.Is(err, ErrRevoked) {
+		return nil
+	}
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+		return nil
+	}
+	return err
+}
+
+// Partition is one partition in the hands of a Handle. It is for one goroutine,
+// except Commit and Lag, which any may call.
+type Partition struct {
+	Topic string
+	ID    int
+
+	client *Client
+	gen    *kafkago.Generation
+	lag    *prometheus.GaugeVec
+	next   int64 // offset to fetch; negative while the group has none
+
+	mu        sync.Mutex
+	committed int64
+	end       int64
+	gone      bool // the gauge is deleted and must not come back
+}
+
+// Fetch waits up to half a second for records behind those it has returned, the
+// first time behind the committed offset, and returns none when there are none.
+// While Kafka is away it waits for as long as ctx lasts; then its error is the
+// cause of ctx's end, ErrRevoked when the partition has to be given back. An
+// error that wraps ErrDataLost means that the next record is not in Kafka.
+//
+// A group that has committed nothing begins at offset 0. When retention has
+// removed that, it is refused as data lost: a sink that never saw those records
+// needs a new initial copy.
+func (p *Partition) Fetch(ctx context.Context) ([]Record, error) {
+	var f fetched
+	beyond := 0
+	err := p.client.retry(ctx, fmt.Sprintf("fetch %s/%d", p.Topic, p.ID), func() (err error) {
+		if p.next < 0 {
+			start, _, err := p.client.bounds(ctx, p.Topic, p.ID)
+			if err != nil {
+				return err
+			}
+			if start > 0 {
+				return final{fmt.Errorf("%w: group %s has never committed an offset and the log begins at %d, so it would miss what retention has removed; take a new initial copy of the table, then let the group begin there with kafka-consumer-groups.sh --group %s --topic %s:%d --reset-offsets --to-offset %d --execute",
+					ErrDataLost, p.gen.GroupID, start, p.gen.GroupID, p.Topic, p.ID, start)}
+			}
+			p.next = 0
+			p.setCommitted(0)
+		}
+		f, err = p.client.fetch(ctx, p.Topic, p.ID, p.next, p.client.cfg.FetchMaxBytes)
+		err = p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next)
+		if errors.Is(err, errBeyondEnd) {
+			if beyond++; beyond >= beyondEnd {
+				return final{err}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.next = f.next
+	p.mu.Lock()
+	p.end = f.end
+	p.mu.Unlock()
+	p.showLag()
+	return f.records, nil
+}
+
+var errBeyondEnd = fmt.Errorf("%w: offset behind the end of the log", ErrDataLost)
+
+// explainRange turns "offset out of range" into what it means, by asking where
+// the log begins and ends. Other errors pass.
+func (c *Client) explainRange(ctx context.Context, err error, group, topic string, partition int, offset int64) error {
+	if !errors.Is(err, kafkago.OffsetOutOfRange) {
+		return err
+	}
+	start, end, boundsErr := c.bounds(ctx, topic, partition)
+	if boundsErr != nil {
+		return boundsErr
+	}
+	mend := ""
+	if group != "" {
+		mend = fmt.Sprintf("; take a new initial copy of the table, then let the group go on with kafka-consumer-groups.sh --group %s --topic %s:%d --reset-offsets --to-offset %d --execute", group, topic, partition, start)
+	}
+	switch {
+	case offset < start:
+		return final{fmt.Errorf("%w: offset %d is wanted and the log begins at %d, so %d records were removed before they were read%s", ErrDataLost, offset, start, start-offset, mend)}
+	case offset > end:
+		return fmt.Errorf("%w: offset %d is wanted and the log ends at %d, so the topic was made anew or its end was lost%s", errBeyondEnd, offset, end, mend)
+	}
+	return err
+}
+
+// Commit says that every record before offset next is done with. It works in a
+// drain after ctx has ended too. An error wraps ErrRevoked: the records will be
+// delivered again, perhaps to another member.
+func (p *Partition) Commit(ctx context.Context, next int64) error {
+	err := p.gen.CommitOffsets(map[string]map[int]int64{p.Topic: {p.ID: next}})
+	if err != nil {
+		return fmt.Errorf("commit %s/%d at %d: %w: %w", p.Topic, p.ID, next, ErrRevoked, err)
+	}
+	p.setCommitted(next)
+	p.showLag()
+	return nil
+}
+
+func (p *Partition) setCommitted(next int64) {
+	p.mu.Lock()
+	p.committed = next
+	p.mu.Unlock()
+}
+
+// End is the offset after the last record of the partition, as of the last fetch.
+func (p *Partition) End() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.end
+}
+
+// Lag is the number of records between the committed offset and End.
+func (p *Partition) Lag() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(0, p.end-max(0, p.committed))
+}
+
+func (p *Partition) showLag() {
+	if p.lag == nil {
+		return
+	}
+	lag := float64(p.Lag())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.gone {
+		p.lag.WithLabelValues(lagLabels(p.gen.GroupID, p.Topic, p.ID)...).Set(lag)
+	}
+}
+
+// forget takes the partition out of the metrics: its next owner shows it.
+func (p *Partition) forget() {
+	if p.lag == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone = true
+	p.lag.DeleteLabelValues(lagLabels(p.gen.GroupID, p.Topic, p.ID)...)
+}

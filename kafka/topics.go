@@ -1,0 +1,331 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	kafkago "github.com/segmentio/kafka-go"
+
+	"lockstep/cdc"
+)
+
+// ErrPartitionCount is wrapped when a topic exists with another number of
+// partitions than the configuration says.
+var ErrPartitionCount = errors.New("topic has another number of partitions")
+
+// ErrTopic is wrapped when a name makes no topic, or when a topic exists that
+// would lose what is put into it.
+var ErrTopic = errors.New("topic refused")
+
+// batchRoom is what a batch of one record adds to the record.
+const batchRoom = 1024
+
+// lettersDB stands in a topic name where a change topic has its database.
+const lettersDB = "dlq"
+
+var (
+	legalTopic  = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+	legalPrefix = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,100}$`)
+)
+
+// CheckPrefix reports whether prefix can begin the topics of a pipeline. A dot is
+// refused, because the topics of pipeline "a.b" would look like tables of "a".
+func CheckPrefix(prefix string) error {
+	if !legalPrefix.MatchString(prefix) {
+		return fmt.Errorf("%w: prefix %q; use 1 to 100 letters, digits, _ and -", ErrTopic, prefix)
+	}
+	return nil
+}
+
+func checkTopic(name string) error {
+	if !legalTopic.MatchString(name) || name == "." || name == ".." {
+		return fmt.Errorf("%w: %q is no name for a topic; Kafka takes 1 to 249 letters, digits, dots, _ and -", ErrTopic, name)
+	}
+	return nil
+}
+
+// ChangeTopic is the topic of a table: prefix.db.table. It refuses names that
+// Kafka does not take, and those from which the table could not be read back.
+func ChangeTopic(prefix string, t cdc.TableName) (string, error) {
+	switch {
+	case strings.Contains(t.DB, ".") || strings.Contains(t.Table, "."):
+		return "", fmt.Errorf("%w: table %q.%q has a dot in its name, and a dot separates database and table in a topic; leave the table out of the pipeline or rename it", ErrTopic, t.DB, t.Table)
+	case t.DB == "" || t.Table == "":
+		return "", fmt.Errorf("%w: table %q.%q has an empty name", ErrTopic, t.DB, t.Table)
+	case t.DB == lettersDB:
+		return "", fmt.Errorf("%w: database %q cannot be captured, because %s.%s.* are the topics of dead letters; rename the database", ErrTopic, t.DB, prefix, lettersDB)
+	}
+	name := prefix + "." + t.DB + "." + t.Table
+	return name, checkTopic(name)
+}
+
+// CheckpointTopic is where the pipeline saves its position.
+func CheckpointTopic(prefix string) string { return prefix + ".checkpoint" }
+
+// LettersTopic holds the dead letters of a sink.
+func LettersTopic(prefix, sink string) string { return prefix + "." + lettersDB + "." + sink }
+
+// TableOf reads the table back from the name of a change topic. It is false for
+// every other topic.
+func TableOf(prefix, topic string) (cdc.TableName, bool) {
+	rest, ok := strings.CutPrefix(topic, prefix+".")
+	if !ok {
+		return cdc.TableName{}, false
+	}
+	db, table, ok := strings.Cut(rest, ".")
+	if !ok || db == "" || table == "" || db == lettersDB || strings.Contains(table, ".") {
+		return cdc.TableName{}, false
+	}
+	return cdc.TableName{DB: db, Table: table}, true
+}
+
+// PartitionFor is the partition of a key: the hash of Kafka's own Java client, so
+// that other programs find the same partition. It is part of the data format and
+// never changes.
+func PartitionFor(key []byte, partitions int) int {
+	return int(murmur2(key)&0x7fffffff) % partitions
+}
+
+func murmur2(data []byte) uint32 {
+	const m = 0x5bd1e995
+	h := uint32(0x9747b28c) ^ uint32(len(data))
+	for len(data) >= 4 {
+		k := uint32(data[0]) | uint32(data[1])<<8 | uint32(data[2])<<16 | uint32(data[3])<<24
+		k *= m
+		k ^= k >> 24
+		h = h*m ^ k*m
+		data = data[4:]
+	}
+	switch len(data) {
+	case 3:
+		h ^= uint32(data[2]) << 16
+		fallthrough
+	case 2:
+		h ^= uint32(data[1]) << 8
+		fallthrough
+	case 1:
+		h = (h ^ uint32(data[0])) * m
+	}
+	h ^= h >> 13
+	h *= m
+	return h ^ h>>15
+}
+
+// TopicSpec says what a topic must be.
+type TopicSpec struct {
+	Name       string
+	Partitions int
+	// Compacted topics keep the newest record of each key for ever; others keep
+	// every record for Config.Retention.
+	Compacted bool
+	// Configs are set on a new topic beside or instead of what the client sets.
+	Configs map[string]string
+}
+
+// EnsureTopic makes the topic if it is not there, and returns when every
+// partition has a leader. A topic that exists is left as it is, and refused when
+// its number of partitions or its cleanup policy is another one.
+func (c *Client) EnsureTopic(ctx context.Context, spec TopicSpec) error {
+	if err := checkTopic(spec.Name); err != nil {
+		return err
+	}
+	made := false
+	return c.retry(ctx, "make topic "+spec.Name, func() error {
+		partitions, err := c.partitions(ctx, spec.Name)
+		switch {
+		case err == nil && partitions != spec.Partitions:
+			return final{fmt.Errorf("%w: %s has %d and the configuration says %d; set kafka.partitions to %d, because with another number keys would move and their order be lost",
+				ErrPartitionCount, spec.Name, partitions, spec.Partitions, partitions)}
+		case err == nil && !made:
+			return c.checkCleanup(ctx, spec)
+		case err == nil || !missing(err):
+			return err
+		}
+		err = c.createTopic(ctx, spec)
+		made = err == nil
+		if made || errors.Is(err, kafkago.TopicAlreadyExists) {
+			_, err = c.partitions(ctx, spec.Name)
+			if err == nil && !made {
+				err = fmt.Errorf("topic %s has just appeared", spec.Name) // look at it in the next round
+			}
+		}
+		return err
+	})
+}
+
+// partitions counts the partitions of a topic; it fails until each has a leader.
+func (c *Client) partitions(ctx context.Context, topic string) (int, error) {
+	meta, err := c.api.Metadata(ctx, &kafkago.MetadataRequest{Topics: []string{topic}})
+	if err != nil {
+		return 0, err
+	}
+	t := meta.Topics[0]
+	if t.Error != nil {
+		return 0, t.Error
+	}
+	for _, p := range t.Partitions {
+		if p.Error != nil {
+			return 0, fmt.Errorf("partition %d: %w", p.ID, p.Error)
+		}
+		if p.Leader.Host == "" {
+			return 0, fmt.Errorf("partition %d: %w", p.ID, kafkago.LeaderNotAvailable)
+		}
+	}
+	return len(t.Partitions), nil
+}
+
+func (c *Client) createTopic(ctx context.Context, spec TopicSpec) error {
+	configs := map[string]string{"max.message.bytes": strconv.Itoa(c.cfg.MaxRecordBytes + batchRoom)}
+	if c.cfg.MinInsyncReplicas > 0 {
+		configs["min.insync.replicas"] = strconv.Itoa(c.cfg.MinInsyncReplicas)
+	}
+	if spec.Compacted {
+		configs["cleanup.policy"] = "compact"
+	} else {
+		retention := int64(-1)
+		if c.cfg.Retention > 0 {
+			retention = c.cfg.Retention.Milliseconds()
+		}
+		configs["cleanup.policy"] = "delete"
+		configs["retention.ms"] = strconv.FormatInt(retention, 10)
+		// Records carry the commit time of the source. Retention must not count
+		// from there: reading an old log again would write records that Kafka
+		// deletes before a sink has seen them, and a source whose clock is ahead
+		// would be refused.
+		configs["message.timestamp.type"] = "LogAppendTime"
+	}
+	for k, v := range spec.Configs {
+		configs[k] = v
+	}
+	entries := make([]kafkago.ConfigEntry, 0, len(configs))
+	for k, v := range configs {
+		entries = append(entries, kafkago.ConfigEntry{ConfigName: k, ConfigValue: v})
+	}
+	replicas := c.cfg.ReplicationFactor
+	if replicas == 0 {
+		replicas = -1
+	}
+	res, err := c.api.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
+		Topic: spec.Name, NumPartitions: spec.Partitions, ReplicationFactor: replicas, ConfigEntries: entries,
+	}}})
+	if err != nil {
+		return err
+	}
+	return res.Errors[spec.Name]
+}
+
+// checkCleanup refuses a topic that would delete what must stay, or compact away
+// what must all be read.
+func (c *Client) checkCleanup(ctx context.Context, spec TopicSpec) error {
+	res, err := c.api.DescribeConfigs(ctx, &kafkago.DescribeConfigsRequest{Resources: []kafkago.DescribeConfigRequestResource{{
+		ResourceType: kafkago.ResourceTypeTopic, ResourceName: spec.Name, ConfigNames: []string{"cleanup.policy"},
+	}}})
+	if err != nil {
+		return err
+	}
+	for _, r := range res.Resources {
+		if r.Error != nil {
+			return r.Error
+		}
+		for _, e := range r.ConfigEntries {
+			if e.ConfigName != "cleanup.policy" {
+				continue
+			}
+			want := "delete"
+			if spec.Compacted {
+				want = "compact"
+			}
+			if e.ConfigValue != want {
+				return final{fmt.Errorf("%w: %s has cleanup.policy=%s and must have %s, or records would go missing; change it with kafka-configs.sh --entity-type topics --entity-name %s --alter --add-config cleanup.policy=%s",
+					ErrTopic, spec.Name, e.ConfigValue, want, spec.Name, want)}
+			}
+		}
+	}
+	return nil
+}
+
+// Topics lists the topics of the cluster, sorted. It may be up to two seconds old.
+func (c *Client) Topics(ctx context.Context) ([]string, error) {
+	var names []string
+	err := c.retry(ctx, "list topics", func() error {
+		meta, err := c.api.Metadata(ctx, &kafkago.MetadataRequest{})
+		if err != nil {
+			return err
+		}
+		names = names[:0]
+		for _, t := range meta.Topics {
+			if !t.Internal && t.Error == nil {
+				names = append(names, t.Name)
+			}
+		}
+		slices.Sort(names)
+		return nil
+	})
+	return names, err
+}
+
+// DeleteTopics deletes topics with all they hold. Those that do not exist are
+// passed over.
+func (c *Client) DeleteTopics(ctx context.Context, topics ...string) error {
+	return c.retry(ctx, "delete topics", func() error {
+		res, err := c.api.DeleteTopics(ctx, &kafkago.DeleteTopicsRequest{Topics: topics})
+		if err != nil {
+			return err
+		}
+		for topic, err := range res.Errors {
+			if err != nil && !missing(err) {
+				return fmt.Errorf("%s: %w", topic, err)
+			}
+		}
+		return nil
+	})
+}
+
+// EndOffsets gives for each partition of a topic the offset after its last record.
+func (c *Client) EndOffsets(ctx context.Context, topic string) (map[int]int64, error) {
+	return c.offsets(ctx, topic, kafkago.LastOffset)
+}
+
+// StartOffsets gives for each partition of a topic the offset where its log
+// begins: 0 until retention has removed records.
+func (c *Client) StartOffsets(ctx context.Context, topic string) (map[int]int64, error) {
+	return c.offsets(ctx, topic, kafkago.FirstOffset)
+}
+
+func (c *Client) offsets(ctx context.Context, topic string, which int64) (map[int]int64, error) {
+	offsets := make(map[int]int64)
+	err := c.retry(ctx, "offsets of topic "+topic, func() error {
+		n, err := c.partitions(ctx, topic)
+		if missing(err) {
+			return final{err}
+		}
+		if err != nil {
+			return err
+		}
+		ask := make([]kafkago.OffsetRequest, n)
+		for i := range ask {
+			ask[i] = kafkago.OffsetRequest{Partition: i, Timestamp: which}
+		}
+		res, err := c.api.ListOffsets(ctx, &kafkago.ListOffsetsRequest{Topics: map[string][]kafkago.OffsetRequest{topic: ask}})
+		if err != nil {
+			return err
+		}
+		clear(offsets)
+		for _, p := range res.Topics[topic] {
+			if p.Error != nil {
+				return fmt.Errorf("partition %d: %w", p.Partition, p.Error)
+			}
+			offsets[p.Partition] = max(p.FirstOffset, p.LastOffset)
+		}
+		if len(offsets) != n {
+			return fmt.Errorf("%d of %d partitions answered", len(offsets), n)
+		}
+		return nil
+	})
+	return offsets, err
+}

@@ -1,0 +1,308 @@
+package elastic
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/elastic/go-elasticsearch/v8/esapi"
+
+	"lockstep/cdc"
+	"lockstep/sinks"
+)
+
+// table is what the sink knows of a table's index.
+type table struct {
+	name   cdc.TableName
+	config TableConfig
+	alias  string
+	wrong  error // why the table can never be written with this configuration
+
+	work sync.Mutex // one look at the index at a time
+
+	mu       sync.Mutex
+	prepared bool
+	widened  int    // counts the changes of the mapping
+	said     string // the trouble that was logged last
+}
+
+func (t *table) generation() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.widened
+}
+
+// forget makes the next change look at the index again.
+func (t *table) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.prepared = false
+}
+
+// table finds the state of a table, or nil when it is not for this sink.
+func (s *Sink) table(name cdc.TableName) *table {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t, ok := s.tables[name]; ok {
+		return t
+	}
+	config, ok := s.lookup(name)
+	if !ok {
+		s.tables[name] = nil
+		return nil
+	}
+	t := &table{name: name, config: config}
+	if t.alias, t.wrong = config.Alias(name); t.wrong == nil {
+		for _, other := range s.tables {
+			if other != nil && other.alias == t.alias {
+				t.wrong = fmt.Errorf("table %s and table %s both go to the index %s, where equal primary keys would overwrite each other; give each its own", name, other.name, t.alias)
+			}
+		}
+	}
+	s.tables[name] = t
+	return t
+}
+
+// Alias is the name under which the rows of a table are searched.
+func (c TableConfig) Alias(name cdc.TableName) (string, error) {
+	alias, err := aliasOf(c.Index, name.DB, name.Table)
+	if err != nil {
+		return "", fmt.Errorf("index of %s: %w", name, err)
+	}
+	return alias, nil
+}
+
+// ready makes sure that the table's index can take documents. It returns nil, or
+// what to answer to every change of the table.
+func (s *Sink) ready(ctx context.Context, t *table) *sinks.Outcome {
+	t.work.Lock()
+	defer t.work.Unlock()
+	t.mu.Lock()
+	prepared := t.prepared
+	t.mu.Unlock()
+	if prepared {
+		return nil
+	}
+	err := t.wrong
+	if err == nil {
+		err = s.prepare(ctx, t)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil {
+		t.prepared = true
+		t.said = ""
+		return nil
+	}
+	if text := err.Error(); text != t.said {
+		t.said = text
+		s.log.Error("index is not ready", "table", t.name.String(), "index", t.alias, "error", err)
+	}
+	if errors.Is(err, cdc.ErrNoTable) {
+		return &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassNoTable, Reason: err.Error()}
+	}
+	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
+}
+
+// prepare creates the index behind the alias, or adds the columns that it lacks.
+func (s *Sink) prepare(ctx context.Context, t *table) error {
+	index, err := s.look(ctx, t)
+	if err != nil {
+		return err
+	}
+	shape, describeErr := s.describe(ctx, t.name)
+	if index != nil {
+		if describeErr != nil {
+			// The stream carries on without the source, whose rows mostly fit.
+			s.log.Warn("mapping not compared with the table", "table", t.name.String(), "index", t.alias, "error", describeErr)
+			return nil
+		}
+		_, err = s.add(ctx, t, index, shape)
+		return err
+	}
+	if describeErr != nil {
+		return fmt.Errorf("make an index for %s: %w", t.name, describeErr)
+	}
+	if err := CheckTable(shape); err != nil {
+		return err
+	}
+	return s.create(ctx, t, shape)
+}
+
+// extend adds the columns that the table got since the given generation of the
+// mapping, and reports whether the mapping is wider now.
+func (s *Sink) extend(ctx context.Context, t *table, generation int) (bool, error) {
+	t.work.Lock()
+	defer t.work.Unlock()
+	if t.generation() != generation {
+		return true, nil
+	}
+	shape, err := s.describe(ctx, t.name)
+	if err != nil {
+		return false, err
+	}
+	index, err := s.look(ctx, t)
+	if err != nil {
+		return false, err
+	}
+	if index == nil {
+		return false, fmt.Errorf("the alias %s has vanished", t.alias)
+	}
+	return s.add(ctx, t, index, shape)
+}
+
+// index is the part of an index that matters here.
+type index struct {
+	name    string
+	Aliases map[string]struct {
+		Routing      string `json:"index_routing"`
+		IsWriteIndex *bool  `json:"is_write_index"`
+	} `json:"aliases"`
+	Mappings struct {
+		Properties map[string]json.RawMessage `json:"properties"`
+	} `json:"mappings"`
+	Settings struct {
+		Index struct {
+			DefaultPipeline string `json:"default_pipeline"`
+			FinalPipeline   string `json:"final_pipeline"`
+		} `json:"index"`
+	} `json:"settings"`
+	DataStream string `json:"data_stream"`
+}
+
+// look finds the index behind the alias; nil when there is none. It refuses what
+// cannot hold rows under a version guard.
+func (s *Sink) look(ctx context.Context, t *table) (*index, error) {
+	res, err := s.do(ctx, esapi.IndicesGetRequest{Index: []string{t.alias}})
+	if err != nil {
+		return nil, fmt.Errorf("look at index %s: %w", t.alias, err)
+	}
+	if res.status == http.StatusNotFound {
+		return nil, nil
+	}
+	if res.status != http.StatusOK {
+		return nil, fmt.Errorf("look at index %s: %s", t.alias, res.answer)
+	}
+	var found map[string]*index
+	if err := json.Unmarshal(res.body, &found); err != nil {
+		return nil, fmt.Errorf("look at index %s: %w", t.alias, err)
+	}
+	if len(found) != 1 {
+		return nil, fmt.Errorf("%s covers %d indices, but a version guards only inside one; let the alias point to one index", t.alias, len(found))
+	}
+	var one *index
+	for name, i := range found {
+		one = i
+		one.name = name
+	}
+	alias, isAlias := one.Aliases[t.alias]
+	pipelines := slices.DeleteFunc([]string{one.Settings.Index.DefaultPipeline, one.Settings.Index.FinalPipeline},
+		func(p string) bool { return p == "" || p == "_none" })
+	switch {
+	case one.DataStream != "":
+		return nil, fmt.Errorf("%s is a data stream, which takes no versions; use another name or delete it", t.alias)
+	case !isAlias:
+		return nil, fmt.Errorf("%s is an index, not an alias; rename or delete it, and an index %s-000001 behind an alias will be made", t.alias, t.alias)
+	case alias.IsWriteIndex != nil && !*alias.IsWriteIndex:
+		return nil, fmt.Errorf("the alias %s forbids writing to its only index %s; set is_write_index", t.alias, one.name)
+	case alias.Routing != "":
+		return nil, fmt.Errorf("the alias %s has a routing, under which an id is not unique; take it off", t.alias)
+	case len(pipelines) > 0:
+		return nil, fmt.Errorf("the index %s runs the ingest pipeline %s, which may change or drop rows; set index.default_pipeline and index.final_pipeline to _none", one.name, strings.Join(pipelines, " and "))
+	}
+	return one, nil
+}
+
+// add puts the mapping of the columns that the index lacks.
+func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table) (bool, error) {
+	if err := CheckTable(shape); err != nil {
+		return false, err
+	}
+	var names []string
+	missing := func(unsignedLong bool) map[string]any {
+		fields := properties(shape, t.config.Mapping, unsignedLong)
+		names = nil
+		for name := range fields {
+			if _, ok := index.Mappings.Properties[name]; ok {
+				delete(fields, name)
+			} else {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		return map[string]any{"properties": fields}
+	}
+	if missing(true); len(names) == 0 {
+		return false, nil
+	}
+	_, err := s.twice(ctx, missing, func(body []byte) esapi.Request {
+		return esapi.IndicesPutMappingRequest{Index: []string{index.name}, Body: bytes.NewReader(body)}
+	})
+	if err != nil {
+		return false, fmt.Errorf("add %s to the mapping of %s: %w", strings.Join(names, ", "), index.name, err)
+	}
+	t.mu.Lock()
+	t.widened++
+	t.mu.Unlock()
+	s.metrics.mappings.Inc()
+	s.log.Info("columns added to the mapping", "table", t.name.String(), "index", index.name, "columns", names)
+	return true, nil
+}
+
+// create makes the index and its alias in one step.
+func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
+	name := t.alias + "-000001"
+	res, err := s.twice(ctx, func(unsignedLong bool) map[string]any {
+		return indexBody(shape, t.alias, t.config, s.config, unsignedLong)
+	}, func(body []byte) esapi.Request {
+		return esapi.IndicesCreateRequest{Index: name, Body: bytes.NewReader(body)}
+	})
+	if err == nil {
+		s.metrics.mappings.Inc()
+		s.log.Info("index created", "table", t.name.String(), "index", name, "alias", t.alias)
+		return nil
+	}
+	if res.kind == "resource_already_exists_exception" {
+		// Another worker was faster, or the alias was taken off.
+		index, lookErr := s.look(ctx, t)
+		if lookErr != nil {
+			return lookErr
+		}
+		if index != nil {
+			return nil
+		}
+		return fmt.Errorf("the index %s exists but the alias %s does not; set the alias or delete the index", name, t.alias)
+	}
+	return fmt.Errorf("create index %s: %w", name, err)
+}
+
+// twice sends a mapping, and once more without the type unsigned_long when the
+// server refuses it: its smallest builds do not have that type.
+func (s *Sink) twice(ctx context.Context, body func(unsignedLong bool) map[string]any, request func([]byte) esapi.Request) (response, error) {
+	res, err := s.put(ctx, request, body(true))
+	if err == nil || res.kind != "mapper_parsing_exception" {
+		return res, err
+	}
+	if second, err := s.put(ctx, request, body(false)); err == nil {
+		return second, nil
+	}
+	return res, err
+}
+
+func (s *Sink) put(ctx context.Context, request func([]byte) esapi.Request, body map[string]any) (response, error) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		return response{}, err
+	}
+	res, err := s.do(ctx, request(text))
+	if err == nil && res.status != http.StatusOK {
+		err = errors.New(res.answer.String())
+	}
+	return res, err
+}

@@ -1,0 +1,49 @@
+package elastic
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics count the bulk requests of all Elasticsearch sinks of a process.
+type Metrics struct {
+	requests *prometheus.CounterVec
+	bytes    prometheus.Counter
+	mappings prometheus.Counter
+}
+
+// NewMetrics makes the metrics and registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_elastic_bulk_requests_total",
+			Help: "Bulk requests by answer: an HTTP status class, 429, or none when there was no answer.",
+		}, []string{"answer"}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lockstep_elastic_bulk_bytes_total",
+			Help: "Bytes of bulk requests sent.",
+		}),
+		mappings: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lockstep_elastic_mapping_updates_total",
+			Help: "Indices created and columns added to the mapping of an index.",
+		}),
+	}
+	for _, answer := range []string{"none", "2xx", "4xx", "429", "5xx"} {
+		m.requests.WithLabelValues(answer)
+	}
+	reg.MustRegister(m.requests, m.bytes, m.mappings)
+	return m
+}
+
+func (m *Metrics) count(status, bytes int) {
+	answer := "none"
+	switch {
+	case status == 429:
+		answer = "429"
+	case status >= 200 && status < 600:
+		answer = strconv.Itoa(status/100) + "xx"
+	}
+	m.requests.WithLabelValues(answer).Inc()
+	m.bytes.Add(float64(bytes))
+}

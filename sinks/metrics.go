@@ -1,0 +1,144 @@
+package sinks
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/cdc"
+)
+
+// The outcomes that end a change, as metric labels. For every sink and table
+//
+//	received = applied + stale + duplicate + filtered + superseded + dead + released + in flight
+//
+// where in flight is what the workers hold at that moment.
+const (
+	outcomeApplied    = "applied"
+	outcomeStale      = "stale"
+	outcomeDuplicate  = "duplicate"
+	outcomeFiltered   = "filtered"
+	outcomeSuperseded = "superseded" // a newer change of the row arrived before this one was applied
+	outcomeDead       = "dead"       // became a dead letter
+	outcomeReleased   = "released"   // given back to Kafka when the partition was left; it is received again
+)
+
+var outcomes = []string{outcomeApplied, outcomeStale, outcomeDuplicate, outcomeFiltered, outcomeSuperseded, outcomeDead, outcomeReleased}
+
+// Metrics are the counters of all workers of a process.
+type Metrics struct {
+	received *prometheus.CounterVec
+	changes  *prometheus.CounterVec
+	dead     *prometheus.CounterVec
+	latency  *prometheus.HistogramVec
+	future   *prometheus.CounterVec
+	retrying *prometheus.GaugeVec
+	held     *prometheus.GaugeVec
+	breaker  *prometheus.GaugeVec
+	apply    *prometheus.HistogramVec
+	newest   *prometheus.GaugeVec
+}
+
+// NewMetrics makes the metrics and registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		received: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_sink_received_total",
+			Help: "Records taken from Kafka. Records read again after a restart count again.",
+		}, []string{"sink", "table"}),
+		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_sink_changes_total",
+			Help: "Records settled, by what became of them.",
+		}, []string{"sink", "table", "outcome"}),
+		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_sink_dead_letters_total",
+			Help: "Dead letters written, by the kind of the refusal.",
+		}, []string{"sink", "table", "class"}),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "lockstep_sink_latency_seconds",
+			Help:    "Time from the commit in the source to the store's acknowledgement, of applied changes.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300},
+		}, []string{"sink", "table"}),
+		future: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_sink_commits_from_the_future_total",
+			Help: "Applied changes whose commit time lies ahead of this machine's clock; they are left out of the latency.",
+		}, []string{"sink"}),
+		retrying: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_retrying",
+			Help: "Changes that wait for a retry.",
+		}, []string{"sink"}),
+		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_held_partitions",
+			Help: "Partitions that wait for an unavailable store, or for Kafka to take a dead letter.",
+		}, []string{"sink"}),
+		breaker: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_breaker_state",
+			Help: "The sink's breaker: 0 closed, 1 half-open, 2 open.",
+		}, []string{"sink"}),
+		apply: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "lockstep_sink_apply_seconds",
+			Help:    "Duration of one call of the store.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"sink"}),
+		newest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_applied_commit_timestamp_seconds",
+			Help: "Commit time of the newest change that was applied.",
+		}, []string{"sink"}),
+	}
+	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest)
+	return m
+}
+
+// Declare makes the metrics of a sink and its tables exist, with zeros, before
+// the first record arrives.
+func (m *Metrics) Declare(sink string, tables []cdc.TableName) {
+	m.future.WithLabelValues(sink)
+	m.retrying.WithLabelValues(sink)
+	m.held.WithLabelValues(sink)
+	m.breaker.WithLabelValues(sink)
+	m.apply.WithLabelValues(sink)
+	m.newest.WithLabelValues(sink)
+	for _, t := range tables {
+		m.account(sink, t.String())
+	}
+}
+
+// account is the book of one table in one sink.
+type account struct {
+	received prometheus.Counter
+	settled  map[string]prometheus.Counter // by outcome
+	dead     map[Class]prometheus.Counter
+	latency  prometheus.Observer
+}
+
+func (m *Metrics) account(sink, table string) *account {
+	a := &account{
+		received: m.received.WithLabelValues(sink, table),
+		settled:  make(map[string]prometheus.Counter, len(outcomes)),
+		dead:     make(map[Class]prometheus.Counter, len(Classes)),
+		latency:  m.latency.WithLabelValues(sink, table),
+	}
+	for _, o := range outcomes {
+		a.settled[o] = m.changes.WithLabelValues(sink, table, o)
+	}
+	for _, c := range Classes {
+		a.dead[c] = m.dead.WithLabelValues(sink, table, string(c))
+	}
+	return a
+}
+
+// highest is a gauge of a time that only moves forward.
+type highest struct {
+	mu    sync.Mutex
+	value int64
+}
+
+func (h *highest) set(micros int64, g prometheus.Gauge) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if micros > h.value {
+		h.value = micros
+		g.Set(float64(micros) / float64(time.Second/time.Microsecond))
+	}
+}

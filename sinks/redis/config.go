@@ -1,0 +1,218 @@
+package redis
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"lockstep/cdc"
+	"lockstep/internal/secret"
+)
+
+// Modes of Config.Mode.
+const (
+	ModeMirror = "mirror"
+	ModeCache  = "cache"
+)
+
+// Modes of TableConfig.Mode.
+const (
+	ModeHash = "hash"
+	ModeJSON = "json"
+)
+
+const (
+	maxPipelineBytes = 64 << 20
+	maxValueBytes    = 512 << 20 // the largest string Redis holds
+	minTombstoneTTL  = time.Hour
+	maxTombstoneTTL  = 366 * 24 * time.Hour
+)
+
+// Config says how to reach Redis or Valkey and what may be asked of it.
+type Config struct {
+	// Addresses are host:port pairs. One address is a single server, several are
+	// the seeds of a cluster. Default 127.0.0.1:6379.
+	Addresses []string `yaml:"addresses"`
+	// Username of the ACL user; empty for the default user. It needs EVALSHA,
+	// SCRIPT, INFO, SCAN and PING besides the commands of the scripts: HGET, HSET,
+	// GETRANGE, GET, SET and DEL. Default empty.
+	Username string `yaml:"username"`
+	// Password of the user; empty when the server asks for none. Default empty.
+	Password secret.Text `yaml:"password"`
+	// DB is the number of the logical database, 0 to 1023; a cluster has only 0.
+	// Default 0.
+	DB int `yaml:"db"`
+	// TLS to the server. Default off.
+	TLS TLS `yaml:"tls"`
+	// Mode is mirror or cache. A mirror promises every row and refuses a server
+	// that may evict keys (maxmemory-policy other than noeviction). A cache accepts
+	// any policy: evicted rows stay away until they change again, and an evicted
+	// delete marker lets a redelivered older change bring the row back until the
+	// delete itself is redelivered. Default mirror.
+	Mode string `yaml:"mode"`
+	// PipelineBytes is the size in bytes at which a pipeline is sent, 1024 to
+	// 67108864. A larger row goes alone. Raise it for a server far away; lower it
+	// when other clients of the server see pauses. Default 1048576.
+	PipelineBytes int `yaml:"pipeline_bytes"`
+	// Timeout of one dial, of writing one pipeline and of reading its replies,
+	// 100ms to 5m. Default 5s.
+	Timeout time.Duration `yaml:"timeout"`
+	// TombstoneTTL is how long the version of a deleted row is remembered, 1h to
+	// 8784h. An older change that arrives later than this after the delete brings the row
+	// back, so keep it above the time for which changes may be redelivered or
+	// replayed. The default is twice Kafka's default retention of a week. A
+	// remembered delete costs about 100 bytes. Default 336h.
+	TombstoneTTL time.Duration `yaml:"tombstone_ttl"`
+	// MaxValueBytes is the largest row in bytes of JSON that is written, 1024 to
+	// 536870912; a larger one becomes a dead letter. Keep it below the server's
+	// proto-max-bulk-len. Default 33554432.
+	MaxValueBytes int `yaml:"max_value_bytes"`
+}
+
+// TLS says how the connection is encrypted and how both sides prove who they are.
+type TLS struct {
+	// Enabled turns TLS on. Default false.
+	Enabled bool `yaml:"enabled"`
+	// CAFile is a PEM file with the certificates that may sign the server's.
+	// Default empty, the system's.
+	CAFile string `yaml:"ca_file"`
+	// CertFile is a PEM file with the client certificate, for servers that ask for
+	// one. Default empty.
+	CertFile string `yaml:"cert_file"`
+	// KeyFile is a PEM file with the key of CertFile. Default empty.
+	KeyFile string `yaml:"key_file"`
+	// ServerName is the name expected in the server's certificate. Default empty,
+	// the host of the address.
+	ServerName string `yaml:"server_name"`
+}
+
+// TableConfig says under which key and in which shape a table's rows are kept.
+type TableConfig struct {
+	// Key is the template of the rows' keys. Placeholders are {column} for
+	// primary-key columns, {pk} for all of them joined by ":", {db} and {table};
+	// "{{" and "}}" are braces. It must name the whole primary key, and two tables
+	// must not share keys. Default {table}:{pk}.
+	Key string `yaml:"key"`
+	// Mode is hash or json. A hash has one field per column with the value as
+	// plain text and no field for NULL; its version stands in the field _cdc_v. A
+	// json string holds the row as JSON, its version stands at the end under
+	// _cdc.v. Default hash.
+	Mode string `yaml:"mode"`
+}
+
+// DefaultConfig is the Config of a server on this machine.
+func DefaultConfig() Config {
+	return Config{
+		Addresses:     []string{"127.0.0.1:6379"},
+		Mode:          ModeMirror,
+		PipelineBytes: 1 << 20,
+		Timeout:       5 * time.Second,
+		TombstoneTTL:  14 * 24 * time.Hour,
+		MaxValueBytes: 32 << 20,
+	}
+}
+
+// DefaultTableConfig is what an empty field of a TableConfig means.
+func DefaultTableConfig() TableConfig {
+	return TableConfig{Key: "{table}:{pk}", Mode: ModeHash}
+}
+
+// Check reports every mistake in c, one sentence each.
+func (c Config) Check() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if len(c.Addresses) == 0 {
+		bad("addresses: is empty; name one server or the seeds of a cluster as host:port")
+	}
+	for _, a := range c.Addresses {
+		if i := strings.LastIndexByte(a, ':'); i < 1 || i == len(a)-1 {
+			bad("addresses: %q is not host:port; write for example 127.0.0.1:6379", a)
+		}
+	}
+	switch {
+	case c.DB < 0 || c.DB > 1023:
+		bad("db: %d is not a database number; use 0 to 1023 (default 0)", c.DB)
+	case c.DB != 0 && len(c.Addresses) > 1:
+		bad("db: a cluster has only database 0, not %d; leave it out", c.DB)
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		bad("tls: cert_file and key_file belong together; give both or neither")
+	}
+	if !c.TLS.Enabled && (TLS{}) != c.TLS {
+		bad("tls.enabled: is false while other fields of tls are set; set it to true or leave them out")
+	}
+	if c.Mode != ModeMirror && c.Mode != ModeCache {
+		bad("mode: %q is not known; use mirror or cache (default mirror)", c.Mode)
+	}
+	if c.PipelineBytes < 1024 || c.PipelineBytes > maxPipelineBytes {
+		bad("pipeline_bytes: %d is out of range; use 1024 to %d (default 1048576)", c.PipelineBytes, maxPipelineBytes)
+	}
+	if c.Timeout < 100*time.Millisecond || c.Timeout > 5*time.Minute {
+		bad("timeout: %s is out of range; use 100ms to 5m (default 5s)", c.Timeout)
+	}
+	if c.TombstoneTTL < minTombstoneTTL || c.TombstoneTTL > maxTombstoneTTL {
+		bad("tombstone_ttl: %s is out of range; use 1h to 8784h (default 336h)", c.TombstoneTTL)
+	}
+	if c.MaxValueBytes < 1024 || c.MaxValueBytes > maxValueBytes {
+		bad("max_value_bytes: %d is out of range; use 1024 to %d (default 33554432)", c.MaxValueBytes, maxValueBytes)
+	}
+	return errors.Join(errs...)
+}
+
+// Check reports every mistake in c, one sentence each. Empty fields mean the
+// default.
+func (c TableConfig) Check() error {
+	c = c.withDefaults()
+	var errs []error
+	if _, err := cdc.ParseKeyTemplate(c.Key); err != nil {
+		errs = append(errs, fmt.Errorf("key: %w", err))
+	}
+	if strings.HasPrefix(c.Key, companionPrefix) {
+		errs = append(errs, fmt.Errorf("key: %q begins with %s, where the versions of deleted rows are kept; begin with another word", c.Key, companionPrefix))
+	}
+	if c.Mode != ModeHash && c.Mode != ModeJSON {
+		errs = append(errs, fmt.Errorf("mode: %q is not known; use hash or json (default hash)", c.Mode))
+	}
+	return errors.Join(errs...)
+}
+
+func (c TableConfig) withDefaults() TableConfig {
+	d := DefaultTableConfig()
+	if c.Key == "" {
+		c.Key = d.Key
+	}
+	if c.Mode == "" {
+		c.Mode = d.Mode
+	}
+	return c
+}
+
+// config is nil when TLS is off.
+func (t TLS) config() (*tls.Config, error) {
+	if !t.Enabled {
+		return nil, nil
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
+	if t.CAFile != "" {
+		pem, err := os.ReadFile(t.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("tls.ca_file: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("tls.ca_file: %s holds no PEM certificate", t.CAFile)
+		}
+	}
+	if t.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("tls.cert_file: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	return conf, nil
+}

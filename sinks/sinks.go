@@ -1,0 +1,84 @@
+// Package sinks applies row changes to a store and accounts for every one of
+// them.
+//
+// A Sink is a store; its one method answers with exactly one Outcome per change.
+// A Worker feeds it from Kafka: it decodes, keeps the newest change of each key,
+// retries what may pass, hands what the store refuses for good to Bury, and
+// commits an offset only behind changes that are settled.
+package sinks
+
+import (
+	"context"
+	"time"
+
+	"lockstep/cdc"
+	"lockstep/kafka"
+)
+
+// Sink is a store that applies changes behind a version guard.
+//
+// Apply returns exactly one Outcome per change, in the order of changes. The
+// guard must make it safe to call with the same changes again, in any order.
+// The changes of one call have distinct (table, key) pairs.
+type Sink interface {
+	Apply(ctx context.Context, changes []cdc.Change) []Outcome
+}
+
+// Verdict says what became of a change.
+type Verdict uint8
+
+const (
+	// Unavailable: the store could not be asked, or cannot take writes now. It
+	// is the zero value, so a forgotten outcome holds the partition rather than
+	// losing the change. No attempt is counted and nothing is buried.
+	Unavailable Verdict = iota
+	// Applied: the store has the change now.
+	Applied
+	// Duplicate: the store had exactly this version already.
+	Duplicate
+	// Stale: the store has a newer version.
+	Stale
+	// Filtered: the change is not meant for this store.
+	Filtered
+	// Transient: refused for a reason that may pass for this change alone.
+	Transient
+	// Poison: refused for a reason that will not pass.
+	Poison
+)
+
+// Class is the kind of a refusal: a closed set, fit for a metric label.
+type Class string
+
+const (
+	ClassMapping     Class = "mapping"     // the store's schema does not take the row
+	ClassTooLarge    Class = "too_large"   // the row is larger than the store takes
+	ClassUndecodable Class = "undecodable" // the record is not a change of ours
+	ClassKey         Class = "key"         // the primary key makes no id for the store
+	ClassWrongType   Class = "wrong_type"  // the key holds something of another type
+	ClassNoTable     Class = "no_table"    // the table is gone and the store has no place for it
+	ClassRefused     Class = "refused"     // refused again and again with an unknown answer
+)
+
+// Classes lists every Class, so that metrics exist from the start.
+var Classes = []Class{ClassMapping, ClassTooLarge, ClassUndecodable, ClassKey, ClassWrongType, ClassNoTable, ClassRefused}
+
+// Outcome is the store's answer to one change.
+type Outcome struct {
+	Verdict Verdict
+	// Class is set for Transient and Poison.
+	Class Class
+	// Reason is the store's own answer, for a human: error type and message.
+	Reason string
+}
+
+// Refusal is a record that ends as a dead letter.
+type Refusal struct {
+	Record kafka.Record // key, value and headers as they came from the source topic
+	Change *cdc.Change  // nil when the record could not be decoded
+	Class  Class
+	Reason string
+	// Retries is how often the change was tried again after the first refusal.
+	Retries     int
+	FirstFailed time.Time
+	LastFailed  time.Time
+}

@@ -1,0 +1,299 @@
+package sinks
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/cdc"
+	"lockstep/kafka"
+)
+
+var update = flag.Bool("update", false, "write what happened into the stories")
+
+// Each file of testdata holds stories. A story has a claim, a script, and below
+// the line what the worker did and when:
+//
+//	sink b ~ ~      answers for key b: + applied, = duplicate, < stale, ~ transient, x poison, ! unavailable; then +
+//	bury ! !        the next two dead letters are not taken
+//	batch 2         changes per call at most
+//	fetch a1 b2 ?   records that come in one fetch: key a with version 1, and so on; ? cannot be decoded, -x is of a table that is filtered
+//	wait 3s         time passes
+//	stop            the partition is taken away
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, s := range strings.Split(strings.TrimSpace(string(text)), "\n\n") {
+			head, want, _ := strings.Cut(s+"\n", "\n----\n")
+			want = strings.TrimSpace(want)
+			claim, script, _ := strings.Cut(head, "\n")
+			t.Run(strings.TrimPrefix(claim, "# "), func(t *testing.T) {
+				var got string
+				synctest.Test(t, func(t *testing.T) { got = play(t, script) })
+				out = append(out, head+"\n----\n"+got)
+				if diff := cmp.Diff(want, got); diff != "" && !*update {
+					t.Errorf("%s\nscript:\n%s\nwant (-), got (+):\n%s", file, script, diff)
+				}
+			})
+		}
+		if *update {
+			if err := os.WriteFile(file, []byte(strings.Join(out, "\n\n")+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// stage is the store, the letters and the partition of a story, and its minutes.
+type stage struct {
+	mu      sync.Mutex
+	began   time.Time
+	minutes []string
+	answers map[string][]Verdict
+	refused int // letters still to be refused
+	records chan []kafka.Record
+	offset  int64
+}
+
+var verdicts = map[string]Verdict{"+": Applied, "=": Duplicate, "<": Stale, "~": Transient, "x": Poison, "!": Unavailable}
+
+func play(t *testing.T, script string) string {
+	s := &stage{began: time.Now(), answers: make(map[string][]Verdict), records: make(chan []kafka.Record)}
+	reg := prometheus.NewRegistry()
+	cfg := DefaultConfig()
+	worker := &Worker{
+		Name: "es", Sink: s, Bury: s.bury,
+		Filter:  func(n cdc.TableName) bool { return n.Table != "hidden" },
+		Log:     slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Metrics: NewMetrics(reg),
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	start := sync.OnceFunc(func() {
+		worker.Config = cfg
+		go func() { done <- worker.RunPartition(ctx, s) }()
+	})
+	for line := range strings.Lines(script) {
+		verb, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		words := strings.Fields(rest)
+		switch verb {
+		case "sink":
+			s.mu.Lock()
+			for _, w := range words[1:] {
+				s.answers[words[0]] = append(s.answers[words[0]], verdicts[w])
+			}
+			s.mu.Unlock()
+		case "bury":
+			s.refused = len(words)
+		case "batch":
+			cfg.BatchChanges, _ = strconv.Atoi(rest)
+		case "fetch":
+			start()
+			s.records <- s.parse(t, words)
+			synctest.Wait()
+		case "wait":
+			d, err := time.ParseDuration(rest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(d)
+			synctest.Wait()
+		case "stop":
+			cancel()
+			synctest.Wait()
+		default:
+			t.Fatalf("no such verb: %s", line)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		s.say("error %v", err)
+	}
+	s.minutes = append(s.minutes, sum(t, reg))
+	return strings.Join(s.minutes, "\n")
+}
+
+func (s *stage) say(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.minutes = append(s.minutes, fmt.Sprintf("%s ", time.Since(s.began))+fmt.Sprintf(format, args...))
+}
+
+func (s *stage) parse(t *testing.T, words []string) []kafka.Record {
+	var out []kafka.Record
+	for _, w := range words {
+		r := kafka.Record{Topic: "p.shop.q", Offset: s.offset, Value: []byte("{")}
+		if w != "?" {
+			table := "q"
+			if rest, ok := strings.CutPrefix(w, "-"); ok {
+				w, table = rest, "hidden"
+			}
+			n, err := strconv.Atoi(w[1:])
+			if err != nil {
+				t.Fatalf("record %q: %v", w, err)
+			}
+			r = record(cdc.TableName{DB: "shop", Table: table}, w[:1], uint64(n))
+		}
+		r.Topic, r.Offset = "p.shop.q", s.offset
+		s.offset++
+		out = append(out, r)
+	}
+	return out
+}
+
+// record is an upsert of a row of one column, its key.
+func record(table cdc.TableName, key string, seq uint64) kafka.Record {
+	version, err := cdc.NewVersion(1, seq)
+	if err != nil {
+		panic(err)
+	}
+	c := cdc.Change{
+		Table: table, Op: cdc.OpUpdate, Version: version, CommitMicros: 1,
+		Key: fmt.Appendf(nil, `{"id":%q}`, key), After: fmt.Appendf(nil, `{"id":%q}`, key),
+	}
+	return kafka.Record{Key: c.Key, Value: c.AppendValue(nil, "p"), Headers: c.Headers()}
+}
+
+func name(c *cdc.Change) string {
+	text, _ := cdc.KeyText(c.Key)
+	return text + strconv.FormatUint(c.Version.Seq(), 10)
+}
+
+func (s *stage) Apply(_ context.Context, changes []cdc.Change) []Outcome {
+	var asked, answered []string
+	outcomes := make([]Outcome, len(changes))
+	s.mu.Lock()
+	for i := range changes {
+		key, _ := cdc.KeyText(changes[i].Key)
+		v := Applied
+		if script := s.answers[key]; len(script) > 0 {
+			v, s.answers[key] = script[0], script[1:]
+		}
+		outcomes[i] = Outcome{Verdict: v}
+		switch v {
+		case Poison:
+			outcomes[i].Class, outcomes[i].Reason = ClassMapping, "no such field"
+		case Transient:
+			outcomes[i].Class, outcomes[i].Reason = ClassRefused, "not now"
+		}
+		asked = append(asked, name(&changes[i]))
+		for sign, w := range verdicts {
+			if w == v {
+				answered = append(answered, sign)
+			}
+		}
+	}
+	s.mu.Unlock()
+	s.say("apply %s -> %s", strings.Join(asked, " "), strings.Join(answered, ""))
+	return outcomes
+}
+
+func (s *stage) bury(_ context.Context, r Refusal) error {
+	what := "?"
+	if r.Change != nil {
+		what = name(r.Change)
+	}
+	s.mu.Lock()
+	refuse := s.refused > 0
+	if refuse {
+		s.refused--
+	}
+	s.mu.Unlock()
+	if refuse {
+		s.say("bury %s: Kafka is away", what)
+		return errors.New("Kafka is away")
+	}
+	s.say("bury %s: %s, retries %d, failing for %s", what, r.Class, r.Retries, r.LastFailed.Sub(r.FirstFailed))
+	return nil
+}
+
+func (s *stage) Name() (string, int) { return "p.shop.q", 0 }
+
+func (s *stage) Fetch(ctx context.Context) ([]kafka.Record, error) {
+	select {
+	case r := <-s.records:
+		return r, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(time.Minute): // a long poll that brought nothing
+		return nil, nil
+	}
+}
+
+func (s *stage) Commit(_ context.Context, next int64) error {
+	s.say("commit %d", next)
+	return nil
+}
+
+// counted reads a counter over all its tables, by the value of one label.
+func counted(t testing.TB, reg *prometheus.Registry, metric, label string) map[string]int {
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make(map[string]int)
+	for _, f := range families {
+		if f.GetName() != metric {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == label {
+					out[l.GetValue()] += int(m.GetCounter().GetValue())
+				}
+			}
+		}
+	}
+	return out
+}
+
+// sum writes the books as an equation.
+func sum(t testing.TB, reg *prometheus.Registry) string {
+	received := counted(t, reg, "lockstep_sink_received_total", "sink")["es"]
+	by := counted(t, reg, "lockstep_sink_changes_total", "outcome")
+	var parts []string
+	total := 0
+	for _, o := range outcomes {
+		total += by[o]
+		if by[o] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", o, by[o]))
+		}
+	}
+	sign := "="
+	if received != total {
+		sign = "IS NOT"
+	}
+	dead := 0
+	for _, n := range counted(t, reg, "lockstep_sink_dead_letters_total", "class") {
+		dead += n
+	}
+	if dead != by[outcomeDead] {
+		sign = fmt.Sprintf("(%d letters) IS NOT", dead)
+	}
+	slices.Sort(parts)
+	return fmt.Sprintf("received %d %s %s", received, sign, strings.Join(parts, " + "))
+}
