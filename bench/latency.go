@@ -86,13 +86,21 @@ func (b *bench) measureLatency(ctx context.Context) error {
 		}
 		b.beside("latency."+sink+"_p50", h.quantile(.5)*1000, "ms", bare.P50*1000)
 		b.beside("latency."+sink+"_p99", h.quantile(.99)*1000, "ms", bare.P99*1000)
+		calls := after.histogram("lockstep_sink_apply_seconds", "sink", sink).since(before.histogram("lockstep_sink_apply_seconds", "sink", sink))
+		b.add("latency."+sink+"_call_p50", calls.quantile(.5)*1000, "ms")
+		b.add("latency."+sink+"_call_rows", float64(ended-overtaken)/calls.count, "rows")
 	}
 	b.add("latency.cpu", (usage.CPU-usageBefore.CPU)/b.duration.Seconds(), "CPUs")
 	b.add("latency.peak_memory", usage.PeakMB, "MB")
 	b.beside("latency.commit_p50", ms(quantile(stats.commit, .5)), "ms", ms(quantile(bareWriter.commit, .5)))
 	b.beside("latency.commit_p99", ms(quantile(stats.commit, .99)), "ms", ms(quantile(bareWriter.commit, .99)))
-	b.beside("latency.writer_late_p50", ms(quantile(stats.late, .5)), "ms", ms(quantile(bareWriter.late, .5)))
-	b.beside("latency.writer_late_p99", ms(quantile(stats.late, .99)), "ms", ms(quantile(bareWriter.late, .99)))
+	for _, w := range []struct {
+		name string
+		late []time.Duration
+	}{{"latency.writer_late", stats.late}, {"latency.bare_writer_late", bareWriter.late}} {
+		b.add(w.name+"_p50", ms(quantile(w.late, .5)), "ms")
+		b.add(w.name+"_p99", ms(quantile(w.late, .99)), "ms")
+	}
 	return nil
 }
 

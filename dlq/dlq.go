@@ -120,7 +120,7 @@ func (f Filter) takes(l *Letter) bool {
 func (l *Letters) List(ctx context.Context, f Filter) ([]Letter, error) {
 	open := make(map[identity]entry)
 	err := l.Log.ReadAll(ctx, l.Topic, func(r kafka.Record) error {
-		fold(open, read(r), f)
+		fold(open, read(l.Sink, r), f)
 		return nil
 	})
 	if err != nil {

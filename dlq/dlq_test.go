@@ -168,7 +168,7 @@ func TestALetterIsTheUntouchedRecordWithItsReason(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, "listed", string(text), `{
- "id": "3-0",
+ "id": "es-3-0",
  "sink": "es",
  "table": "bank.questions",
  "key": "7",

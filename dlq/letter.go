@@ -100,7 +100,8 @@ func (p Place) String() string { return fmt.Sprintf("%s/%d/%d", p.Topic, p.Parti
 
 // Letter is a dead letter without the record it holds.
 type Letter struct {
-	// ID names the letter within its sink: partition and offset, "3-1042".
+	// ID names the letter within its pipeline: sink, partition and offset,
+	// "search-3-1042".
 	ID   string `json:"id"`
 	Sink string `json:"sink"`
 	// Table, Key and Version are empty when the record could not be decoded.
@@ -191,9 +192,10 @@ func (l Letter) headers(state State) []cdc.Header {
 
 // read is the letter in a record of the letters' topic. What is none counts as an
 // undecodable record that was refused where it stands, so that it is seen.
-func read(r kafka.Record) Letter {
+func read(sink string, r kafka.Record) Letter {
 	l := Letter{
-		ID:    fmt.Sprintf("%d-%d", r.Partition, r.Offset),
+		ID:    fmt.Sprintf("%s-%d-%d", sink, r.Partition, r.Offset),
+		Sink:  sink,
 		Bytes: len(r.Key) + len(r.Value),
 		place: Place{r.Topic, r.Partition, r.Offset},
 		key:   string(r.Key),
@@ -233,7 +235,6 @@ func read(r kafka.Record) Letter {
 		}
 		return t
 	}
-	l.Sink = values[HeaderSink]
 	l.Table = values[HeaderTable]
 	l.Key = values[HeaderKey]
 	l.GTID = values[HeaderGTID]

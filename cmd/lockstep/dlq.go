@@ -179,7 +179,7 @@ func newDLQShowCommand(a *app) *cobra.Command {
 		Use:     "show ID",
 		Short:   "Show one dead letter with its record",
 		Long:    "Show prints a dead letter and the record it holds: key, value and headers as they were.",
-		Example: `  lockstep dlq show bank-search-0-17 -o json`,
+		Example: `  lockstep dlq show search-0-17 -o json`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
@@ -365,7 +365,7 @@ func newDLQSkipCommand(a *app) *cobra.Command {
 		Use:     "skip ID",
 		Short:   "Close a dead letter and leave the row stale",
 		Long:    "Skip closes a dead letter for good: the row stays as it is in the store until it changes again. The reason is kept with it.",
-		Example: `  lockstep dlq skip bank-search-0-17 --reason "row is test data"`,
+		Example: `  lockstep dlq skip search-0-17 --reason "row is test data"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if reason == "" {

@@ -44,6 +44,7 @@ func TestRandomChangesEndEqualAndRedeliveryChangesNothing(t *testing.T) {
 		p.stop()
 	}
 
+	w.config = w.again
 	for _, sink := range []string{"search2", "cache2"} {
 		again := w.start("sink", sink)
 		again.awaitReady()

@@ -32,6 +32,7 @@ type world struct {
 	name   string // of the database, the prefix, and in every index and key
 	spec   oracle.Spec
 	config string // path
+	again  string // the same with sinks search2 and cache2: groups that begin at the first offset
 	binary string
 }
 
@@ -62,14 +63,11 @@ func newWorld(t *testing.T, questions int) *world {
 	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: search.URL, RedisAddr: cache.Addr}
 	text := fmt.Sprintf(`prefix: %[1]s
 source: {addr: %[2]q, user: %[3]s, password: %[4]q, server_id: %[5]d}
-kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 3s}
+kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 6s}
 sinks:
   search: {elastic: {addresses: [%[7]q]}}
   cache: {redis: {addresses: [%[8]q]}}
-  # The same stores again, for groups that begin at the first offset.
-  search2: {elastic: {addresses: [%[7]q]}}
-  cache2: {redis: {addresses: [%[8]q]}}
-worker: {stop_within: 1s}
+worker: {stop_within: 2s}
 admin: {listen: "127.0.0.1:0"}
 tables:
 `, w.name, source.Addr, source.User, source.Password, 5000+os.Getpid()%50000, brokers.Addr, search.URL, cache.Addr)
@@ -78,8 +76,10 @@ tables:
 		text += fmt.Sprintf("  - {match: %q, elastic: {index: %q}, redis: {key: %q, mode: %s}}\n", w.name+"."+table.name, index, key, table.mode)
 		w.spec.Tables = append(w.spec.Tables, oracle.TableSpec{Table: table.name, Index: index, RedisKey: key, RedisMode: table.mode})
 	}
-	w.config = filepath.Join(t.TempDir(), "lockstep.yaml")
-	if err := os.WriteFile(w.config, []byte(text), 0o600); err != nil {
+	dir := t.TempDir()
+	w.config, w.again = filepath.Join(dir, "lockstep.yaml"), filepath.Join(dir, "again.yaml")
+	again := strings.NewReplacer("  search: ", "  search2: ", "  cache: ", "  cache2: ").Replace(text)
+	if err := errors.Join(os.WriteFile(w.config, []byte(text), 0o600), os.WriteFile(w.again, []byte(again), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -4,12 +4,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
 )
+
+// errUnavailable is wrapped by the errors of a store that does not answer now: it
+// is down, or the index was made a moment ago and has no shard yet.
+var errUnavailable = errors.New("the store is unavailable")
 
 // call sends a request with a JSON body and decodes the answer. It returns the
 // status; one of 400 or more, save 404, is an error.
@@ -29,12 +34,15 @@ func call(ctx context.Context, client *http.Client, base, method, path string, b
 	request.Header.Set("Content-Type", "application/json")
 	response, err := client.Do(request)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("%w: %w", errUnavailable, err)
 	}
 	defer response.Body.Close()
 	answer, err := io.ReadAll(response.Body)
 	if err != nil {
 		return 0, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if response.StatusCode >= 500 {
+		return response.StatusCode, fmt.Errorf("%w: %s %s: %s: %s", errUnavailable, method, path, response.Status, shorten(string(answer)))
 	}
 	if response.StatusCode >= 400 && response.StatusCode != http.StatusNotFound {
 		return response.StatusCode, fmt.Errorf("%s %s: %s: %s", method, path, response.Status, shorten(string(answer)))

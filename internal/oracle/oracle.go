@@ -144,24 +144,27 @@ func Compare(ctx context.Context, spec Spec) (Report, error) {
 	return c.report, err
 }
 
-// WaitEqual compares until nothing differs, at most for timeout. It returns the
-// last report, and an error with that report in it when the time is over.
+// WaitEqual compares until nothing differs, at most for timeout. A store that does
+// not answer is asked again. It returns the last report, and an error with what was
+// wrong last when the time is over.
 func WaitEqual(ctx context.Context, spec Spec, timeout time.Duration) (Report, error) {
 	start := time.Now()
 	for {
 		report, err := Compare(ctx, spec)
-		if err != nil {
-			return report, err
-		}
-		if report.Equal() {
+		if err == nil && report.Equal() {
 			return report, nil
 		}
+		if err == nil {
+			err = fmt.Errorf("not equal after %s: %s", time.Since(start).Round(time.Second), report)
+		} else if !errors.Is(err, errUnavailable) {
+			return report, err
+		}
 		if time.Since(start) > timeout {
-			return report, fmt.Errorf("not equal after %s: %s", timeout, report)
+			return report, err
 		}
 		select {
 		case <-ctx.Done():
-			return report, errors.Join(ctx.Err(), fmt.Errorf("not equal yet: %s", report))
+			return report, errors.Join(ctx.Err(), err)
 		case <-time.After(250 * time.Millisecond):
 		}
 	}

@@ -4,13 +4,18 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -426,6 +431,35 @@ func TestWaitEqualReturnsWhenTheStoresCatchUpAndFailsWhenTheyDoNot(t *testing.T)
 	_, err := WaitEqual(t.Context(), w.spec, 30*time.Second)
 	repair.Wait()
 	must(t, err)
+}
+
+func TestWaitEqualAsksAStoreThatIsDownAgainAndSaysSoInTheEnd(t *testing.T) {
+	w := newWorld(t)
+	var asked atomic.Int64
+	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) <= 2 {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		target, err := url.Parse(w.spec.ElasticURL)
+		if err != nil {
+			panic(err)
+		}
+		httputil.NewSingleHostReverseProxy(target).ServeHTTP(rw, r)
+	}))
+	defer proxy.Close()
+	down, up := w.spec, w.spec
+	up.ElasticURL = proxy.URL
+	if _, err := Compare(t.Context(), up); !errors.Is(err, errUnavailable) {
+		t.Fatalf("want the 503 from Compare, got %v", err)
+	}
+	_, err := WaitEqual(t.Context(), up, 30*time.Second)
+	must(t, err)
+
+	down.RedisAddr = "127.0.0.1:1"
+	if _, err := WaitEqual(t.Context(), down, 0); !errors.Is(err, errUnavailable) {
+		t.Fatalf("want an error about the store, got %v", err)
+	}
 }
 
 func TestTheCallersSessionsAreLeftAlone(t *testing.T) {

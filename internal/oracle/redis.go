@@ -25,7 +25,7 @@ func (c *comparison) redisRows(ctx context.Context, t TableSpec, rows []row) err
 	})
 	// A key of another type, or none, is the row's difference and not our error.
 	if _, refused := errors.AsType[redis.Error](err); err != nil && !refused {
-		return fmt.Errorf("read %d keys from redis: %w", len(rows), err)
+		return fmt.Errorf("read %d keys from redis: %w: %w", len(rows), errUnavailable, err)
 	}
 	fields := 0
 	for i, r := range rows {
@@ -98,7 +98,7 @@ func (c *comparison) redisOrphans(ctx context.Context, t TableSpec, seen map[str
 	for {
 		keys, next, err := c.redis.Scan(ctx, cursor, template.pattern(), 2000).Result()
 		if err != nil {
-			return fmt.Errorf("scan redis: %w", err)
+			return fmt.Errorf("scan redis: %w: %w", errUnavailable, err)
 		}
 		for _, key := range keys {
 			if seen[key] {

@@ -289,10 +289,7 @@ func (s *Sink) twice(ctx context.Context, body func(unsignedLong bool) map[strin
 	if err == nil || res.kind != "mapper_parsing_exception" {
 		return res, err
 	}
-	if second, err := s.put(ctx, request, body(false)); err == nil {
-		return second, nil
-	}
-	return res, err
+	return s.put(ctx, request, body(false))
 }
 
 func (s *Sink) put(ctx context.Context, request func([]byte) esapi.Request, body map[string]any) (response, error) {
