@@ -176,6 +176,16 @@ type fake struct {
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Elastic-Product", "Elasticsearch")
 	w.Header().Set("Content-Type", "application/json")
+	if r.URL.Path == "/_mget" { // holds none of them yet
+		var asked struct{ Docs []struct{} }
+		json.NewDecoder(r.Body).Decode(&asked)
+		docs := make([]map[string]any, len(asked.Docs))
+		for i := range docs {
+			docs[i] = map[string]any{"found": false}
+		}
+		json.NewEncoder(w).Encode(map[string]any{"docs": docs})
+		return
+	}
 	if r.URL.Path != "/_bulk" {
 		fields := map[string]any{guardField: 1}
 		for _, c := range sinktest.Questions.Columns {

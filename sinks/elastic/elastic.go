@@ -84,6 +84,7 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	}
 	body := make([]byte, 0, size)
 	docs := make([]*document, 0, len(changes))
+	var unsent []*document // too large to try
 	for i := range changes {
 		c := &changes[i]
 		t := s.table(c.Table)
@@ -100,14 +101,21 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 		if no == nil {
 			body, no = appendChange(body, c, t.alias, s.config.MaxDocumentBytes)
 		}
-		if no != nil {
+		d := &document{at: i, change: c, table: t, lines: span{from, len(body)}}
+		switch {
+		case no == nil:
+			docs = append(docs, d)
+		case no.Class == sinks.ClassTooLarge:
+			d.outcome = *no
+			unsent = append(unsent, d)
+		default:
 			outcomes[i] = *no
-			continue
 		}
-		docs = append(docs, &document{at: i, change: c, table: t, lines: span{from, len(body)}})
 	}
 	s.send(ctx, body, docs)
 	s.send(ctx, body, s.widen(ctx, docs))
+	docs = append(docs, unsent...)
+	s.overtaken(ctx, docs)
 	for _, d := range docs {
 		outcomes[d.at] = d.outcome
 	}
@@ -220,6 +228,55 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 		}
 	}
 	return again
+}
+
+// overtaken looks at what is refused for good: Elasticsearch reads a document
+// before it compares versions, so it refuses an old state that nobody needs any
+// more in the same words as a new one. Such a change is stale, not poison; without
+// this the letter of a row that was mended could never be closed by a replay.
+func (s *Sink) overtaken(ctx context.Context, docs []*document) {
+	body := []byte(`{"docs":[`)
+	var refused []*document
+	for _, d := range docs {
+		if d.outcome.Verdict != sinks.Poison {
+			continue
+		}
+		id, err := cdc.KeyText(d.change.Key)
+		if err != nil {
+			continue
+		}
+		if len(refused) > 0 {
+			body = append(body, ',')
+		}
+		body = append(body, `{"_index":`...)
+		body = cdc.AppendString(body, d.table.alias)
+		body = append(body, `,"_id":`...)
+		body = cdc.AppendString(body, id)
+		body = append(body, `,"_source":false}`...)
+		refused = append(refused, d)
+	}
+	if len(refused) == 0 {
+		return
+	}
+	res, err := s.do(ctx, esapi.MgetRequest{Body: bytes.NewReader(append(body, "]}"...))})
+	found := gjson.GetBytes(res.body, "docs").Array()
+	switch {
+	case err != nil:
+		unavailable(refused, err.Error())
+		return
+	case res.status != http.StatusOK || len(found) != len(refused):
+		unavailable(refused, fmt.Sprintf("ask for the versions of %d documents: %s", len(refused), res.answer))
+		return
+	}
+	for i, d := range refused {
+		switch has := cdc.Version(found[i].Get("_version").Uint()); {
+		case !found[i].Get("found").Bool() || has < d.change.Version:
+		case has == d.change.Version:
+			d.outcome = sinks.Outcome{Verdict: sinks.Duplicate}
+		default:
+			d.outcome = sinks.Outcome{Verdict: sinks.Stale}
+		}
+	}
 }
 
 // Probe asks the cluster for its version.

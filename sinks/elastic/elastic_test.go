@@ -377,6 +377,26 @@ func TestADocumentOverTheLimitIsPoisonOnItsOwn(t *testing.T) {
 	}
 }
 
+// The server reads a document before it compares versions, so it refuses an old
+// state in the same words as a new one.
+func TestARefusedChangeThatANewerOneHasOvertakenIsStale(t *testing.T) {
+	s := openStore(t, func(c *Config) { c.MaxDocumentBytes = 2000 })
+	if out := verdictOf(t, s, sinktest.Upsert(1, 5, "mended")); out.Verdict != sinks.Applied {
+		t.Fatal(out)
+	}
+	for version, want := range map[int]sinks.Verdict{4: sinks.Stale, 5: sinks.Duplicate, 6: sinks.Poison} {
+		if out := verdictOf(t, s, s.Poison(t, 1, sinktest.Version(version))); out.Verdict != want {
+			t.Errorf("refused by the mapping at version %d: %+v; want verdict %d", version, out, want)
+		}
+		if out := verdictOf(t, s, sinktest.Upsert(1, version, strings.Repeat("x", 2000))); out.Verdict != want {
+			t.Errorf("too large at version %d: %+v; want verdict %d", version, out, want)
+		}
+	}
+	if out := verdictOf(t, s, s.Poison(t, 2, sinktest.Version(1))); out.Verdict != sinks.Poison {
+		t.Errorf("refused and never seen: %+v; want poison", out)
+	}
+}
+
 func TestAReadOnlyIndexHoldsAndDoesNotBury(t *testing.T) {
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "one")); out.Verdict != sinks.Applied {
