@@ -48,6 +48,7 @@ type bench struct {
 	servers struct{ mysql, kafka, elastic, redis testenv.Server }
 	before  string // the GTIDs executed before the backlog
 	docs    *documents
+	logs    []string // of the children
 	figures []Figure
 }
 
@@ -80,6 +81,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	header.Warnings = b.warnings()
 	header.Seconds = round(time.Since(b.began).Seconds())
 	report := Report{Header: header, Figures: b.figures}
 	fmt.Print(report.table())

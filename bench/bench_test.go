@@ -97,7 +97,7 @@ func TestTheFileKeepsItsShape(t *testing.T) {
 	b.add("capture.start", .123456, "s")
 	b.add("search.rows", math.NaN(), "rows/s")
 	r := Report{
-		Header: Header{Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Commit: "abc", CPUs: 2, Load: 1.5, Rows: 500000, Seconds: 300,
+		Header: Header{Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Commit: "abc", CPUs: 2, Load: 1.5, Rows: 500000, Seconds: 300, Warnings: 3,
 			Versions: map[string]string{"mysql": "9.7.4"}},
 		Figures: b.figures,
 	}
@@ -114,7 +114,7 @@ func TestTheFileKeepsItsShape(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := json.Unmarshal([]byte(`{
-		"header": {"date": "2026-01-02T03:04:05Z", "commit": "abc", "cpus": 2, "load": 1.5, "rows": 500000, "seconds": 300, "versions": {"mysql": "9.7.4"}},
+		"header": {"date": "2026-01-02T03:04:05Z", "commit": "abc", "cpus": 2, "load": 1.5, "rows": 500000, "seconds": 300, "warnings": 3, "versions": {"mysql": "9.7.4"}},
 		"figures": [
 			{"name": "capture.rows", "value": 90000, "unit": "rows/s", "ceiling": 120000, "ratio": 0.75},
 			{"name": "capture.start", "value": 0.1235, "unit": "s", "ceiling": null, "ratio": null},

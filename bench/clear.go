@@ -12,7 +12,7 @@ import (
 )
 
 // errLeftovers is wrapped when something could not be removed.
-var errLeftovers = errors.New("something is left over")
+var errLeftovers = errors.New("something is left over, which the next run removes,")
 
 // ours are the names of this and earlier runs.
 var ours = regexp.MustCompile(`^bench-[0-9]{10,}([-:.].*)?$`)

@@ -50,6 +50,7 @@ func (b *bench) start(p *pipeline, args ...string) (*child, error) {
 		c.err = c.cmd.Wait()
 		close(c.done)
 	}()
+	b.logs = append(b.logs, path)
 	return c, nil
 }
 
@@ -83,6 +84,22 @@ func (c *child) tail() string {
 	}
 	lines := bytes.Split(bytes.TrimSpace(log), []byte("\n"))
 	return "the last lines of " + c.logPath + ":\n  | " + string(bytes.Join(lines[max(0, len(lines)-15):], []byte("\n  | ")))
+}
+
+// warnings counts the log lines of all children that tell of trouble: figures of a
+// run in which a server went away say nothing.
+func (b *bench) warnings() (n int) {
+	for _, path := range b.logs {
+		log, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if here := bytes.Count(log, []byte(" level=WARN ")) + bytes.Count(log, []byte(" level=ERROR ")); here > 0 {
+			b.say("lockstep met trouble, see the %d warnings in %s; some figures may say nothing", here, path)
+			n += here
+		}
+	}
+	return n
 }
 
 // poll makes laps until one returns 0; a lap returns how long to wait for the next.

@@ -31,7 +31,8 @@ type Header struct {
 	Load     float64           `json:"load"` // of the machine, over the minute before
 	Versions map[string]string `json:"versions"`
 	Rows     int               `json:"rows"`
-	Seconds  float64           `json:"seconds"` // that the run took
+	Seconds  float64           `json:"seconds"`  // that the run took
+	Warnings int               `json:"warnings"` // in lockstep's logs; not 0 means that the run was disturbed
 }
 
 // Figure is one measured value. Ceiling is what the bare loop did in the same run,
@@ -92,8 +93,8 @@ func (r Report) save(path string) error {
 func (r Report) table() string {
 	var text strings.Builder
 	h := r.Header
-	fmt.Fprintf(&text, "\n%s row changes, %d CPUs, load %.1f before, %s, commit %s, %.0f s\nMySQL %s, Kafka %s, Elasticsearch %s, Redis %s, %s\n\n",
-		thousands(float64(h.Rows)), h.CPUs, h.Load, h.Date.Format(time.DateTime), h.Commit, h.Seconds,
+	fmt.Fprintf(&text, "\n%s row changes, %d CPUs, load %.1f before, %s, commit %s, %.0f s, %d warnings\nMySQL %s, Kafka %s, Elasticsearch %s, Redis %s, %s\n\n",
+		thousands(float64(h.Rows)), h.CPUs, h.Load, h.Date.Format(time.DateTime), h.Commit, h.Seconds, h.Warnings,
 		h.Versions["mysql"], h.Versions["kafka"], h.Versions["elasticsearch"], h.Versions["redis"], h.Versions["go"])
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "NAME\tVALUE\tUNIT\tCEILING\tRATIO\t\n")

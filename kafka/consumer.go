@@ -22,6 +22,7 @@ var ErrRevoked = errors.New("partition revoked")
 const (
 	heartbeatInterval = time.Second
 	joinBackoff       = 500 * time.Millisecond
+	lagInterval       = 2 * time.Second
 	// beyondEnd is how many answers in a row must say that an offset is behind
 	// the end of the log: during a change of leader it can look so for a moment.
 	beyondEnd = 10
@@ -160,12 +161,14 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 // begin starts a Handle for each partition of a generation. The group does not
 // join again before all of them have returned.
 func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc ConsumeConfig, gen *kafkago.Generation) {
+	owned := make(map[string][]*Partition)
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
 			p := &Partition{Topic: topic, ID: a.ID, client: c, gen: gen, next: a.Offset, committed: a.Offset}
 			if cc.Metrics != nil {
 				p.lag = cc.Metrics.lag
 			}
+			owned[topic] = append(owned[topic], p)
 			gen.Start(func(generation context.Context) {
 				if generation.Err() != nil { // over already: nobody would wait for us
 					return
@@ -174,6 +177,35 @@ func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc Cons
 					end(final{fmt.Errorf("%s/%d: %w", p.Topic, p.ID, err)})
 				}
 			})
+		}
+	}
+	if cc.Metrics != nil {
+		gen.Start(func(generation context.Context) { c.watchLag(ctx, generation, owned) })
+	}
+}
+
+// watchLag keeps the lag of partitions true while nobody fetches from them, which
+// is when it matters most: a store that is away holds them.
+func (c *Client) watchLag(session, generation context.Context, owned map[string][]*Partition) {
+	ctx, cancel := context.WithCancel(session)
+	defer cancel()
+	defer context.AfterFunc(generation, cancel)()
+	tick := time.NewTicker(lagInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for topic, partitions := range owned {
+			ends, err := c.EndOffsets(ctx, topic)
+			if err != nil {
+				continue // the end of ctx, or a topic that is gone: its fetches say so
+			}
+			for _, p := range partitions {
+				p.setEnd(ends[p.ID])
+			}
 		}
 	}
 }
@@ -260,10 +292,7 @@ func (p *Partition) Fetch(ctx context.Context) ([]Record, error) {
 		return nil, err
 	}
 	p.next = f.next
-	p.mu.Lock()
-	p.end = f.end
-	p.mu.Unlock()
-	p.showLag()
+	p.setEnd(f.end)
 	return f.records, nil
 }
 
@@ -311,7 +340,15 @@ func (p *Partition) setCommitted(next int64) {
 	p.mu.Unlock()
 }
 
-// End is the offset after the last record of the partition, as of the last fetch.
+func (p *Partition) setEnd(end int64) {
+	p.mu.Lock()
+	p.end = max(p.end, end)
+	p.mu.Unlock()
+	p.showLag()
+}
+
+// End is the offset after the last record of the partition, as last seen: by the
+// last fetch, or some seconds ago.
 func (p *Partition) End() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

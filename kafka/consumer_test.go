@@ -304,3 +304,35 @@ func TestLagIsShownAndForgotten(t *testing.T) {
 		t.Errorf("%d partitions show a lag after they were given back", n)
 	}
 }
+
+// A store that is away keeps its partitions from fetching, and that is when
+// somebody looks at the lag.
+func TestLagGrowsWhileNobodyFetches(t *testing.T) {
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	c := open(t, cfg)
+	fill(t, c, cfg, "t", 1, 100)
+	m := metrics()
+	held := make(chan struct{})
+	stop := running(t, func(ctx context.Context) error {
+		return c.Consume(ctx, ConsumeConfig{Group: "g", Topics: fixed("t"), Log: quiet, Metrics: m, Handle: func(ctx context.Context, p *Partition) error {
+			if _, err := p.Fetch(ctx); err != nil {
+				return err
+			}
+			close(held)
+			<-ctx.Done()
+			return nil
+		}})
+	})
+	<-held
+	fill(t, c, cfg, "t", 1, 50)
+	for waiting := deadline(t, 20*time.Second); testutil.ToFloat64(m.lag) != 150; {
+		select {
+		case <-waiting.Done():
+			t.Fatalf("100 records were held and 50 came; the lag is %v", testutil.ToFloat64(m.lag))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -44,6 +44,28 @@ type Worker struct {
 	once    sync.Once
 	breaker *breaker
 	newest  highest
+	holding holding
+}
+
+// holding counts the partitions that wait, so that the log says once that a sink
+// is held and once that it goes on.
+type holding struct {
+	mu    sync.Mutex
+	count int
+	since time.Time
+}
+
+// add notes that n more partitions wait, and reports whether they are the first to
+// wait or the last to go on, and since when the first one waited.
+func (h *holding) add(n int) (edge bool, since time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := h.count
+	h.count += n
+	if before == 0 {
+		h.since = time.Now()
+	}
+	return before == 0 || h.count == 0, h.since
 }
 
 // buriers is how many dead letters of a partition are under way at a time.
@@ -114,7 +136,7 @@ type lane struct {
 	books map[cdc.TableName]*account
 	limit int // changes in the next call: shrinks under pressure, grows back
 	pause pause
-	held  time.Time // since when the partition waits; zero when it does not
+	held  bool // the partition waits
 
 	next        int64   // offset behind the last record taken in; -1 before the first
 	left        []*item // taken in but not settled when told to stop
@@ -485,22 +507,26 @@ func (it *item) refusal() Refusal {
 
 // hold notes that the partition waits; resume that it goes on.
 func (l *lane) hold(reason string) {
-	if !l.held.IsZero() {
+	if l.held {
 		return
 	}
-	l.held = time.Now()
+	l.held = true
 	l.Metrics.held.WithLabelValues(l.Name).Inc()
-	l.log.Warn("partition held", "offset", l.next, "reason", reason)
+	if first, _ := l.holding.add(1); first {
+		l.log.Warn("sink held: changes wait, none is lost", "offset", l.next, "reason", reason)
+	}
 }
 
 func (l *lane) resume() {
 	l.pause.reset()
-	if l.held.IsZero() {
+	if !l.held {
 		return
 	}
-	l.log.Info("partition goes on", "held", time.Since(l.held).Round(time.Millisecond).String())
-	l.held = time.Time{}
+	l.held = false
 	l.Metrics.held.WithLabelValues(l.Name).Dec()
+	if last, since := l.holding.add(-1); last {
+		l.log.Info("sink goes on", "held", time.Since(since).Round(time.Millisecond).String())
+	}
 }
 
 // settledTo is the offset of the oldest change that is not settled, or behind the
@@ -525,7 +551,7 @@ func (l *lane) commit(work context.Context) {
 	}
 	l.commitAfter = time.Now().Add(l.Config.CommitEvery)
 	if err := l.part.Commit(work, to); err != nil {
-		if !l.commitFails {
+		if !l.commitFails && !errors.Is(err, kafka.ErrRevoked) { // whoever has it now reads on
 			l.commitFails = true
 			l.log.Warn("offset not committed, trying again", "offset", to, "error", err)
 		}
