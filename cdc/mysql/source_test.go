@@ -595,3 +595,17 @@ func TestCascadesThatTheServerDoesNotLogAreRefused(t *testing.T) {
 		t.Errorf("the cascade is not in the log (-want +got)\n%s", diff)
 	}
 }
+
+func TestLogThatWasPurgedUnreadIsRefused(t *testing.T) {
+	const id = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
+	for position, fits := range map[string]bool{id + ":1-5": true, id + ":1-7": true, id + ":1-4": false, "": false} {
+		s := &Source{pos: cdc.Position{ServerUUID: id, GTIDSet: position}}
+		if err := s.restoreGTIDs(); err != nil {
+			t.Fatal(err)
+		}
+		err := s.verify(&server{uuid: id, executed: id + ":1-9", purged: id + ":1-5"})
+		if (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "--resnapshot") {
+			t.Errorf("position %q of a server that purged 1-5: %v", position, err)
+		}
+	}
+}
