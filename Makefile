@@ -48,6 +48,7 @@ demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compa
 
 bench: ## measure it beside bare loops, as ratios
 	@$(SERVERS) up
+	@$(MAKE) --no-print-directory build
 	@go run ./bench
 
 generate: ## rewrite everything that is generated
