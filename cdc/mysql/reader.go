@@ -56,13 +56,14 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 		SynchronousEventHandler: r, // no queue of decoded events: memory stays bounded
 	})
 	defer syncer.Close()
+	here := s.pos // the handler moves it on as soon as the log comes
 	streamer, err := syncer.StartSyncGTID(s.gtids.Clone()) // it keeps and changes the set
 	if err != nil {
 		return lost(fmt.Errorf("ask %s for its log: %w", s.Config.Addr, err))
 	}
 	s.reading.Store(true)
 	s.Metrics.connected.Set(1)
-	s.Log.Info("reading the log", "addr", s.Config.Addr, "epoch", s.pos.Epoch, "log_clock", s.pos.Seq, "tables", len(s.pos.Copied))
+	s.Log.Info("reading the log", "addr", s.Config.Addr, "epoch", here.Epoch, "log_clock", here.Seq, "tables", len(here.Copied))
 	_, err = streamer.GetEvent(ctx) // blocks: events go to the handler
 	if ctx.Err() != nil {
 		return nil

@@ -220,5 +220,6 @@ probe_elasticsearch() {
 }
 
 probe_redis() {
-  talk "$1" 'INFO server\r\n' 200 | tr -d '\r' | sed -n 's/^redis_version://p'
+  # While it loads its data it tells its version but takes no command.
+  talk "$1" 'PING\r\nINFO server\r\n' 200 | tr -d '\r' | sed -n '1{/^+PONG/!q};s/^redis_version://p'
 }
