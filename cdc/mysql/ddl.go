@@ -16,6 +16,7 @@ const (
 	verbRollback              // ends a transaction whose rows do not stand
 	verbSavepoint             // inside a transaction
 	verbXA                    // a two-phase transaction, whose rows are logged before they are decided
+	verbCreate                // makes a table, whose rows are all in the log from then on
 	verbAlter                 // changes the shape of a table; rows may change without row events
 	verbTableWide             // empties, drops or replaces a table as a whole
 	verbDatabase              // drops a database
@@ -60,6 +61,8 @@ func parseStatement(query, db string) statement {
 		return statement{verb: verbTableWide, words: "TRUNCATE TABLE", tables: []cdc.TableName{t.tableName(name, db)}}
 	case "DROP":
 		return parseDrop(&t, db)
+	case "CREATE":
+		return parseCreate(&t, db)
 	case "RENAME":
 		if w := t.word(); w != "TABLE" && w != "TABLES" { // RENAME USER
 			return statement{words: first}
@@ -88,6 +91,18 @@ func parseDrop(t *tokens, db string) statement {
 	s.tables = append(s.tables, t.tableName(name, db))
 	s.tables = append(s.tables, t.names(db, ",")...)
 	return s
+}
+
+func parseCreate(t *tokens, db string) statement {
+	what := t.word()
+	if what == "OR" { // OR REPLACE
+		t.next()
+		what = t.word()
+	}
+	if what != "TABLE" { // TEMPORARY TABLE, VIEW, INDEX, USER, ...
+		return statement{words: "CREATE " + what}
+	}
+	return statement{verb: verbCreate, words: "CREATE TABLE", tables: []cdc.TableName{t.tableName(t.skipIfExists(), db)}}
 }
 
 // tableWideAlter are the words after which an ALTER TABLE removes or replaces

@@ -47,7 +47,10 @@ func TestStatementsThatTakeRowsAwayAreRecognised(t *testing.T) {
 		"XA START X'01',X'',1":                                         {verb: verbXA, words: "XA"},
 		"INSERT INTO t VALUES (1)":                                     {verb: verbDML, words: "INSERT"},
 		"-- a comment\nDELETE FROM t":                                  {verb: verbDML, words: "DELETE"},
-		"CREATE TABLE t (a INT)":                                       {words: "CREATE"},
+		"CREATE TEMPORARY TABLE t (a INT)":                             {words: "CREATE TEMPORARY"},
+		"CREATE OR REPLACE VIEW v AS SELECT 1":                         {words: "CREATE VIEW"},
+		"CREATE TABLE IF NOT EXISTS `a`.`t` LIKE u":                    {verb: verbCreate, words: "CREATE TABLE", tables: name("a", "t")},
+		"CREATE TABLE t (a INT)":                                       {verb: verbCreate, words: "CREATE TABLE", tables: name("db", "t")},
 		"GRANT SELECT ON t TO u":                                       {words: "GRANT"},
 		"":                                                             {},
 	} {

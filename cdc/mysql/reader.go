@@ -56,7 +56,7 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 		SynchronousEventHandler: r, // no queue of decoded events: memory stays bounded
 	})
 	defer syncer.Close()
-	here := s.pos // the handler moves it on as soon as the log comes
+	here := s.pos                                          // the handler moves it on as soon as the log comes
 	streamer, err := syncer.StartSyncGTID(s.gtids.Clone()) // it keeps and changes the set
 	if err != nil {
 		return lost(fmt.Errorf("ask %s for its log: %w", s.Config.Addr, err))
@@ -163,8 +163,10 @@ func (r *reader) layout(tm *replication.TableMapEvent) (*source, error) {
 		if err := r.sameKey(l); err != nil {
 			return nil, err
 		}
+		if !r.copied(name) {
+			return nil, r.appeared(name)
+		}
 		src.layout, src.counters = l, r.Metrics.table(name)
-		r.addCopied(name) // created after the copy, so its log is whole
 	}
 	r.layouts[tm.TableID] = src
 	return src, nil
@@ -304,6 +306,12 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 	case verbDML:
 		if err := r.refuse("SET PERSIST binlog_format = ROW", "transaction %s changes rows by statement (%s), not by rows", r.txn.gtid, st.words); err != nil {
 			return err
+		}
+	case verbCreate:
+		for _, t := range st.tables {
+			if r.Match(t) {
+				r.addCopied(t) // all its rows are in the log
+			}
 		}
 	case verbDatabase, verbTableWide, verbAlter:
 		r.clock += size

@@ -44,7 +44,8 @@ type Source struct {
 	// it cannot be followed.
 	SkipGTID string
 
-	pos     cdc.Position // the last end of a transaction
+	pos     cdc.Position  // the last end of a transaction
+	missed  cdc.TableName // rows were met of it before it was copied
 	gtids   *gomysql.MysqlGTIDSet
 	reading atomic.Bool
 }
@@ -70,6 +71,10 @@ func (s *Source) Run(ctx context.Context) error {
 		s.Metrics.connected.Set(0)
 		if ctx.Err() != nil {
 			return s.flush(ctx)
+		}
+		if appeared, ok := errors.AsType[*appearedError](err); ok {
+			s.Log.Info("a captured table has appeared, copying it", "table", appeared.table)
+			continue
 		}
 		var lost *lostError
 		if !errors.As(err, &lost) {
@@ -237,7 +242,7 @@ func (s *Source) verify(server *server) error {
 func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc.TableName) error {
 	var todo []cdc.TableName
 	for _, t := range tables {
-		if _, found := slices.BinarySearch(s.pos.Copied, t.String()); !found {
+		if !s.copied(t) {
 			todo = append(todo, t)
 		}
 	}
@@ -285,6 +290,29 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 func (s *Source) checkpoint(ctx context.Context) error {
 	s.pos.GTIDSet = s.gtids.String()
 	return s.Out.Checkpoint(ctx, s.pos)
+}
+
+func (s *Source) copied(t cdc.TableName) bool {
+	_, found := slices.BinarySearch(s.pos.Copied, t.String())
+	return found
+}
+
+// appearedError says that the log has rows of a table that was not there to be
+// copied and was not made since.
+type appearedError struct{ table cdc.TableName }
+
+func (e *appearedError) Error() string { return "table " + e.table.String() + " has appeared" }
+
+// appeared answers to rows of a table that is neither copied nor made in the log:
+// it was renamed, or granted to us only now. A new session copies it. When that
+// did not find it either, its older rows cannot be had.
+func (s *Source) appeared(t cdc.TableName) error {
+	if s.missed == t {
+		return stopf(fmt.Sprintf("GRANT SELECT ON %s TO '%s'@'%%' (or leave the table out of tables[].match)", quoteTable(t), s.Config.User),
+			"the log has rows of %s, but %s cannot see the table to copy its older rows", t, s.Config.User)
+	}
+	s.missed = t
+	return &appearedError{t}
 }
 
 // addCopied notes that the rows of t are in Kafka. The list is replaced, not

@@ -110,7 +110,7 @@ func newWorld(t *testing.T) *world {
 	name := testenv.Database(t, server)
 	cfg := DefaultConfig()
 	cfg.Addr, cfg.User, cfg.Password, cfg.ServerID = server.Addr, server.User, secret.Text(server.Password), 90001
-	cfg.CheckpointInterval = 10 * time.Millisecond
+	cfg.CheckpointInterval = time.Millisecond
 	return &world{t: t, db: testenv.OpenMySQL(t, server, name), name: name, cfg: cfg}
 }
 
@@ -463,6 +463,42 @@ func TestATableNewToTheConfigurationIsCopied(t *testing.T) {
 	}
 	if changes[0].Table.Table != "b" || changes[0].Op != cdc.OpRead {
 		t.Errorf("first change is %s of %s, want the copy of b", changes[0].Op, changes[0].Table)
+	}
+}
+
+// Rows of a table that could not be copied are not passed on as if they were all
+// there is: the account may not see the table, or may only now.
+func TestATableTheAccountCannotSeeStopsAndIsCopiedOnceItCan(t *testing.T) {
+	w := newWorld(t)
+	account := "r" + w.name[len(w.name)-10:]
+	w.exec("CREATE TABLE a (id INT PRIMARY KEY)", "CREATE TABLE b (id INT PRIMARY KEY)", "INSERT INTO b VALUES (1)",
+		"CREATE USER '"+account+"'@'%' IDENTIFIED BY 'a-Password-1'",
+		"GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO '"+account+"'@'%'", "GRANT SELECT ON "+w.name+".a TO '"+account+"'@'%'")
+	t.Cleanup(func() { w.exec("DROP USER '" + account + "'@'%'") })
+	w.cfg.User, w.cfg.Password = account, "a-Password-1"
+	out := newMemory()
+	s := w.source(out, nil)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	go func() { ended <- s.Run(ctx) }()
+	out.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	w.exec("INSERT INTO b VALUES (2)")
+	err := <-ended
+	var stop *Stop
+	if !errors.As(err, &stop) || !strings.Contains(err.Error(), "GRANT SELECT ON `"+w.name+"`.`b`") {
+		t.Fatalf("ended with %v", err)
+	}
+	w.exec("GRANT SELECT ON " + w.name + ".b TO '" + account + "'@'%'")
+	again := newMemory()
+	halt := w.run(w.source(again, &out.pos[len(out.pos)-1]))
+	changes := again.awaitChanges(t, 3)
+	if err := halt(); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`r {"id":1}  -> {"id":1}`, `r {"id":2}  -> {"id":2}`, `c {"id":2}  -> {"id":2}`}
+	if diff := cmp.Diff(want, show(changes)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 
