@@ -32,6 +32,10 @@ clean: ## stop the local servers and delete their data
 build: ## build bin/lockstep, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/lockstep ./cmd/lockstep
 
+.PHONY: bin/demo
+bin/demo: build
+	@go build -o $@ ./deploy/demo
+
 # One package at a time: some tests stop a server that the others use.
 test: ## start what is needed and run all tests, those against real servers included
 	@$(SERVERS) up mysql kafka elasticsearch redis mariadb
@@ -42,9 +46,8 @@ test: ## start what is needed and run all tests, those against real servers incl
 	go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -E '$(NO_RACE)')
 
 demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
-	@$(SERVERS) up
-	@$(MAKE) --no-print-directory build
-	@go run ./deploy/demo
+	@$(MAKE) --no-print-directory -j2 up bin/demo
+	@bin/demo
 
 bench: ## measure it beside bare loops, as ratios
 	@$(SERVERS) up
