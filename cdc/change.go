@@ -74,6 +74,9 @@ type Position struct {
 	// Copied lists the tables ("db.table", sorted) whose rows are in Kafka: those
 	// that were copied, and those created later, whose log is whole.
 	Copied []string `json:"copied"`
+	// Keys names the primary-key columns of copied tables, joined by ", ": the
+	// sinks know their rows by these.
+	Keys map[string]string `json:"keys,omitempty"`
 }
 
 // PositionFormat is the format number of a Position.

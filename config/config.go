@@ -89,6 +89,8 @@ type Table struct {
 	// inside the name of the database or of the table: bank.*, shop_*.orders.
 	// Capital and small letters differ.
 	Match string `yaml:"match" jsonschema:"required"`
+	// Skip leaves the tables that match out, for example scratch tables inside a wider pattern that stands behind this entry. Default false.
+	Skip bool `yaml:"skip"`
 	// Elastic says how rows are kept in sinks of kind elastic.
 	Elastic elastic.TableConfig `yaml:"elastic"`
 	// Redis says how rows are kept in sinks of kind redis.
@@ -139,7 +141,7 @@ func Sections() []any {
 func (c *Config) MatchTable(name cdc.TableName) (*Table, bool) {
 	for i := range c.Tables {
 		if c.Tables[i].matches(name) {
-			return &c.Tables[i], true
+			return &c.Tables[i], !c.Tables[i].Skip
 		}
 	}
 	return nil, false
@@ -294,6 +296,9 @@ func (c *Config) checkTables() []error {
 			if _, err := kafka.ChangeTopic("p", name); err != nil {
 				bad("%s.match: %w", path, err)
 			}
+		}
+		if t.Skip {
+			continue
 		}
 		if first := c.shadow(i); first >= 0 {
 			bad("%s.match: %s is never used, because tables[%d] (%s) matches it first; put it before that one", path, t.Match, first, c.Tables[first].Match)

@@ -41,7 +41,7 @@ func TestTheLeastConfigurationIsFilledWithTheDefaults(t *testing.T) {
 	if s := c.Sinks["cache"]; len(s.Redis.Addresses) != 1 || s.Store() != "redis" || s.Elastic != nil {
 		t.Errorf("cache is %+v", s)
 	}
-	if table := c.Tables[0]; table.Elastic.Index != "{db}_{table}" || table.Redis.Key != "{table}:{pk}" || table.Redis.Mode != "hash" {
+	if table := c.Tables[0]; table.Elastic.Index != "{db}_{table}" || table.Redis.Key != "{db}:{table}:{pk}" || table.Redis.Mode != "hash" {
 		t.Errorf("the table is %+v", table)
 	}
 }
@@ -110,8 +110,8 @@ func TestWhatTheSectionsMustAgreeOn(t *testing.T) {
 			`10:18: tables[1].redis.key: q:{pk} gives the keys of tables[0] (bank.questions) again; each table needs its own`},
 		"a pattern of tables in one index": {"bank.questions", "bank.*\n    elastic: {index: all}",
 			`8:22: tables[0].elastic.index: all tables of bank.* would share the index all; put {table} into it, or name the tables one by one`},
-		"a pattern of databases under the same keys": {"bank.questions", "bank_*.questions",
-			`7:5: tables[0].redis.key: all tables of bank_*.questions would share the keys {table}:{pk}; put {db} into it, or name the tables one by one`},
+		"a pattern of databases under the same keys": {"bank.questions", "bank_*.questions\n    redis: {key: \"{table}:{pk}\"}",
+			`8:18: tables[0].redis.key: all tables of bank_*.questions would share the keys {table}:{pk}; put {db} into it, or name the tables one by one`},
 		"a worker that stops too late for Kafka": {"sinks:", "worker: {stop_within: 6s}\nsinks:",
 			`3:23: worker.stop_within: 6s is more than half of kafka.session_timeout; use at most 5s, or raise the session timeout`},
 		"an admin address without a port": {"sinks:", "admin: {listen: localhost}\nsinks:",

@@ -168,7 +168,7 @@ func TestALetterIsTheUntouchedRecordWithItsReason(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, "listed", string(text), `{
- "id": "es-3-0",
+ "id": "`+letter.ID+`",
  "sink": "es",
  "table": "bank.questions",
  "key": "7",

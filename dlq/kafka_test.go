@@ -37,7 +37,7 @@ func TestOnARealKafkaTheLargestRowIsBuriedListedAndReplayed(t *testing.T) {
 	cfg := kafka.DefaultConfig()
 	cfg.Brokers = []string{testenv.Kafka(t).Addr}
 	cfg.Compression = "none"
-	cfg.MaxRecordBytes = 64 << 10
+	cfg.MaxRecordBytes = 1 << 20
 	client, err := kafka.Open(cfg, "dlqtest", quiet)
 	if err != nil {
 		t.Fatal(err)

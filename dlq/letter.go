@@ -100,8 +100,8 @@ func (p Place) String() string { return fmt.Sprintf("%s/%d/%d", p.Topic, p.Parti
 
 // Letter is a dead letter without the record it holds.
 type Letter struct {
-	// ID names the letter within its pipeline: sink, partition and offset,
-	// "search-3-1042".
+	// ID names the letter within its pipeline, "search-5f0c2a91d37e". It is made of
+	// sink, table and key, so that it stays when a replay is refused again.
 	ID   string `json:"id"`
 	Sink string `json:"sink"`
 	// Table, Key and Version are empty when the record could not be decoded.
@@ -193,8 +193,14 @@ func (l Letter) headers(state State) []cdc.Header {
 // read is the letter in a record of the letters' topic. What is none counts as an
 // undecodable record that was refused where it stands, so that it is seen.
 func read(sink string, r kafka.Record) Letter {
+	l := readHeaders(sink, r)
+	id := l.identity()
+	l.ID = fmt.Sprintf("%s-%x", sink, id[:6])
+	return l
+}
+
+func readHeaders(sink string, r kafka.Record) Letter {
 	l := Letter{
-		ID:    fmt.Sprintf("%s-%d-%d", sink, r.Partition, r.Offset),
 		Sink:  sink,
 		Bytes: len(r.Key) + len(r.Value),
 		place: Place{r.Topic, r.Partition, r.Offset},

@@ -105,7 +105,7 @@ func (c Config) Check() error {
 	if c.ReplicationFactor > 0 && c.MinInsyncReplicas > c.ReplicationFactor {
 		bad("min_insync_replicas: %d is more than replication_factor %d, so nothing could ever be written; use 1 to %d", c.MinInsyncReplicas, c.ReplicationFactor, c.ReplicationFactor)
 	}
-	between("max_record_bytes", c.MaxRecordBytes, 1024, 90<<20, def.MaxRecordBytes)
+	between("max_record_bytes", c.MaxRecordBytes, maxBatchBytes, 90<<20, def.MaxRecordBytes)
 	if c.Retention < 0 || (c.Retention > 0 && c.Retention < time.Minute) {
 		bad("retention: %s is too short; use 1m or more, or 0 to keep records for ever (default 168h)", c.Retention)
 	}

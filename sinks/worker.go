@@ -41,10 +41,11 @@ type Worker struct {
 	Metrics *Metrics
 	Config  Config
 
-	once    sync.Once
-	breaker *breaker
-	newest  highest
-	holding holding
+	once      sync.Once
+	breaker   *breaker
+	newest    highest
+	holding   holding
+	announced sync.Map // table and class of the dead letters that the log has told of
 }
 
 // holding counts the partitions that wait, so that the log says once that a sink
@@ -487,6 +488,19 @@ func (l *lane) bury(ctx, work context.Context, items []*item) {
 		}
 		it.settle(outcomeDead)
 		it.book.dead[it.class].Inc()
+		l.announce(it)
+	}
+}
+
+// announce puts the first dead letter of a table and class into the log; the
+// counter tells of the others.
+func (l *lane) announce(it *item) {
+	table := l.topic
+	if it.broken == nil {
+		table = it.change.Table.String()
+	}
+	if _, said := l.announced.LoadOrStore(table+"\x00"+string(it.class), true); !said {
+		l.log.Warn("dead letter; more of this table and class are only counted", "table", table, "class", string(it.class), "offset", it.record.Offset, "see", "lockstep dlq list")
 	}
 }
 

@@ -18,6 +18,10 @@ type server struct {
 	executed string // GTID sets without line breaks
 	purged   string
 	settings map[string]string
+	// What the log leaves out: the databases of binlog_do_db and binlog_ignore_db,
+	// and on a replica what it replicates, unless log_replica_updates is ON.
+	logOnly, logNot string
+	replica         bool
 }
 
 // settings that the reader depends on, with the value each must have.
@@ -36,7 +40,7 @@ func inspect(conn *client.Conn) (*server, error) {
 	if strings.Contains(strings.ToLower(s.version), "mariadb") {
 		return nil, stopf("", "the source is %s; this version reads MySQL 8.0 and later only", s.version)
 	}
-	names := []string{"innodb_native_foreign_keys", "log_replica_updates", "super_read_only", "binlog_expire_logs_seconds"}
+	names := []string{"innodb_native_foreign_keys", "log_replica_updates", "lower_case_table_names"}
 	for _, r := range required {
 		names = append(names, r.name)
 	}
@@ -51,8 +55,27 @@ func inspect(conn *client.Conn) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.inspectLog(conn); err != nil {
+		return nil, err
+	}
 	s.uuid, s.executed, s.purged = rows[0][0], oneLine(rows[0][1]), oneLine(rows[0][2])
 	return s, nil
+}
+
+// inspectLog asks what the server leaves out of its log.
+func (s *server) inspectLog(conn *client.Conn) error {
+	status, err := queryRows(conn, "SHOW BINARY LOG STATUS")
+	if err != nil { // before MySQL 8.2
+		if status, err = queryRows(conn, "SHOW MASTER STATUS"); err != nil {
+			return err
+		}
+	}
+	if len(status) > 0 && len(status[0]) >= 4 { // file, position, do_db, ignore_db
+		s.logOnly, s.logNot = status[0][2], status[0][3]
+	}
+	replica, err := queryRows(conn, "SHOW REPLICA STATUS")
+	s.replica = len(replica) > 0
+	return err
 }
 
 func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "") }
@@ -89,7 +112,16 @@ func (s *server) findings() []Finding {
 		}
 		found = append(found, f)
 	}
-	return found
+	whole := Finding{Check: "log is whole", OK: true, Detail: "no database and no replicated change is left out of the log"}
+	switch {
+	case s.logOnly != "" || s.logNot != "":
+		whole = Finding{Check: whole.Check, Detail: fmt.Sprintf("the server leaves databases out of its log (binlog_do_db %s, binlog_ignore_db %s)", shown(s.logOnly), shown(s.logNot)),
+			Fix: "remove binlog_do_db and binlog_ignore_db from the server's option file and restart it"}
+	case s.replica && s.settings["log_replica_updates"] != "ON":
+		whole = Finding{Check: whole.Check, Detail: "the server is a replica and does not log what it replicates (log_replica_updates is OFF)",
+			Fix: "set log_replica_updates=ON in the server's option file and restart it, or read its source"}
+	}
+	return append(found, whole)
 }
 
 func shown(v string) string {
@@ -227,7 +259,8 @@ func inspectTables(conn *client.Conn, tables []cdc.TableName, cfg Config) ([]Fin
 	return found, nil
 }
 
-// Tables lists the captured tables of the source with their present shapes.
+// Tables lists the tables of the source that match and can be captured, with
+// their present shapes.
 func Tables(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([]cdc.Table, error) {
 	conn, err := connect(ctx, cfg)
 	if err != nil {
@@ -241,7 +274,8 @@ func Tables(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([]
 	var tables []cdc.Table
 	for _, n := range names {
 		l, err := tableLayout(conn, n, cfg.ZeroDates)
-		if errors.Is(err, cdc.ErrNoTable) {
+		var stop *Stop
+		if errors.Is(err, cdc.ErrNoTable) || errors.As(err, &stop) {
 			continue
 		}
 		if err != nil {

@@ -10,17 +10,19 @@ import (
 type verb uint8
 
 const (
-	verbHarmless  verb = iota // touches no rows of ours without row events
-	verbBegin                 // opens a transaction
-	verbCommit                // ends a transaction
-	verbRollback              // ends a transaction whose rows do not stand
-	verbSavepoint             // inside a transaction
-	verbXA                    // a two-phase transaction, whose rows are logged before they are decided
-	verbCreate                // makes a table, whose rows are all in the log from then on
-	verbAlter                 // changes the shape of a table; rows may change without row events
-	verbTableWide             // empties, drops or replaces a table as a whole
-	verbDatabase              // drops a database
-	verbDML                   // changes rows by statement
+	verbHarmless   verb = iota // touches no rows of ours without row events
+	verbBegin                  // opens a transaction
+	verbCommit                 // ends a transaction
+	verbRollback               // ends a transaction whose rows do not stand
+	verbSavepoint              // inside a transaction
+	verbRollbackTo             // inside a transaction
+	verbXA                     // a two-phase transaction, whose rows are logged before they are decided
+	verbCreate                 // makes a table, whose rows are all in the log from then on
+	verbAlter                  // changes the shape of a table; rows may change without row events
+	verbTableWide              // empties, drops or replaces a table as a whole
+	verbDatabase               // drops a database
+	verbDML                    // changes rows by statement
+	verbUnknown                // nothing we know
 )
 
 // statement is what the log says in words rather than in rows.
@@ -46,7 +48,7 @@ func parseStatement(query, db string) statement {
 		return statement{verb: verbCommit, words: first}
 	case "ROLLBACK":
 		if w := t.word(); w == "TO" || w == "WORK" && t.word() == "TO" {
-			return statement{verb: verbSavepoint, words: "ROLLBACK TO"}
+			return statement{verb: verbRollbackTo, words: "ROLLBACK TO"}
 		}
 		return statement{verb: verbRollback, words: first}
 	case "SAVEPOINT", "RELEASE":
@@ -70,10 +72,22 @@ func parseStatement(query, db string) statement {
 		return statement{verb: verbTableWide, words: "RENAME TABLE", tables: t.names(db, "TO")}
 	case "ALTER":
 		return parseAlter(&t, db)
-	case "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD":
+	case "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "IMPORT",
+		"WITH", "SELECT", "DO", "CALL": // how a function that writes is logged
 		return statement{verb: verbDML, words: first}
+	case "", // a comment in the place of an event
+		"GRANT", "REVOKE", "SET", "ANALYZE", "OPTIMIZE", "REPAIR", "FLUSH", "INSTALL", "UNINSTALL", "CACHE", "LOCK", "UNLOCK":
+		return statement{words: first}
 	}
-	return statement{words: first}
+	return statement{verb: verbUnknown, words: first}
+}
+
+// fold puts the names into lower case.
+func (s *statement) fold() {
+	s.db = strings.ToLower(s.db)
+	for i, t := range s.tables {
+		s.tables[i] = cdc.TableName{DB: strings.ToLower(t.DB), Table: strings.ToLower(t.Table)}
+	}
 }
 
 func parseDrop(t *tokens, db string) statement {
@@ -102,7 +116,11 @@ func parseCreate(t *tokens, db string) statement {
 	if what != "TABLE" { // TEMPORARY TABLE, VIEW, INDEX, USER, ...
 		return statement{words: "CREATE " + what}
 	}
-	return statement{verb: verbCreate, words: "CREATE TABLE", tables: []cdc.TableName{t.tableName(t.skipIfExists(), db)}}
+	name := t.next()
+	if name.is("IF") { // IF NOT EXISTS is logged for a table that exists, too
+		return statement{words: "CREATE TABLE IF NOT EXISTS"}
+	}
+	return statement{verb: verbCreate, words: "CREATE TABLE", tables: []cdc.TableName{t.tableName(name, db)}}
 }
 
 // tableWideAlter are the words after which an ALTER TABLE removes or replaces
@@ -135,6 +153,8 @@ func parseAlter(t *tokens, db string) statement {
 				}
 				s.verb, s.words = verbTableWide, "ALTER TABLE ... RENAME"
 				s.tables = append(s.tables, t.tableName(tok, db))
+			case before == "WITH" && tok.is("TABLE"): // EXCHANGE PARTITION p WITH TABLE t
+				s.tables = append(s.tables, t.tableName(t.next(), db))
 			}
 		}
 		last = tok
@@ -176,7 +196,7 @@ func (t *tokens) next() token {
 		case strings.HasPrefix(t.rest, "/*"):
 			t.rest = after(t.rest[2:], "*/")
 			continue
-		case strings.HasPrefix(t.rest, "-- "), strings.HasPrefix(t.rest, "#"):
+		case strings.HasPrefix(t.rest, "--") && (len(t.rest) == 2 || t.rest[2] <= ' '), strings.HasPrefix(t.rest, "#"):
 			t.rest = after(t.rest, "\n")
 			continue
 		}

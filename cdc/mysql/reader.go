@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-mysql-org/go-mysql/client"
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 	"github.com/go-mysql-org/go-mysql/replication"
 	"github.com/google/uuid"
@@ -32,18 +33,32 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	// its number. Behind a virtual address that number may belong to somebody
 	// else, and closing the socket does the same, so that connection is refused.
 	var connected bool
-	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+	dial := func(dialing context.Context, network, addr string) (net.Conn, error) {
 		if connected {
 			return nil, errors.New("one connection is enough")
 		}
 		connected = true
-		return (&net.Dialer{Timeout: s.Config.ConnectTimeout}).DialContext(ctx, network, addr)
+		conn, err := (&net.Dialer{Timeout: s.Config.ConnectTimeout}).DialContext(dialing, network, addr)
+		if err == nil { // the library does not hear the end of ctx while it shakes hands
+			context.AfterFunc(ctx, func() { conn.Close() })
+		}
+		return conn, err
+	}
+	// The checks were made on another connection, and behind a virtual address
+	// another server may answer this one.
+	sameServer := func(conn *client.Conn) error {
+		id, err := queryOne(conn, "SELECT @@GLOBAL.server_uuid")
+		if err == nil && id != s.pos.ServerUUID {
+			err = fmt.Errorf("server %s answers now, not %s", id, s.pos.ServerUUID)
+		}
+		return err
 	}
 	syncer := replication.NewBinlogSyncer(replication.BinlogSyncerConfig{
 		ServerID: s.Config.ServerID, Flavor: gomysql.MySQLFlavor,
 		Host: host, Port: port, User: s.Config.User, Password: s.Config.Password.Reveal(), TLSConfig: tlsConfig,
 		Charset:                 "utf8mb4",
 		Dialer:                  dial,
+		Option:                  sameServer,
 		Logger:                  slog.New(slog.DiscardHandler),
 		DisableRetrySync:        true, // its own loses tagged GTIDs, and sends the open transaction again
 		HeartbeatPeriod:         time.Second,
@@ -63,6 +78,8 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	}
 	s.reading.Store(true)
 	s.Metrics.connected.Set(1)
+	s.Metrics.clock.Set(float64(here.Seq))
+	s.Metrics.epoch.Set(float64(here.Epoch))
 	s.Log.Info("reading the log", "addr", s.Config.Addr, "epoch", here.Epoch, "log_clock", here.Seq, "tables", len(here.Copied))
 	_, err = streamer.GetEvent(ctx) // blocks: events go to the handler
 	if ctx.Err() != nil {
@@ -157,33 +174,23 @@ func (r *reader) layout(tm *replication.TableMapEvent) (*source, error) {
 	src := &source{}
 	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) {
 		l, err := layoutOf(tm, r.sets, r.Config.ZeroDates)
-		if err != nil {
-			return nil, err
+		var stop *Stop
+		if errors.As(err, &stop) { // the rows are in the log for good, so mending the table is not enough
+			return &source{}, r.refuse(stop.Remedy, "%s (or leave the table out with tables[].skip)", stop.Problem)
 		}
-		if err := r.sameKey(l); err != nil {
+		if err != nil {
 			return nil, err
 		}
 		if !r.copied(name) {
 			return nil, r.appeared(name)
 		}
+		if err := r.sameKey(l); err != nil {
+			return nil, err
+		}
 		src.layout, src.counters = l, r.Metrics.table(name)
 	}
 	r.layouts[tm.TableID] = src
 	return src, nil
-}
-
-// sameKey refuses a table whose primary key has become another one: the sinks
-// know its rows by the old key.
-func (r *reader) sameKey(l *layout) error {
-	for _, src := range r.layouts {
-		if src.layout == nil || src.layout.table != l.table {
-			continue
-		}
-		if old, now := src.layout.keyNames(), l.keyNames(); old != now {
-			return stopf("lockstep run --resnapshot (after emptying the table's index and keys)", "the primary key of %s has changed from (%s) to (%s)", l.table, old, now)
-		}
-	}
-	return nil
 }
 
 func (l *layout) keyNames() string {
@@ -227,7 +234,8 @@ func (r *reader) handle(e *replication.BinlogEvent, size uint64) error {
 		return nil
 	case *replication.TableMapEvent, *replication.PreviousGTIDsEvent, *replication.RowsQueryEvent, *replication.IntVarEvent:
 		return nil
-	case *replication.FormatDescriptionEvent:
+	case *replication.FormatDescriptionEvent: // a file begins
+		clear(r.layouts) // a server that was restarted gives the table ids out anew
 		r.skipCRC = 0
 		if ev.ChecksumAlgorithm == replication.BINLOG_CHECKSUM_ALG_CRC32 {
 			r.skipCRC = replication.BinlogChecksumLength
@@ -264,13 +272,16 @@ func (r *reader) refuse(remedy, format string, args ...any) error {
 	if remedy != "" {
 		remedy += ", then "
 	}
-	remedy += "start again with --skip-gtid " + r.txn.gtid + " once you have made the sinks agree by hand"
+	remedy += "let every sink catch up (lockstep sink NAME until lockstep_consumer_lag_records is 0), make its rows agree by hand, and start once with --skip-gtid " + r.txn.gtid
 	return stopf(remedy, format, args...)
 }
 
 func (r *reader) begin(ev *replication.GTIDEvent, typ replication.EventType) error {
 	if typ == replication.ANONYMOUS_GTID_EVENT {
 		return stopf("SET @@GLOBAL.gtid_mode = ON", "the log has a transaction without GTID (gtid_mode is not ON)")
+	}
+	if r.txn.gno != 0 {
+		return stopf("", "the log begins a transaction before the end of %s", r.txn.gtid)
 	}
 	id, err := uuid.FromBytes(ev.SID)
 	if err != nil {
@@ -288,23 +299,37 @@ func (r *reader) begin(ev *replication.GTIDEvent, typ replication.EventType) err
 // query follows a statement. size is that of its event.
 func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, size uint64) error {
 	st := parseStatement(string(ev.Query), string(ev.Schema))
+	if r.foldNames {
+		st.fold()
+	}
 	switch st.verb {
 	case verbBegin:
 		r.txn.open = true
 		return nil
 	case verbSavepoint:
 		return nil
+	case verbRollbackTo: // logged only when rows of an engine without transactions keep it from being cut off
+		if r.txn.rows > 0 {
+			return r.refuse("", "transaction %s rolls back to a savepoint rows that the log has shown already", r.txn.gtid)
+		}
+		return nil
 	case verbCommit:
 		return r.end(e)
 	case verbRollback:
 		if r.txn.rows > 0 {
-			return r.refuse("", "transaction %s rolls back rows that the log has shown already (tables of an engine without transactions)", r.txn.gtid)
+			if err := r.refuse("", "transaction %s rolls back rows that the log has shown already (tables of an engine without transactions)", r.txn.gtid); err != nil {
+				return err
+			}
 		}
 		return r.end(e)
 	case verbXA:
 		return r.xa(e, string(ev.Query))
+	case verbUnknown:
+		if err := r.refuse("", "transaction %s has a statement that this version does not know (%s)", r.txn.gtid, truncate(string(ev.Query), 60)); err != nil {
+			return err
+		}
 	case verbDML:
-		if err := r.refuse("SET PERSIST binlog_format = ROW", "transaction %s changes rows by statement (%s), not by rows", r.txn.gtid, st.words); err != nil {
+		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
 			return err
 		}
 	case verbCreate:
@@ -409,7 +434,7 @@ func (r *reader) row(src *source, change *cdc.Change, ev *replication.RowsEvent,
 	case replication.EnumRowsEventTypeDelete:
 		return r.publish(src, change, cdc.OpDelete, ev.Rows[i], nil, clock)
 	}
-	same, err := src.layout.sameKey(ev.Rows[i], ev.Rows[i+1])
+	same, err := src.layout.keepsKey(ev.Rows[i], ev.Rows[i+1])
 	if err != nil {
 		return stopf("", "%v", err)
 	}
@@ -423,7 +448,7 @@ func (r *reader) row(src *source, change *cdc.Change, ev *replication.RowsEvent,
 	return r.publish(src, change, cdc.OpCreate, nil, ev.Rows[i+1], clock+1)
 }
 
-func (l *layout) sameKey(a, b []any) (bool, error) {
+func (l *layout) keepsKey(a, b []any) (bool, error) {
 	for _, i := range l.key {
 		if a[i] == nil || b[i] == nil {
 			return false, fmt.Errorf("%s: the primary key column %s is NULL", l.table, l.columns[i].name)

@@ -6,12 +6,16 @@ import (
 	"net"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/go-mysql-org/go-mysql/client"
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 
 	"lockstep/cdc"
 )
+
+// queryTimeout is how long the server may be silent before it has answered.
+const queryTimeout = 5 * time.Minute
 
 // connect opens a session whose texts are UTF-8 and whose times are UTC.
 func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
@@ -21,9 +25,19 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 	defer cancel()
-	dialer := &net.Dialer{}
-	conn, err := client.ConnectWithDialer(ctx, "tcp", cfg.Addr, cfg.User, cfg.Password.Reveal(), "", dialer.DialContext,
+	// The library hears ctx only while it dials; a server that accepts and never
+	// says a word would hold it for ever.
+	var release func() bool
+	dial := func(ctx2 context.Context, network, addr string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx2, network, addr)
+		if err == nil {
+			release = context.AfterFunc(ctx, func() { conn.Close() })
+		}
+		return conn, err
+	}
+	conn, err := client.ConnectWithDialer(ctx, "tcp", cfg.Addr, cfg.User, cfg.Password.Reveal(), "", dial,
 		func(c *client.Conn) error {
+			c.ReadTimeout = queryTimeout
 			if tlsConfig != nil {
 				c.SetTLSConfig(tlsConfig)
 			}
@@ -43,6 +57,7 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 			return nil, fmt.Errorf("prepare the session on %s: %s: %w", cfg.Addr, set, err)
 		}
 	}
+	release()
 	return conn, nil
 }
 

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -40,14 +42,20 @@ type Source struct {
 	From *cdc.Position
 	// FirstEpoch gives the epoch when From is nil.
 	FirstEpoch func(context.Context) (uint16, error)
+	// MayCopy is asked before a table is copied for the first time, and refuses it
+	// with an error. Nil allows every table.
+	MayCopy func(context.Context, cdc.Table) error
 	// SkipGTID names the one transaction whose statement is passed over although
 	// it cannot be followed.
 	SkipGTID string
 
-	pos     cdc.Position  // the last end of a transaction
-	missed  cdc.TableName // rows were met of it before it was copied
-	gtids   *gomysql.MysqlGTIDSet
-	reading atomic.Bool
+	pos cdc.Position // the last end of a transaction
+	// foldNames: the server compares table names without case and keeps them in
+	// lower case, but statements stand in its log as they were written.
+	foldNames bool
+	missed    cdc.TableName // rows were met of it before it was copied
+	gtids     *gomysql.MysqlGTIDSet
+	reading   atomic.Bool
 }
 
 // Reading reports whether the log is being read now.
@@ -146,8 +154,7 @@ func (s *Source) session(ctx context.Context) error {
 	if err != nil {
 		return lost(err)
 	}
-	sets, err := s.prepare(ctx, conn)
-	conn.Close()
+	sets, err := s.prepare(ctx, conn) // closes it
 	if err != nil {
 		return err
 	}
@@ -171,6 +178,13 @@ func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, er
 		}
 	} else if err := s.verify(server); err != nil {
 		return nil, err
+	}
+	s.foldNames = server.settings["lower_case_table_names"] != "0"
+	if left := s.forget(); len(left) > 0 {
+		s.Log.Warn("tables are not captured any more; should one come back it is copied anew, and rows deleted meanwhile stay in the sinks", "tables", left)
+		if err := s.checkpoint(ctx); err != nil {
+			return nil, err
+		}
 	}
 	sets, err := readCollations(conn)
 	if err != nil {
@@ -264,6 +278,11 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 		if err != nil {
 			return lost(err)
 		}
+		if s.MayCopy != nil {
+			if err := s.MayCopy(ctx, l.describe()); err != nil {
+				return fmt.Errorf("copy %s: %w", t, err)
+			}
+		}
 		layouts = append(layouts, l)
 	}
 	for _, q := range []string{"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"} {
@@ -282,6 +301,9 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 	}
 	for _, l := range layouts {
 		s.addCopied(l.table)
+		if err := s.sameKey(l); err != nil {
+			return err
+		}
 	}
 	return s.checkpoint(ctx)
 }
@@ -290,6 +312,45 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 func (s *Source) checkpoint(ctx context.Context) error {
 	s.pos.GTIDSet = s.gtids.String()
 	return s.Out.Checkpoint(ctx, s.pos)
+}
+
+// sameKey remembers the primary key of a copied table, and refuses one that has
+// become another: the sinks know its rows by the old key.
+func (s *Source) sameKey(l *layout) error {
+	name, now := l.table.String(), l.keyNames()
+	was, known := s.pos.Keys[name]
+	if known && was != now {
+		return stopf("lockstep run --resnapshot (after the table's index is deleted and its keys are emptied)", "the primary key of %s has changed from (%s) to (%s)", name, was, now)
+	}
+	if !known {
+		keys := maps.Clone(s.pos.Keys) // checkpoints hold the old one
+		if keys == nil {
+			keys = map[string]string{}
+		}
+		keys[name] = now
+		s.pos.Keys = keys
+	}
+	return nil
+}
+
+// forget takes the tables out of the position that are not captured any more.
+// When one comes back it is copied: its changes in between were not read.
+func (s *Source) forget() (left []string) {
+	var kept []string
+	keys := map[string]string{}
+	for _, name := range s.pos.Copied {
+		db, table, _ := strings.Cut(name, ".")
+		if !s.Match(cdc.TableName{DB: db, Table: table}) {
+			left = append(left, name)
+			continue
+		}
+		kept = append(kept, name)
+		if key, ok := s.pos.Keys[name]; ok {
+			keys[name] = key
+		}
+	}
+	s.pos.Copied, s.pos.Keys = kept, keys
+	return left
 }
 
 func (s *Source) copied(t cdc.TableName) bool {

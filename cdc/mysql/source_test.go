@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-mysql-org/go-mysql/replication"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -509,17 +510,18 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 		setup, statements []string
 		want              string
 		skippable         bool
+		mend              string
 	}{
-		"truncate":              {nil, []string{"TRUNCATE TABLE q"}, "TRUNCATE TABLE of the captured", true},
-		"drop":                  {nil, []string{"DROP TABLE q"}, "DROP TABLE of the captured", true},
-		"rename onto":           {[]string{"CREATE TABLE _q (id INT PRIMARY KEY)"}, []string{"RENAME TABLE _q TO r"}, "RENAME TABLE of the captured", true},
-		"statement":             {nil, []string{"SET SESSION binlog_format = STATEMENT", "INSERT INTO q VALUES (5)", "SET SESSION binlog_format = ROW"}, "by statement", true},
-		"minimal image":         {[]string{"CREATE TABLE m (id INT PRIMARY KEY, a INT, b INT)", "INSERT INTO m VALUES (1, 1, 1)"}, []string{"SET SESSION binlog_row_image = MINIMAL", "UPDATE m SET a = 2", "SET SESSION binlog_row_image = FULL"}, "SET PERSIST binlog_row_image = FULL", false},
-		"no primary key":        {nil, []string{"CREATE TABLE nokey (id INT)", "INSERT INTO nokey VALUES (1)"}, "has no primary key", false},
-		"partial JSON":          {[]string{"CREATE TABLE j (id INT PRIMARY KEY, d JSON)", `INSERT INTO j VALUES (1, '{"a": 1, "b": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}')`}, []string{"SET SESSION binlog_row_value_options = PARTIAL_JSON", "UPDATE j SET d = JSON_SET(d, '$.a', 2)", "SET SESSION binlog_row_value_options = ''"}, "partial JSON", false},
-		"XA":                    {nil, []string{"XA START 'x'", "INSERT INTO q VALUES (8)", "XA END 'x'", "XA PREPARE 'x'", "XA COMMIT 'x'"}, "XA transaction", true},
-		"another primary key":   {nil, []string{"INSERT INTO q VALUES (30)", "ALTER TABLE q ADD COLUMN n INT NOT NULL DEFAULT 1, DROP PRIMARY KEY, ADD PRIMARY KEY (n, id)", "INSERT INTO q VALUES (31, 1)"}, "primary key of", false},
-		"a zero date with stop": {[]string{"CREATE TABLE z (id INT PRIMARY KEY, d DATE)"}, []string{"SET SESSION sql_mode = ''", "INSERT INTO z VALUES (1, '0000-00-00')"}, "the date 0000-00-00 is zero", false},
+		"truncate":              {nil, []string{"TRUNCATE TABLE q"}, "TRUNCATE TABLE of the captured", true, ""},
+		"drop":                  {nil, []string{"DROP TABLE q"}, "DROP TABLE of the captured", true, ""},
+		"rename onto":           {[]string{"CREATE TABLE _q (id INT PRIMARY KEY)"}, []string{"RENAME TABLE _q TO r"}, "RENAME TABLE of the captured", true, ""},
+		"statement":             {nil, []string{"SET SESSION binlog_format = STATEMENT", "INSERT INTO q VALUES (5)", "SET SESSION binlog_format = ROW"}, "by statement", true, ""},
+		"minimal image":         {[]string{"CREATE TABLE m (id INT PRIMARY KEY, a INT, b INT)", "INSERT INTO m VALUES (1, 1, 1)"}, []string{"SET SESSION binlog_row_image = MINIMAL", "UPDATE m SET a = 2", "SET SESSION binlog_row_image = FULL"}, "SET PERSIST binlog_row_image = FULL", false, ""},
+		"no primary key":        {nil, []string{"CREATE TABLE nokey (id INT)", "INSERT INTO nokey VALUES (1)"}, "has no primary key", true, "ALTER TABLE nokey ADD PRIMARY KEY (id)"},
+		"partial JSON":          {[]string{"CREATE TABLE j (id INT PRIMARY KEY, d JSON)", `INSERT INTO j VALUES (1, '{"a": 1, "b": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}')`}, []string{"SET SESSION binlog_row_value_options = PARTIAL_JSON", "UPDATE j SET d = JSON_SET(d, '$.a', 2)", "SET SESSION binlog_row_value_options = ''"}, "partial JSON", false, ""},
+		"XA":                    {nil, []string{"XA START 'x'", "INSERT INTO q VALUES (8)", "XA END 'x'", "XA PREPARE 'x'", "XA COMMIT 'x'"}, "XA transaction", true, ""},
+		"another primary key":   {nil, []string{"INSERT INTO q VALUES (30)", "ALTER TABLE q ADD COLUMN n INT NOT NULL DEFAULT 1, DROP PRIMARY KEY, ADD PRIMARY KEY (n, id)", "INSERT INTO q VALUES (31, 1)"}, "primary key of", false, ""},
+		"a zero date with stop": {[]string{"CREATE TABLE z (id INT PRIMARY KEY, d DATE)"}, []string{"SET SESSION sql_mode = ''", "INSERT INTO z VALUES (1, '0000-00-00')"}, "the date 0000-00-00 is zero", false, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -556,6 +558,9 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 				return
 			}
 			gtid = strings.Fields(gtid)[0]
+			if c.mend != "" {
+				w.exec(c.mend)
+			}
 			if _, err := conn.ExecContext(t.Context(), "CREATE TABLE after_it (id INT PRIMARY KEY)"); err != nil {
 				t.Fatal(err)
 			}
@@ -643,5 +648,30 @@ func TestLogThatWasPurgedUnreadIsRefused(t *testing.T) {
 		if (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "--resnapshot") {
 			t.Errorf("position %q of a server that purged 1-5: %v", position, err)
 		}
+	}
+}
+
+// A server that was restarted gives its table ids out anew, and one connection
+// reads across the files of before and after.
+func TestTableIDsAreForgottenWhereALogFileBegins(t *testing.T) {
+	r := &reader{Source: &Source{}, layouts: map[uint64]*source{92: {}}}
+	if err := r.handle(&replication.BinlogEvent{Header: &replication.EventHeader{}, Event: &replication.FormatDescriptionEvent{}}, 100); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.layouts) != 0 {
+		t.Errorf("%d layouts are kept", len(r.layouts))
+	}
+}
+
+// A table that was left out for a time is copied when it comes back.
+func TestATableThatWasLeftOutIsForgotten(t *testing.T) {
+	s := &Source{Match: func(t cdc.TableName) bool { return t.Table != "b" },
+		pos: cdc.Position{Copied: []string{"d.a", "d.b", "d.c"}, Keys: map[string]string{"d.a": "id", "d.b": "id"}}}
+	left := s.forget()
+	if diff := cmp.Diff([]string{"d.b"}, left); diff != "" {
+		t.Errorf("left out (-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(cdc.Position{Copied: []string{"d.a", "d.c"}, Keys: map[string]string{"d.a": "id"}}, s.pos); diff != "" {
+		t.Errorf("position (-want +got)\n%s", diff)
 	}
 }

@@ -77,6 +77,7 @@ type checkedSink struct {
 
 type checkedTable struct {
 	Match        string `json:"match"`
+	Skip         bool   `json:"skip,omitempty"`
 	ElasticIndex string `json:"elastic_index,omitempty"`
 	RedisKey     string `json:"redis_key,omitempty"`
 	RedisMode    string `json:"redis_mode,omitempty"`
@@ -103,6 +104,10 @@ func checkConfig(a *app) error {
 		}
 		fmt.Fprint(w, "\nTABLE\tELASTIC INDEX\tREDIS KEY\tREDIS MODE\n")
 		for _, t := range sum.Tables {
+			if t.Skip {
+				fmt.Fprintf(w, "%s\tleft out\t\t\n", t.Match)
+				continue
+			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", t.Match, dash(t.ElasticIndex), dash(t.RedisKey), dash(t.RedisMode))
 		}
 	})
@@ -123,11 +128,11 @@ func summary(c *config.Config) checked {
 		sum.Sinks = append(sum.Sinks, one)
 	}
 	for _, t := range c.Tables {
-		one := checkedTable{Match: t.Match}
-		if stores["elastic"] {
+		one := checkedTable{Match: t.Match, Skip: t.Skip}
+		if stores["elastic"] && !t.Skip {
 			one.ElasticIndex = t.Elastic.Index
 		}
-		if stores["redis"] {
+		if stores["redis"] && !t.Skip {
 			one.RedisKey, one.RedisMode = t.Redis.Key, t.Redis.Mode
 		}
 		sum.Tables = append(sum.Tables, one)

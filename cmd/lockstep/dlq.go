@@ -84,6 +84,11 @@ func (a *app) withLetters(ctx context.Context, do func(context.Context, *office)
 		return err
 	}
 	defer p.kafka.Close()
+	asking, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	if _, err := p.kafka.Topics(asking); err != nil {
+		return err
+	}
 	o := &office{p, p.newLetterLog()}
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g, ctx := errgroup.WithContext(ctx)
@@ -179,7 +184,7 @@ func newDLQShowCommand(a *app) *cobra.Command {
 		Use:     "show ID",
 		Short:   "Show one dead letter with its record",
 		Long:    "Show prints a dead letter and the record it holds: key, value and headers as they were.",
-		Example: `  lockstep dlq show search-0-17 -o json`,
+		Example: `  lockstep dlq show search-5f0c2a91d37e -o json`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
@@ -365,7 +370,7 @@ func newDLQSkipCommand(a *app) *cobra.Command {
 		Use:     "skip ID",
 		Short:   "Close a dead letter and leave the row stale",
 		Long:    "Skip closes a dead letter for good: the row stays as it is in the store until it changes again. The reason is kept with it.",
-		Example: `  lockstep dlq skip search-0-17 --reason "row is test data"`,
+		Example: `  lockstep dlq skip search-5f0c2a91d37e --reason "row is test data"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if reason == "" {

@@ -164,7 +164,7 @@ func TestConfigCheckOfAGoodFileSaysWhatItHolds(t *testing.T) {
 		t.Fatalf("got %+v", got)
 	}
 	for _, want := range []string{
-		path + " is ok: pipeline shop, 2 sinks, 3 table entries\n",
+		path + " is ok: pipeline shop, 2 sinks, 4 table entries\n",
 		"search  elastic  http://127.0.0.1:19200\n",
 		"cache   redis    127.0.0.1:16379\n",
 		"question:{id}",
@@ -178,7 +178,7 @@ func TestConfigCheckOfAGoodFileSaysWhatItHolds(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.stdout), &sum); err != nil || got.code != 0 {
 		t.Fatalf("%v: %+v", err, got)
 	}
-	if !sum.OK || len(sum.Sinks) != 2 || sum.Sinks[0].Name != "cache" || len(sum.Tables) != 3 || sum.Tables[0].RedisKey != "question:{id}" {
+	if !sum.OK || len(sum.Sinks) != 2 || sum.Sinks[0].Name != "cache" || len(sum.Tables) != 4 || !sum.Tables[2].Skip || sum.Tables[0].RedisKey != "question:{id}" {
 		t.Errorf("got %+v", sum)
 	}
 }

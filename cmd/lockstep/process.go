@@ -71,7 +71,6 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if err != nil {
 		return err
 	}
-	defer p.kafka.Close()
 	admin, err := p.listenAdmin()
 	if err != nil {
 		return err
@@ -85,9 +84,29 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if len(what.sinks) > 0 {
 		g.Go(func() error { return p.runSinks(ctx, what.sinks) })
 	}
-	err = g.Wait()
+	ended := make(chan error, 1)
+	go func() { ended <- g.Wait() }()
+	select {
+	case err = <-ended:
+	case <-overdue(ctx):
+		// Everything that counts is written down before this; what still waits is a
+		// server that does not answer, and it is safe to leave.
+		log.Warn("some connection did not close in time; stopping without it")
+		return nil
+	}
+	p.kafka.Close()
 	log.Info("lockstep stopped", "cleanly", err == nil)
 	return err
+}
+
+// stopWithin is how long a stop may take: less than the 10 seconds promised.
+const stopWithin = 9 * time.Second
+
+// overdue is closed stopWithin after the end of ctx.
+func overdue(ctx context.Context) <-chan struct{} {
+	late := make(chan struct{})
+	context.AfterFunc(ctx, func() { time.AfterFunc(stopWithin, func() { close(late) }) })
+	return late
 }
 
 // capture reads the source into Kafka until ctx ends. The publisher outlives the
@@ -105,7 +124,7 @@ func (p *process) capture(ctx context.Context, flags captureFlags) error {
 	out := kafka.NewChangeLog(p.kafka, publisher, p.cfg.Prefix, p.cfg.Kafka, p.metrics.kafka, log)
 	source := &mysql.Source{
 		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: mysql.NewMetrics(p.registry),
-		From: from, FirstEpoch: epoch, SkipGTID: flags.skipGTID,
+		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), SkipGTID: flags.skipGTID,
 	}
 	p.ready.add("capture", source.Reading)
 	g, reading := errgroup.WithContext(ctx)
@@ -137,6 +156,9 @@ func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.P
 		return nil, nil, err
 	}
 	if found && !flags.resnapshot {
+		if flags.epoch > 0 {
+			return nil, nil, fmt.Errorf("--epoch %d has no place here: a position of epoch %d is saved; leave it out, or add --resnapshot to begin anew", flags.epoch, saved.Epoch)
+		}
 		return &saved, nil, nil
 	}
 	return nil, func(ctx context.Context) (uint16, error) {
@@ -150,10 +172,8 @@ func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.P
 			return 0, fmt.Errorf("--epoch %d is not above %d, which records in Kafka have already", flags.epoch, last)
 		case flags.epoch > 0:
 			return flags.epoch, nil
-		case last > 0:
-			return last + 1, nil
 		}
-		return 1, p.requireEmptySinks(ctx)
+		return last + 1, nil
 	}, nil
 }
 
@@ -179,33 +199,43 @@ func (p *process) lastEpoch(ctx context.Context) (uint16, error) {
 	return last, nil
 }
 
-// requireEmptySinks refuses to begin with the first epoch when a sink has rows:
-// their versions are unknown, and a lower epoch would lose every later change of
-// those rows.
-func (p *process) requireEmptySinks(ctx context.Context) error {
-	tables, err := mysql.Tables(ctx, p.cfg.Source, p.captured)
-	if err != nil {
-		return err
-	}
-	for _, name := range p.cfg.SinkNames() {
-		s, err := p.openSink(ctx, name)
+// mayCopy refuses the first copy of a table that a sink cannot hold, or of which it
+// has rows already that this pipeline did not write: their versions are unknown, and
+// where they are higher every later change of those rows would count as stale.
+func (p *process) mayCopy(flags captureFlags) func(context.Context, cdc.Table) error {
+	return func(ctx context.Context, t cdc.Table) error {
+		written, err := p.hasRecords(ctx, t.Name)
 		if err != nil {
 			return err
 		}
-		for _, t := range tables {
-			empty, err := s.empty(ctx, t.Name)
+		for _, name := range p.cfg.SinkNames() {
+			s, err := p.openSink(ctx, name)
 			if err != nil {
-				s.close()
-				return fmt.Errorf("no position is saved, and whether sink %s is empty cannot be seen: %w", name, err)
+				return fmt.Errorf("sink %s: %w", name, err)
 			}
-			if !empty {
-				s.close()
-				return fmt.Errorf("no position is saved and Kafka has no records, but sink %s has rows of %s under versions nobody knows; empty it, or name an epoch above all that were ever used with --epoch", name, t.Name)
+			err = s.mayTake(ctx, t, written || flags.epoch > 0)
+			s.close()
+			if err != nil {
+				return fmt.Errorf("sink %s: %w", name, err)
 			}
 		}
-		s.close()
+		return nil
 	}
-	return nil
+}
+
+// hasRecords reports whether this pipeline has ever published changes of a table.
+func (p *process) hasRecords(ctx context.Context, t cdc.TableName) (bool, error) {
+	topics, err := p.topicsOf(ctx, func(other cdc.TableName) bool { return other == t })
+	if err != nil || len(topics) == 0 {
+		return false, err
+	}
+	ends, err := p.kafka.EndOffsets(ctx, topics[0])
+	for _, end := range ends {
+		if end > 0 {
+			return true, nil
+		}
+	}
+	return false, err
 }
 
 // changeTopics lists the topics of configured tables.
@@ -316,6 +346,28 @@ type store struct {
 	// deleteMemory is how long the store remembers the version of a deleted row.
 	deleteMemory time.Duration
 	close        func()
+}
+
+// mayTake refuses a table that the store cannot hold, and rows that nobody known
+// has written.
+func (s *store) mayTake(ctx context.Context, t cdc.Table, known bool) error {
+	if !s.takes(t.Name) {
+		return nil
+	}
+	if err := s.check(t); err != nil {
+		return err
+	}
+	if known {
+		return nil
+	}
+	empty, err := s.empty(ctx, t.Name)
+	if err != nil {
+		return fmt.Errorf("whether it is empty cannot be seen: %w", err)
+	}
+	if !empty {
+		return errors.New("it has rows of this table that this pipeline did not write, under versions nobody knows; delete its index, or its keys with their markers, or begin anew with --resnapshot --epoch N, N above every epoch that was ever used")
+	}
+	return nil
 }
 
 var errNoStore = errors.New("the sink has neither elastic nor redis")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -88,8 +89,13 @@ func newSinkCommand(a *app) *cobra.Command {
 		Short: "Apply changes from Kafka to one sink",
 		Long: `Sink joins the consumer group of one sink and applies the changes of its share
 of the partitions. Start more of them to share the work.`,
-		Example:           `  lockstep sink search -c lockstep.yaml`,
-		Args:              cobra.ExactArgs(1),
+		Example: `  lockstep sink search -c lockstep.yaml`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return errors.New("name one sink of the configuration, for example: lockstep sink search")
+			}
+			return nil
+		},
 		ValidArgsFunction: a.completeSink,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.serve(cmd.Context(), parts{sinks: args})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -211,6 +213,42 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 		t.Errorf("letters after the replay: %+v", letters)
 	}
 	w.equal(time.Second)
+	p.stop()
+}
+
+// A table whose rows a sink has already, written by nobody this pipeline knows, is
+// refused: their versions may be higher than ours.
+func TestASinkThatHasRowsOfUnknownVersionsIsRefused(t *testing.T) {
+	w := newWorld(t, 20)
+	p := w.start("run")
+	w.equal(time.Minute)
+	p.stop()
+	text, err := os.ReadFile(w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Replace(string(text), "prefix: "+w.name, "prefix: "+w.name+"-b", 1)
+	if err := os.WriteFile(w.config, []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p = w.start("run")
+	select {
+	case <-p.ended:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it goes on")
+	}
+	log, err := os.ReadFile(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.err == nil || !strings.Contains(string(log), "versions nobody knows") {
+		t.Fatalf("it ended with %v and said\n%s", p.err, log)
+	}
+	p = w.start("run", "--resnapshot", "--epoch", "7")
+	if _, err := w.db.Exec("UPDATE questions SET title = 'after the epoch' WHERE id = 1"); err != nil {
+		t.Fatal(err)
+	}
+	w.equal(time.Minute)
 	p.stop()
 }
 

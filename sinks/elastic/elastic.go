@@ -221,8 +221,7 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 		switch {
 		case errors.Is(l.err, cdc.ErrNoTable): // its rows stay refused
 		case l.err != nil:
-			d.outcome.Verdict = sinks.Transient
-			d.outcome.Reason += "; the table could not be looked at: " + l.err.Error()
+			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: d.outcome.Reason + "; the table could not be looked at: " + l.err.Error()}
 		case l.wider:
 			again = append(again, d)
 		}
@@ -298,22 +297,19 @@ func (s *Sink) Probe(ctx context.Context) (version string, err error) {
 	return version, nil
 }
 
-// Empty reports whether an alias holds no document, or does not exist.
+// Empty reports whether an alias does not exist. An index that was emptied is not
+// enough: it remembers the versions of its deleted documents.
 func (s *Sink) Empty(ctx context.Context, alias string) (bool, error) {
-	// What was written last may not be visible yet.
-	res, err := s.do(ctx, esapi.IndicesRefreshRequest{Index: []string{alias}})
-	if err == nil && res.status == http.StatusOK {
-		res, err = s.do(ctx, esapi.CountRequest{Index: []string{alias}})
-	}
+	res, err := s.do(ctx, esapi.IndicesExistsRequest{Index: []string{alias}})
 	switch {
 	case err != nil:
-		return false, fmt.Errorf("count %s: %w", alias, err)
+		return false, fmt.Errorf("look for index %s: %w", alias, err)
 	case res.status == http.StatusNotFound:
 		return true, nil
 	case res.status != http.StatusOK:
-		return false, fmt.Errorf("count %s: %s", alias, res.answer)
+		return false, fmt.Errorf("look for index %s: %s", alias, res.answer)
 	}
-	return gjson.GetBytes(res.body, "count").Int() == 0, nil
+	return false, nil
 }
 
 // response is an answer that has been read to its end.

@@ -95,7 +95,7 @@ type TableConfig struct {
 	// Key is the template of the rows' keys. Placeholders are {column} for
 	// primary-key columns, {pk} for all of them joined by ":", {db} and {table};
 	// "{{" and "}}" are braces. It must name the whole primary key, and two tables
-	// must not share keys. Default {table}:{pk}.
+	// must not share keys. Default {db}:{table}:{pk}.
 	Key string `yaml:"key"`
 	// Mode is hash or json. A hash has one field per column with the value as
 	// plain text and no field for NULL; its version stands in the field _cdc_v. A
@@ -118,7 +118,7 @@ func DefaultConfig() Config {
 
 // DefaultTableConfig is what an empty field of a TableConfig means.
 func DefaultTableConfig() TableConfig {
-	return TableConfig{Key: "{table}:{pk}", Mode: ModeHash}
+	return TableConfig{Key: "{db}:{table}:{pk}", Mode: ModeHash}
 }
 
 // Check reports every mistake in c, one sentence each.

@@ -151,6 +151,10 @@ func (s *Sink) target(name cdc.TableName) (*target, error) {
 			return nil, fmt.Errorf("table %s: %w", name, err)
 		}
 		t = &target{template, cfg.Mode == ModeJSON}
+		keys := strings.NewReplacer("{db}", name.DB, "{table}", name.Table).Replace(cfg.Key)
+		if first, taken := s.keys.LoadOrStore(keys, name); taken && first != name {
+			return nil, fmt.Errorf("tables %s and %s would share the keys %s; put {db} or {table} into their key templates", first, name, keys)
+		}
 	}
 	s.targets.Store(name, t)
 	return t, nil

@@ -36,6 +36,7 @@ type Sink struct {
 	ttl     string // of companions, in milliseconds
 	tables  func(cdc.TableName) (TableConfig, bool)
 	targets sync.Map // cdc.TableName -> *target
+	keys    sync.Map // key template with its table filled in -> cdc.TableName
 	log     *slog.Logger
 }
 

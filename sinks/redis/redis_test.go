@@ -192,7 +192,7 @@ func expect[T any](t testing.TB, what string, got, want T) {
 func bothModes(t *testing.T, addr string, test func(t *testing.T, f fixture)) {
 	for _, mode := range []string{ModeHash, ModeJSON} {
 		t.Run(mode, func(t *testing.T) {
-			f := open(t, addr, TableConfig{Mode: mode})
+			f := open(t, addr, TableConfig{Key: "{table}:{pk}", Mode: mode})
 			if err := f.plain.FlushDB(t.Context()).Err(); err != nil {
 				t.Fatal(err)
 			}
@@ -217,7 +217,7 @@ func TestAHashHasOneFieldPerColumnAsPlainText(t *testing.T) {
 }
 
 func TestAWideRowIsWrittenWhole(t *testing.T) {
-	f := open(t, server(t), TableConfig{})
+	f := open(t, server(t), TableConfig{Key: "{table}:{pk}"})
 	want := map[string]string{"_cdc_v": base.String()}
 	var row strings.Builder
 	row.WriteString(`{"id":1`)
@@ -232,7 +232,7 @@ func TestAWideRowIsWrittenWhole(t *testing.T) {
 }
 
 func TestAJSONStringIsTheRowWithItsVersionAtTheEnd(t *testing.T) {
-	f := open(t, server(t), TableConfig{Mode: ModeJSON})
+	f := open(t, server(t), TableConfig{Key: "{table}:{pk}", Mode: ModeJSON})
 	row := `{"id":7,"title":",\"_cdc\":{\"v\":9007199254740991}}"}`
 	expect(t, "verdict", f.verdicts(t, upsert(7, base, row)), "applied")
 	expect(t, "value", f.plain.Get(t.Context(), "questions:7").Val(),
@@ -292,7 +292,7 @@ func TestAKeyWithoutAVersionIsOverwrittenButNotByWhatADeleteOutdated(t *testing.
 		{ModeHash, func(f fixture) { f.plain.HSet(context.Background(), "questions:1", "_cdc_v", "many") }},
 		{ModeJSON, func(f fixture) { f.plain.Set(context.Background(), "questions:1", `{"id":1}`, time.Hour) }},
 	} {
-		f := open(t, server(t), TableConfig{Mode: tt.mode})
+		f := open(t, server(t), TableConfig{Key: "{table}:{pk}", Mode: tt.mode})
 		tt.plant(f)
 		expect(t, "foreign key", f.verdicts(t, upsert(1, base, `{"id":1}`)), "applied")
 		expect(t, "no time to live is left", f.plain.TTL(t.Context(), "questions:1").Val(), -1)
@@ -409,7 +409,7 @@ func (f fixture) read(key string) string {
 }
 
 func TestAServerThatMayEvictIsRefusedUnlessDeclaredACache(t *testing.T) {
-	f := open(t, server(t), TableConfig{})
+	f := open(t, server(t), TableConfig{Key: "{table}:{pk}"})
 	defer f.set(t, "maxmemory-policy", "allkeys-lru")()
 	_, err := Open(t.Context(), f.cfg, f.tables, f.log)
 	if err == nil || !strings.Contains(err.Error(), `maxmemory-policy is "allkeys-lru", so it may evict rows; set "maxmemory-policy noeviction"`) {
@@ -431,7 +431,7 @@ func TestAServerThatIsAwayHoldsTheChangesAndIsCheckedWhenItComes(t *testing.T) {
 	}
 	addr := nobody.Addr().String()
 	nobody.Close()
-	f := open(t, addr, TableConfig{})
+	f := open(t, addr, TableConfig{Key: "{table}:{pk}"})
 	if got := f.verdicts(t, upsert(1, base, `{"id":1}`)); !strings.HasPrefix(got, "unavailable") {
 		t.Errorf("away: %s", got)
 	}
@@ -465,7 +465,7 @@ func TestAFullServerHoldsUpsertsAndTakesDeletes(t *testing.T) {
 }
 
 func TestAPasswordThatStopsWorkingHoldsTheChanges(t *testing.T) {
-	f := open(t, server(t), TableConfig{})
+	f := open(t, server(t), TableConfig{Key: "{table}:{pk}"})
 	user := "redistest-" + uuid.NewString()[:8]
 	acl := func(args ...any) {
 		t.Helper()
@@ -499,7 +499,7 @@ func TestAPasswordThatStopsWorkingHoldsTheChanges(t *testing.T) {
 
 func TestADeadlineIsKept(t *testing.T) {
 	way := newRelay(t, "127.0.0.1:0", server(t))
-	f := open(t, way.addr, TableConfig{})
+	f := open(t, way.addr, TableConfig{Key: "{table}:{pk}"})
 	expect(t, "before", f.verdicts(t, upsert(1, base, `{"id":1}`)), "applied")
 	way.gate.Lock()
 	defer way.gate.Unlock()
@@ -567,7 +567,7 @@ func TestInAClusterEveryRowIsGuardedAndAKeyWithoutASlotForItsMarkerIsPoison(t *t
 }
 
 func TestEmptySeesRowsAndMarkersOfItsTableAlone(t *testing.T) {
-	f := open(t, server(t), TableConfig{})
+	f := open(t, server(t), TableConfig{Key: "{table}:{pk}"})
 	table := TableConfig{Key: "{table}*:{{{id}}}"}
 	empty := func(want bool) {
 		t.Helper()
@@ -586,7 +586,7 @@ func TestEmptySeesRowsAndMarkersOfItsTableAlone(t *testing.T) {
 	empty(true)
 	f.plain.HSet(t.Context(), "questions*:{4}", "a", 1)
 	empty(false)
-	table = TableConfig{}
+	table = TableConfig{Key: "{table}:{pk}"}
 	empty(true)
 	f.plain.Set(t.Context(), "cdc:t:{questions:4}", 1, 0)
 	empty(false)
@@ -676,7 +676,7 @@ func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
 	if err := DefaultConfig().Check(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
 	}
-	if err := (TableConfig{}).Check(); err != nil {
+	if err := (TableConfig{Key: "{table}:{pk}"}).Check(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
 	}
 	for want, mistake := range map[string]func(*Config){
@@ -716,7 +716,7 @@ func BenchmarkApply(b *testing.B) {
 	addr := server(b)
 	for _, mode := range []string{ModeHash, ModeJSON} {
 		version := base
-		f := open(b, addr, TableConfig{Mode: mode})
+		f := open(b, addr, TableConfig{Key: "{table}:{pk}", Mode: mode})
 		f.plain.FlushDB(b.Context())
 		changes := make([]cdc.Change, batch)
 		next := func() []cdc.Change {
