@@ -141,15 +141,17 @@ func (f final) Unwrap() error { return f.error }
 // says what is being done, for the error.
 func (c *Client) retry(ctx context.Context, what string, try func() error) error {
 	seen := c.health.watch()
-	defer seen.done()
+	defer seen.gaveUp()
 	for n := 0; ; n++ {
 		err := try()
 		switch {
 		case err == nil:
+			seen.done()
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("%s: %w (last answer: %v)", what, context.Cause(ctx), err)
 		case hopeless(err):
+			seen.done() // an answer, too
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		seen.failed(err)
@@ -206,6 +208,16 @@ func (w *watcher) failed(err error) {
 	if !h.told && time.Since(h.since) >= unavailableAfter {
 		h.told = true
 		h.log.Warn("kafka unavailable", "error", err)
+	}
+}
+
+// gaveUp says that the loop has stopped asking without an answer.
+func (w *watcher) gaveUp() {
+	if w.bad {
+		w.bad = false
+		w.h.mu.Lock()
+		w.h.failing--
+		w.h.mu.Unlock()
 	}
 }
 

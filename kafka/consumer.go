@@ -150,7 +150,7 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 		seen.done()
 		c.begin(ctx, end, cc, gen)
 	}
-	seen.done()
+	seen.gaveUp()
 	group.Close() // ends the generation, waits for every Handle, leaves
 	tasks.Wait()
 	if failure, ok := errors.AsType[final](context.Cause(ctx)); ok {

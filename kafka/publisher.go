@@ -394,12 +394,13 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 	b.seal(p.codec, part.producer, part.epoch, part.sequence)
 
 	seen := p.client.health.watch()
-	defer seen.done()
+	defer seen.gaveUp()
 	var goneSince time.Time
 	for tries = 1; ; tries++ {
 		err := p.produce(sending, part, b)
 		switch {
 		case err == nil:
+			seen.done()
 			part.sequence = nextSequence(part.sequence, b.count)
 			part.lastAck = time.Now()
 			return tries, nil
