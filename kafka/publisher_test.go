@@ -187,13 +187,13 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 
 func TestARecordTooLargeIsRefusedAndTheOthersGoOn(t *testing.T) {
 	_, cfg := fake(t, kfake.NumBrokers(1))
-	cfg.MaxRecordBytes = 2048
+	cfg.MaxRecordBytes = 1 << 20
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
 	must(t, c.EnsureTopic(ctx, TopicSpec{Name: "t", Partitions: 1}))
 	p, stop := publisher(t, c, cfg)
 	must(t, p.Publish(ctx, Record{Topic: "t", Value: []byte("before")}))
-	if err := p.Publish(ctx, Record{Topic: "t", Value: make([]byte, 4096)}); !errors.Is(err, ErrRecordTooLarge) {
+	if err := p.Publish(ctx, Record{Topic: "t", Value: make([]byte, 2<<20)}); !errors.Is(err, ErrRecordTooLarge) {
 		t.Fatalf("got %v, want ErrRecordTooLarge", err)
 	}
 	must(t, p.Publish(ctx, Record{Topic: "t", Value: []byte("after")}))
