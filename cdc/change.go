@@ -60,6 +60,9 @@ type Origin struct {
 type Position struct {
 	// Format of this structure; PositionFormat.
 	Format int `json:"format"`
+	// Run names the start that this position goes on from. Of two first starts at
+	// the same moment only one counts.
+	Run string `json:"run,omitempty"`
 	// ServerUUID of the server whose log the clock was counted on.
 	ServerUUID string `json:"server_uuid"`
 	// GTIDSet holds every transaction before this place.

@@ -152,6 +152,15 @@ func TestTheHighestEpochAndClockIsThePosition(t *testing.T) {
 	if !found || pos.Epoch != 2 || pos.Seq != 7 || pos.GTIDSet != "second" {
 		t.Fatalf("got %+v", pos)
 	}
+	for _, pos := range []cdc.Position{{Epoch: 3, Run: "first"}, {Epoch: 3, Run: "second"}, {Epoch: 3, Run: "first", Seq: 2}, {Epoch: 3, Run: "second", Seq: 50}} {
+		r, err := checkpointRecord("p", pos)
+		must(t, err)
+		must(t, p.Publish(ctx, r))
+	}
+	must(t, p.Flush(ctx))
+	if pos, _, err = LoadCheckpoint(ctx, c, "p"); err != nil || pos.Run != "first" || pos.Seq != 2 {
+		t.Fatalf("two runs began epoch 3 and the position is %+v, %v; want the newest of the first", pos, err)
+	}
 	future, _ := json.Marshal(cdc.Position{Format: 9, Epoch: 3})
 	must(t, p.Publish(ctx, Record{Topic: CheckpointTopic("p"), Key: []byte("epoch-3"), Value: future}))
 	must(t, p.Flush(ctx))

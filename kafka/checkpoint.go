@@ -13,8 +13,8 @@ func checkpointSpec(prefix string) TopicSpec {
 	return TopicSpec{Name: CheckpointTopic(prefix), Partitions: 1, Compacted: true}
 }
 
-// checkpointRecord is a position as it is saved. The key is the epoch, so that
-// compaction keeps the last position of each epoch: a reader of an older epoch
+// checkpointRecord is a position as it is saved. The key is epoch and run, so
+// that compaction keeps the last position of each: a reader of an older epoch
 // that is still alive somewhere cannot push out the newest one.
 func checkpointRecord(prefix string, pos cdc.Position) (Record, error) {
 	pos.Format = cdc.PositionFormat
@@ -22,11 +22,13 @@ func checkpointRecord(prefix string, pos cdc.Position) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("save the source's position: %w", err)
 	}
-	return Record{Topic: CheckpointTopic(prefix), Key: fmt.Appendf(nil, "epoch-%d", pos.Epoch), Value: value}, nil
+	return Record{Topic: CheckpointTopic(prefix), Key: fmt.Appendf(nil, "epoch-%d-%s", pos.Epoch, pos.Run), Value: value}, nil
 }
 
 // LoadCheckpoint returns the saved position of the pipeline: the one with the
-// highest epoch and log clock, of equal ones the last. It makes the topic when it
+// highest epoch and log clock, of equal ones the last. Within an epoch only the
+// positions of the run that began it first count: another one has counted its
+// clock from another place in the log. It makes the topic when it
 // is not there, so that "nothing saved" is Kafka's word and not a stale listing's.
 func LoadCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Position, found bool, err error) {
 	if err := CheckPrefix(prefix); err != nil {
@@ -35,6 +37,7 @@ func LoadCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Posi
 	if err := c.EnsureTopic(ctx, checkpointSpec(prefix)); err != nil {
 		return pos, false, err
 	}
+	began := map[uint16]string{} // the run of each epoch
 	err = c.ReadAll(ctx, CheckpointTopic(prefix), func(r Record) error {
 		if r.Value == nil {
 			return nil
@@ -47,6 +50,10 @@ func LoadCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Posi
 			return fmt.Errorf("saved position at %s/%d offset %d has format %d and this program knows only %d; run the program that wrote it, or a newer one",
 				r.Topic, r.Partition, r.Offset, saved.Format, cdc.PositionFormat)
 		}
+		if first, known := began[saved.Epoch]; known && first != saved.Run {
+			return nil
+		}
+		began[saved.Epoch] = saved.Run
 		if !found || saved.Epoch > pos.Epoch || (saved.Epoch == pos.Epoch && saved.Seq >= pos.Seq) {
 			pos, found = saved, true
 		}

@@ -152,8 +152,8 @@ func (r *reader) decodeRows(e *replication.RowsEvent, data []byte) error {
 		return nil
 	}
 	if !allSet(e.ColumnBitmap1, int(e.ColumnCount)) || e.ColumnBitmap2 != nil && !allSet(e.ColumnBitmap2, int(e.ColumnCount)) {
-		r.failed = stopf("SET PERSIST binlog_row_image = FULL", "the log has incomplete rows of %s (binlog_row_image is not FULL) in transaction %s", src.layout.table, r.txn.gtid)
-		return r.failed
+		r.failed = r.refuse("SET PERSIST binlog_row_image = FULL where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, src.layout.table)
+		return r.failed // nil: passed over, and the event has no rows
 	}
 	return e.DecodeData(pos, data)
 }
@@ -402,7 +402,7 @@ func (r *reader) rows(e *replication.BinlogEvent, ev *replication.RowsEvent, siz
 	}
 	l := src.layout
 	if e.Header.EventType == replication.PARTIAL_UPDATE_ROWS_EVENT {
-		return stopf("SET PERSIST binlog_row_value_options = ''", "the log has partial JSON updates of %s in transaction %s", l.table, r.txn.gtid)
+		return r.refuse("SET PERSIST binlog_row_value_options = '' where it is not, and see which session sets another", "transaction %s has partial JSON updates of %s in the log", r.txn.gtid, l.table)
 	}
 	if r.txn.xa {
 		return r.refuse("", "transaction %s changes %s in an XA transaction, whose rows are logged before it is decided", r.txn.gtid, l.table)

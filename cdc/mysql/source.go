@@ -14,6 +14,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/go-mysql-org/go-mysql/client"
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
+	"github.com/google/uuid"
 
 	"lockstep/cdc"
 )
@@ -42,6 +43,9 @@ type Source struct {
 	From *cdc.Position
 	// FirstEpoch gives the epoch when From is nil.
 	FirstEpoch func(context.Context) (uint16, error)
+	// Saved reads the position back that was just saved for the first time. Nil
+	// takes it as saved.
+	Saved func(context.Context) (cdc.Position, bool, error)
 	// MayCopy is asked before a table is copied for the first time, and refuses it
 	// with an error. Nil allows every table.
 	MayCopy func(context.Context, cdc.Table) error
@@ -211,7 +215,7 @@ func (s *Source) begin(ctx context.Context, server *server) error {
 	if err != nil {
 		return err
 	}
-	pos := cdc.Position{Format: cdc.PositionFormat, ServerUUID: server.uuid, GTIDSet: server.executed, Epoch: epoch, Copied: []string{}}
+	pos := cdc.Position{Format: cdc.PositionFormat, Run: uuid.NewString(), ServerUUID: server.uuid, GTIDSet: server.executed, Epoch: epoch, Copied: []string{}}
 	if _, err := pos.Version(); err != nil {
 		return err
 	}
@@ -220,6 +224,15 @@ func (s *Source) begin(ctx context.Context, server *server) error {
 	}
 	if err := s.Out.Flush(ctx); err != nil {
 		return err
+	}
+	if s.Saved != nil {
+		saved, found, err := s.Saved(ctx)
+		if err != nil {
+			return err
+		}
+		if !found || saved.Run != pos.Run {
+			return stopf("", "another capture of this pipeline has begun at the same moment; start this one again, if two are wanted, and it goes on from there")
+		}
 	}
 	s.pos = pos
 	s.Log.Info("starting from a new position", "gtid_set", pos.GTIDSet, "epoch", epoch, "server_uuid", server.uuid)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -516,9 +517,9 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 		"drop":                  {nil, []string{"DROP TABLE q"}, "DROP TABLE of the captured", true, ""},
 		"rename onto":           {[]string{"CREATE TABLE _q (id INT PRIMARY KEY)"}, []string{"RENAME TABLE _q TO r"}, "RENAME TABLE of the captured", true, ""},
 		"statement":             {nil, []string{"SET SESSION binlog_format = STATEMENT", "INSERT INTO q VALUES (5)", "SET SESSION binlog_format = ROW"}, "by statement", true, ""},
-		"minimal image":         {[]string{"CREATE TABLE m (id INT PRIMARY KEY, a INT, b INT)", "INSERT INTO m VALUES (1, 1, 1)"}, []string{"SET SESSION binlog_row_image = MINIMAL", "UPDATE m SET a = 2", "SET SESSION binlog_row_image = FULL"}, "SET PERSIST binlog_row_image = FULL", false, ""},
+		"minimal image":         {[]string{"CREATE TABLE m (id INT PRIMARY KEY, a INT, b INT)", "INSERT INTO m VALUES (1, 1, 1)"}, []string{"SET SESSION binlog_row_image = MINIMAL", "UPDATE m SET a = 2", "SET SESSION binlog_row_image = FULL"}, "incomplete rows of", true, ""},
 		"no primary key":        {nil, []string{"CREATE TABLE nokey (id INT)", "INSERT INTO nokey VALUES (1)"}, "has no primary key", true, "ALTER TABLE nokey ADD PRIMARY KEY (id)"},
-		"partial JSON":          {[]string{"CREATE TABLE j (id INT PRIMARY KEY, d JSON)", `INSERT INTO j VALUES (1, '{"a": 1, "b": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}')`}, []string{"SET SESSION binlog_row_value_options = PARTIAL_JSON", "UPDATE j SET d = JSON_SET(d, '$.a', 2)", "SET SESSION binlog_row_value_options = ''"}, "partial JSON", false, ""},
+		"partial JSON":          {[]string{"CREATE TABLE j (id INT PRIMARY KEY, d JSON)", `INSERT INTO j VALUES (1, '{"a": 1, "b": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}')`}, []string{"SET SESSION binlog_row_value_options = PARTIAL_JSON", "UPDATE j SET d = JSON_SET(d, '$.a', 2)", "SET SESSION binlog_row_value_options = ''"}, "partial JSON", true, ""},
 		"XA":                    {nil, []string{"XA START 'x'", "INSERT INTO q VALUES (8)", "XA END 'x'", "XA PREPARE 'x'", "XA COMMIT 'x'"}, "XA transaction", true, ""},
 		"another primary key":   {nil, []string{"INSERT INTO q VALUES (30)", "ALTER TABLE q ADD COLUMN n INT NOT NULL DEFAULT 1, DROP PRIMARY KEY, ADD PRIMARY KEY (n, id)", "INSERT INTO q VALUES (31, 1)"}, "primary key of", false, ""},
 		"a zero date with stop": {[]string{"CREATE TABLE z (id INT PRIMARY KEY, d DATE)"}, []string{"SET SESSION sql_mode = ''", "INSERT INTO z VALUES (1, '0000-00-00')"}, "the date 0000-00-00 is zero", false, ""},
@@ -673,5 +674,60 @@ func TestATableThatWasLeftOutIsForgotten(t *testing.T) {
 	}
 	if diff := cmp.Diff(cdc.Position{Copied: []string{"d.a", "d.c"}, Keys: map[string]string{"d.a": "id"}}, s.pos); diff != "" {
 		t.Errorf("position (-want +got)\n%s", diff)
+	}
+}
+
+// A server that accepts and never says a word is noticed, and does not hold a stop.
+func TestAHalfOpenServerIsLeft(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	tried := make(chan struct{}, 100)
+	go func() {
+		for {
+			conn, err := silent.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			tried <- struct{}{}
+		}
+	}()
+	w := &world{t: t, name: "none", cfg: DefaultConfig()}
+	w.cfg.Addr, w.cfg.User, w.cfg.ServerID, w.cfg.ConnectTimeout = silent.Addr().String(), "u", 1, 200*time.Millisecond
+	stop := w.run(w.source(newMemory(), nil))
+	<-tried
+	<-tried // the first attempt was given up
+	began := time.Now()
+	w.cfg.ConnectTimeout = time.Hour
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+	slow := w.source(newMemory(), nil)
+	slow.Config.ConnectTimeout = time.Hour
+	stop = w.run(slow)
+	<-tried
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Of two first starts at the same moment one counts.
+func TestTheSecondOfTwoFirstStartsStops(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY)")
+	out := newMemory()
+	s := w.source(out, nil)
+	s.Saved = func(context.Context) (cdc.Position, bool, error) { return cdc.Position{Run: "another"}, true, nil }
+	if err := w.runToEnd(s); err == nil || !strings.Contains(err.Error(), "begun at the same moment") {
+		t.Fatalf("ended with %v", err)
+	}
+	if len(out.changes) > 0 {
+		t.Errorf("%d changes were published", len(out.changes))
 	}
 }

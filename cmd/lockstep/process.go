@@ -124,7 +124,7 @@ func (p *process) capture(ctx context.Context, flags captureFlags) error {
 	out := kafka.NewChangeLog(p.kafka, publisher, p.cfg.Prefix, p.cfg.Kafka, p.metrics.kafka, log)
 	source := &mysql.Source{
 		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: mysql.NewMetrics(p.registry),
-		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), SkipGTID: flags.skipGTID,
+		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), Saved: p.saved, SkipGTID: flags.skipGTID,
 	}
 	p.ready.add("capture", source.Reading)
 	g, reading := errgroup.WithContext(ctx)
@@ -173,8 +173,15 @@ func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.P
 		case flags.epoch > 0:
 			return flags.epoch, nil
 		}
+		if last > 0 && !found {
+			p.log.Warn("no position is saved, so every table is copied again under a new epoch; rows that were deleted since the last change in Kafka stay in the sinks", "last_epoch", last)
+		}
 		return last + 1, nil
 	}, nil
+}
+
+func (p *process) saved(ctx context.Context) (cdc.Position, bool, error) {
+	return kafka.LoadCheckpoint(ctx, p.kafka, p.cfg.Prefix)
 }
 
 // lastEpoch is the highest epoch among the newest records of the change topics,
