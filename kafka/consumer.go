@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -323,18 +322,12 @@ func (c *Client) explainRange(ctx context.Context, err error, group, topic strin
 }
 
 // Commit says that every record before offset next is done with. It works in a
-// drain after ctx has ended too. An error means that the records may be delivered
-// again; it wraps ErrRevoked when the partition is another member's by now.
+// drain after ctx has ended too. An error wraps ErrRevoked: the records will be
+// delivered again, perhaps to another member.
 func (p *Partition) Commit(ctx context.Context, next int64) error {
 	err := p.gen.CommitOffsets(map[string]map[int]int64{p.Topic: {p.ID: next}})
 	if err != nil {
-		for _, over := range []error{kafkago.IllegalGeneration, kafkago.UnknownMemberId, kafkago.RebalanceInProgress, net.ErrClosed} {
-			if errors.Is(err, over) {
-				err = fmt.Errorf("%w: %w", ErrRevoked, err)
-				break
-			}
-		}
-		return fmt.Errorf("commit %s/%d at %d: %w", p.Topic, p.ID, next, err)
+		return fmt.Errorf("commit %s/%d at %d: %w: %w", p.Topic, p.ID, next, ErrRevoked, err)
 	}
 	p.setCommitted(next)
 	p.showLag()

@@ -110,12 +110,12 @@ func deadline(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-// until polls ok, for at most ten seconds.
+// until polls ok, for at most thirty seconds.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); {
+	for end := time.Now().Add(30 * time.Second); !ok(); {
 		if time.Now().After(end) {
-			t.Fatalf("waited 10 s for: %s", what)
+			t.Fatalf("waited 30 s for: %s", what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

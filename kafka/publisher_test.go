@@ -298,6 +298,7 @@ func TestPublisherAndConsumerOutliveABrokerThatIsStoppedAndStarted(t *testing.T)
 	cluster := start()
 	cfg := DefaultConfig()
 	cfg.Brokers = []string{fmt.Sprintf("127.0.0.1:%d", ports[0])}
+	cfg.SessionTimeout = 6 * time.Second // so long the group waits for the member that could not leave
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
 	must(t, c.EnsureTopic(ctx, TopicSpec{Name: "t", Partitions: 1}))

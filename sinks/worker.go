@@ -144,7 +144,7 @@ type lane struct {
 	counted     int     // retries of this lane inside the gauge of all lanes
 	committed   int64
 	commitAfter time.Time
-	commitFails bool
+	commitFails int // in a row
 }
 
 func newLane(w *Worker, p Partition) *lane {
@@ -565,16 +565,16 @@ func (l *lane) commit(work context.Context) {
 	}
 	l.commitAfter = time.Now().Add(l.Config.CommitEvery)
 	if err := l.part.Commit(work, to); err != nil {
-		if !l.commitFails && !errors.Is(err, kafka.ErrRevoked) { // whoever has it now reads on
-			l.commitFails = true
+		// Once is what happens when the partition is taken away; more is a fault.
+		if l.commitFails++; l.commitFails == 2 {
 			l.log.Warn("offset not committed, trying again", "offset", to, "error", err)
 		}
 		return
 	}
-	if l.commitFails {
-		l.commitFails = false
+	if l.commitFails > 1 {
 		l.log.Info("offset committed again", "offset", to)
 	}
+	l.commitFails = 0
 	l.committed = to
 }
 
