@@ -15,15 +15,15 @@ import (
 // what stands to its left; cmd knows everyone and hands functions to the left.
 var imports = map[string][]string{
 	"cdc":             {},
-	"cdc/mysql":       {"cdc", "internal/secret"},
-	"kafka":           {"cdc", "internal/secret"},
+	"cdc/mysql":       {"cdc", "internal/certs", "internal/secret"},
+	"kafka":           {"cdc", "internal/certs", "internal/secret"},
 	"sinks":           {"cdc", "kafka"},
 	"sinks/elastic":   {"cdc", "sinks", "internal/secret"},
-	"sinks/redis":     {"cdc", "sinks", "internal/secret"},
+	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "sinks", "sinks/elastic", "sinks/redis", "internal/nearest", "internal/secret"},
 	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "sinks", "sinks/elastic", "sinks/redis", "dlq", "config", "internal/nearest"},
-	"internal/secret": {}, "internal/nearest": {},
+	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.
 	"sinks/sinktest":   {"cdc", "sinks"},

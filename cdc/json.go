@@ -1,7 +1,5 @@
 package cdc
 
-import "unicode/utf8"
-
 const hex = "0123456789abcdef"
 
 // AppendString appends s as a JSON string. Text that is not valid UTF-8 must not
@@ -32,6 +30,3 @@ func AppendString[T string | []byte](dst []byte, s T) []byte {
 	dst = append(dst, s[start:]...)
 	return append(dst, '"')
 }
-
-// ValidText reports whether s can stand in a JSON string.
-func ValidText[T string | []byte](s T) bool { return utf8.ValidString(string(s)) }

@@ -221,7 +221,7 @@ func (w *watcher) gaveUp() {
 	}
 }
 
-// done says that the loop got its answer, or has stopped asking.
+// done says that the loop got its answer.
 func (w *watcher) done() {
 	if !w.bad {
 		return

@@ -347,15 +347,8 @@ func (p *Partition) setEnd(end int64) {
 	p.showLag()
 }
 
-// End is the offset after the last record of the partition, as last seen: by the
-// last fetch, or some seconds ago.
-func (p *Partition) End() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.end
-}
-
-// Lag is the number of records between the committed offset and End.
+// Lag is the number of records between the committed offset and the
+// end of the partition, as last seen: by the last fetch, or some seconds ago.
 func (p *Partition) Lag() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

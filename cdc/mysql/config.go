@@ -2,13 +2,12 @@ package mysql
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
+	"lockstep/internal/certs"
 	"lockstep/internal/secret"
 )
 
@@ -127,22 +126,8 @@ func (t TLS) client(addr string) (*tls.Config, error) {
 	if t.ServerName != "" {
 		cfg.ServerName = t.ServerName
 	}
-	if t.CAFile != "" {
-		pem, err := os.ReadFile(t.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("source.tls.ca_file: %w", err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("source.tls.ca_file: %s holds no certificate in PEM", t.CAFile)
-		}
-	}
-	if t.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("source.tls.cert_file: %w", err)
-		}
-		cfg.Certificates = []tls.Certificate{pair}
+	if err := certs.Load(cfg, t.CAFile, t.CertFile, t.KeyFile); err != nil {
+		return nil, fmt.Errorf("source.%w", err)
 	}
 	return cfg, nil
 }

@@ -1,0 +1,33 @@
+// Package certs reads the certificate files that a TLS section names.
+package certs
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+)
+
+// Load puts the authorities of caFile and the client's certificate of certFile and
+// keyFile into conf; an empty name leaves that out. Its errors begin with the field
+// of the section: "tls.ca_file: ...".
+func Load(conf *tls.Config, caFile, certFile, keyFile string) error {
+	if caFile != "" {
+		pem, err := os.ReadFile(caFile)
+		if err != nil {
+			return fmt.Errorf("tls.ca_file: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("tls.ca_file: %s holds no PEM certificate", caFile)
+		}
+	}
+	if certFile != "" {
+		pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+		if err != nil {
+			return fmt.Errorf("tls.cert_file: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	return nil
+}
