@@ -46,7 +46,7 @@ func LoadCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Posi
 		if err := json.Unmarshal(r.Value, &saved); err != nil {
 			return fmt.Errorf("saved position at %s/%d offset %d: %w", r.Topic, r.Partition, r.Offset, err)
 		}
-		if saved.Format != cdc.PositionFormat {
+		if saved.Format < 1 || saved.Format > cdc.PositionFormat {
 			return fmt.Errorf("saved position at %s/%d offset %d has format %d and this program knows only %d; run the program that wrote it, or a newer one",
 				r.Topic, r.Partition, r.Offset, saved.Format, cdc.PositionFormat)
 		}

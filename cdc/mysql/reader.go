@@ -203,6 +203,8 @@ func (l *layout) keyNames() string {
 
 // HandleEvent takes every event of the log in order.
 func (r *reader) HandleEvent(e *replication.BinlogEvent) error {
+	r.snaps.mu.Lock()
+	defer r.snaps.mu.Unlock()
 	if err := r.handle(e, uint64(len(e.RawData))); err != nil {
 		r.failed = err
 		return err
@@ -492,6 +494,7 @@ func (r *reader) publish(src *source, change *cdc.Change, op cdc.Op, before, aft
 		change.After = r.after
 	}
 	src.counters.inc(op)
+	r.snaps.touched(change.Table, change.Key)
 	return r.Out.Publish(r.ctx, change)
 }
 
@@ -516,6 +519,7 @@ func (r *reader) end(e *replication.BinlogEvent) error {
 	r.Metrics.transactions.Inc()
 	r.Metrics.lag.Set(max(0, time.Since(time.UnixMicro(r.txn.commit)).Seconds()))
 	r.txn = transaction{}
+	r.snaps.boundary()
 	return r.mark(false)
 }
 

@@ -60,6 +60,7 @@ type Source struct {
 	missed    cdc.TableName // rows were met of it before it was copied
 	gtids     *gomysql.MysqlGTIDSet
 	reading   atomic.Bool
+	snaps     snapshots
 }
 
 // Reading reports whether the log is being read now.
