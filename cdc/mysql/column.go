@@ -42,7 +42,7 @@ type column struct {
 	field  []byte // `"name":`, ready to append
 	form   form
 	cs     charset
-	labels []string // of an enum or set, in UTF-8
+	labels [][]byte // of an enum or set, as JSON strings
 	// width is the declared length of BINARY(n), whose trailing zero bytes the log
 	// leaves out.
 	width int

@@ -10,8 +10,6 @@ import (
 	"strconv"
 
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
-
-	"lockstep/cdc"
 )
 
 // span is where a column's value stands in the JSON of its row.
@@ -319,7 +317,7 @@ func (c *column) appendLabel(dst []byte, index uint64) ([]byte, error) {
 	if index > uint64(len(c.labels)) {
 		return dst, fmt.Errorf("enum index %d, but the table map names %d labels", index, len(c.labels))
 	}
-	return cdc.AppendString(dst, c.labels[index-1]), nil
+	return append(dst, c.labels[index-1]...), nil
 }
 
 // appendLabels appends the labels of a SET, which has a bit for each.
@@ -337,7 +335,7 @@ func (c *column) appendLabels(dst []byte, bits uint64) ([]byte, error) {
 			dst = append(dst, ',')
 		}
 		first = false
-		dst = cdc.AppendString(dst, c.labels[i])
+		dst = append(dst, c.labels[i]...)
 	}
 	return append(dst, ']'), nil
 }

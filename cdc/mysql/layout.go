@@ -165,7 +165,7 @@ func realString(meta uint16) (typ byte, length int) {
 	return b0, int(b1)
 }
 
-func decodeLabels(raw []string, collation uint64, sets collations) ([]string, error) {
+func decodeLabels(raw []string, collation uint64, sets collations) ([][]byte, error) {
 	if len(raw) == 0 {
 		return nil, fmt.Errorf("the table map names no labels")
 	}
@@ -173,9 +173,9 @@ func decodeLabels(raw []string, collation uint64, sets collations) ([]string, er
 	if err != nil {
 		return nil, err
 	}
-	labels := make([]string, len(raw))
+	labels := make([][]byte, len(raw))
 	for i, r := range raw {
-		if labels[i], err = cs.text(r); err != nil {
+		if labels[i], err = cs.appendText(nil, []byte(r)); err != nil {
 			return nil, err
 		}
 	}
