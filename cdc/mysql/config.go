@@ -30,6 +30,11 @@ type Config struct {
 	// as_text (the digits as MySQL prints them) or stop. Default as_null. Use stop when
 	// a zero date is a mistake that must be seen.
 	ZeroDates string `yaml:"zero_dates"`
+	// Geometry says what a GEOMETRY, POINT and the like becomes: geojson (an object),
+	// wkt (text) or wkb (the server's bytes in base64: the SRID in four bytes, then
+	// WKB). Default geojson. Longitude comes before latitude in all of them. An SRID
+	// other than 0 stands in the object's crs, or before the text as SRID=4326;.
+	Geometry string `yaml:"geometry"`
 	// UnloggedCascades says what to do with a captured table whose foreign key changes
 	// rows by ON DELETE or ON UPDATE CASCADE or SET NULL on a server that does not log
 	// those changes (before MySQL 9.6, or with innodb_native_foreign_keys=ON): refuse
@@ -65,6 +70,7 @@ func DefaultConfig() Config {
 	return Config{
 		TLS:                TLS{Mode: "disabled"},
 		ZeroDates:          zeroNull,
+		Geometry:           geometryJSON,
 		UnloggedCascades:   "refuse",
 		ConnectTimeout:     10 * time.Second,
 		ReadTimeout:        20 * time.Second,
@@ -90,6 +96,11 @@ func (c Config) Check() error {
 	default:
 		bad("zero_dates: %q is not known; use as_null, as_text or stop (default as_null)", c.ZeroDates)
 	}
+	switch c.Geometry {
+	case geometryJSON, geometryWKT, geometryWKB:
+	default:
+		bad("geometry: %q is not known; use geojson, wkt or wkb (default geojson)", c.Geometry)
+	}
 	if c.UnloggedCascades != "refuse" && c.UnloggedCascades != "accept" {
 		bad("unlogged_cascades: %q is not known; use refuse or accept (default refuse)", c.UnloggedCascades)
 	}
@@ -112,6 +123,11 @@ func (c Config) Check() error {
 	}
 	return errors.Join(errs...)
 }
+
+// policy is what the configuration says about values.
+type policy struct{ zeroDates, geometry string }
+
+func (c Config) policy() policy { return policy{c.ZeroDates, c.Geometry} }
 
 // client returns the TLS configuration, nil when TLS is disabled.
 func (t TLS) client(addr string) (*tls.Config, error) {

@@ -172,8 +172,8 @@ func (r *reader) layout(tm *replication.TableMapEvent) (*source, error) {
 		return src, nil
 	}
 	src := &source{}
-	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) {
-		l, err := layoutOf(tm, r.sets, r.Config.ZeroDates)
+	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) && !isSequence(tm) {
+		l, err := layoutOf(tm, r.sets, r.Config.policy())
 		var stop *Stop
 		if errors.As(err, &stop) { // the rows are in the log for good, so mending the table is not enough
 			return &source{}, r.refuse(stop.Remedy, "%s (or leave the table out with tables[].skip)", stop.Problem)

@@ -285,7 +285,7 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 	}
 	var layouts []*layout
 	for _, t := range todo { // all are looked at before the first row is copied
-		l, err := tableLayout(conn, t, s.Config.ZeroDates)
+		l, err := tableLayout(conn, t, s.Config.policy())
 		if errors.Is(err, cdc.ErrNoTable) {
 			continue // dropped a moment ago; the log tells
 		}
