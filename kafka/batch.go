@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"slices"
+	"sync"
 	"time"
 
+	"github.com/pierrec/lz4/v4"
 	"github.com/segmentio/kafka-go/compress"
 )
 
@@ -140,7 +143,7 @@ func varintLen(v int64) int {
 // as they are.
 func (b *batch) compress(codec compress.Compression, into []byte) (spare []byte, err error) {
 	out := boundedWriter{buf: append(into[:0], b.buf[:atRecords]...), most: len(b.buf)}
-	w := codec.Codec().NewWriter(&out)
+	w := newWriter(codec, &out)
 	_, err = w.Write(b.buf[atRecords:])
 	if closed := w.Close(); err == nil {
 		err = closed
@@ -153,6 +156,35 @@ func (b *batch) compress(codec compress.Compression, into []byte) (spare []byte,
 	}
 	spare, b.buf, b.codec = b.buf, out.buf, codec
 	return spare, nil
+}
+
+// newWriter makes a writer that compresses. The one that the library has for lz4
+// holds 8 MB for each partition.
+func newWriter(codec compress.Compression, out io.Writer) io.WriteCloser {
+	if codec != compress.Lz4 {
+		return codec.Codec().NewWriter(out)
+	}
+	w := lz4Writers.Get().(*lz4.Writer)
+	w.Reset(out)
+	return lz4Writer{w}
+}
+
+var lz4Writers = sync.Pool{New: func() any {
+	w := lz4.NewWriter(nil)
+	// The batch has a checksum.
+	if err := w.Apply(lz4.BlockSizeOption(lz4.Block256Kb), lz4.ChecksumOption(false)); err != nil {
+		panic(err) // the options are ours
+	}
+	return w
+}}
+
+type lz4Writer struct{ *lz4.Writer }
+
+func (w lz4Writer) Close() error {
+	err := w.Writer.Close()
+	w.Reset(nil)
+	lz4Writers.Put(w.Writer)
+	return err
 }
 
 // boundedWriter refuses to grow beyond most bytes.
