@@ -59,6 +59,9 @@ func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Confi
 // that c is not queued and never will be: a table whose name makes no topic, a
 // topic with another number of partitions, a record too large, the end of ctx, or
 // the failure of the publisher.
+//
+// A barrier goes to every partition, to the first one only when all others have
+// acknowledged it, so that whoever meets it there knows that it stands in all.
 func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	l.publishing.Lock()
 	defer l.publishing.Unlock()
@@ -75,18 +78,29 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	if c.CommitMicros != 0 {
 		at = time.UnixMicro(c.CommitMicros)
 	}
-	err := l.publisher.Publish(ctx, Record{
-		Topic:     topic,
-		Partition: PartitionFor(c.Key, l.cfg.Partitions),
-		Time:      at,
-		Key:       c.Key,
-		Value:     l.value,
-		Headers:   c.Headers(),
-	})
+	r := Record{Topic: topic, Time: at, Key: c.Key, Value: l.value, Headers: c.Headers()}
+	if c.Op == cdc.OpBarrier {
+		return l.publishBarrier(ctx, r)
+	}
+	r.Partition = PartitionFor(c.Key, l.cfg.Partitions)
+	err := l.publisher.Publish(ctx, r)
 	if cap(l.value) > maxBatchBytes { // one huge row must not stay in memory
 		l.value = nil
 	}
 	return err
+}
+
+func (l *ChangeLog) publishBarrier(ctx context.Context, r Record) error {
+	for r.Partition = 1; r.Partition < l.cfg.Partitions; r.Partition++ {
+		if err := l.publisher.Publish(ctx, r); err != nil {
+			return err
+		}
+	}
+	if err := l.publisher.Flush(ctx); err != nil {
+		return err
+	}
+	r.Partition = 0
+	return l.publisher.Publish(ctx, r)
 }
 
 func (l *ChangeLog) makeTopic(ctx context.Context, table cdc.TableName) (string, error) {
