@@ -355,6 +355,8 @@ type store struct {
 	calls int
 }
 
+func (s *store) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
+
 func (s *store) Apply(_ context.Context, changes []cdc.Change) []sinks.Outcome {
 	s.calls++
 	seen := map[string]bool{}
