@@ -1,6 +1,11 @@
 package mysql
 
-import "regexp"
+import (
+	"context"
+	"regexp"
+
+	"lockstep/cdc"
+)
 
 // The values of Config.AfterAlter and Config.HelperTables.
 const (
@@ -19,4 +24,14 @@ var helper = regexp.MustCompile(`^_.+_(gho|ghc|ghr|del|new|old)$`)
 // and swaps with it or drops in the end.
 func (c Config) Helper(table string) bool {
 	return c.HelperTables != helpersCapture && helper.MatchString(table)
+}
+
+// TableNames lists the tables of the source that match, sorted.
+func TableNames(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([]cdc.TableName, error) {
+	conn, err := connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer until(ctx, conn)()
+	return listTables(conn, match)
 }
