@@ -40,6 +40,16 @@ type Config struct {
 	// those changes (before MySQL 9.6, or with innodb_native_foreign_keys=ON): refuse
 	// or accept. Default refuse, because such rows would go missing quietly.
 	UnloggedCascades string `yaml:"unlogged_cascades"`
+	// AfterAlter says what becomes of rows that an ALTER TABLE has given other columns
+	// or values: recopy or leave. Default recopy: the table is copied anew beside the
+	// log, so that every row in the sinks has its new shape. With leave, rows keep
+	// their old shape there until they change; use it where a copy costs too much.
+	AfterAlter string `yaml:"after_alter"`
+	// HelperTables says what to do with the tables that gh-ost and pt-online-schema-change
+	// make beside the one they alter (_orders_gho, _orders_ghc, _orders_del, _orders_new,
+	// _orders_old): skip or capture. Default skip: a pattern of tables[].match does
+	// not take them; an entry that names one in full does.
+	HelperTables string `yaml:"helper_tables"`
 	// ConnectTimeout bounds one attempt to connect. Default 10s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// ReadTimeout is how long the log may be silent, heartbeats included, before
@@ -72,6 +82,8 @@ func DefaultConfig() Config {
 		ZeroDates:          zeroNull,
 		Geometry:           geometryJSON,
 		UnloggedCascades:   "refuse",
+		AfterAlter:         alterRecopy,
+		HelperTables:       helpersSkip,
 		ConnectTimeout:     10 * time.Second,
 		ReadTimeout:        20 * time.Second,
 		CheckpointInterval: 200 * time.Millisecond,
@@ -103,6 +115,12 @@ func (c Config) Check() error {
 	}
 	if c.UnloggedCascades != "refuse" && c.UnloggedCascades != "accept" {
 		bad("unlogged_cascades: %q is not known; use refuse or accept (default refuse)", c.UnloggedCascades)
+	}
+	if c.AfterAlter != alterRecopy && c.AfterAlter != alterLeave {
+		bad("after_alter: %q is not known; use recopy or leave (default recopy)", c.AfterAlter)
+	}
+	if c.HelperTables != helpersSkip && c.HelperTables != helpersCapture {
+		bad("helper_tables: %q is not known; use skip or capture (default skip)", c.HelperTables)
 	}
 	if c.ConnectTimeout <= 0 {
 		bad("connect_timeout: %s is too short; use for example 10s (default 10s)", c.ConnectTimeout)

@@ -48,9 +48,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		copied: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_capture_copied_rows", Help: "Rows of the table that the copy under way, or the last one, has read."}, []string{"table"}),
 		ddl: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "lockstep_capture_ddl_total", Help: "Statements met in the log that change a captured table, by what was done: passed or skipped by the operator."}, []string{"action"}),
+			Name: "lockstep_capture_ddl_total", Help: "Statements met in the log that change a captured table, by what was done: emptied or dropped (the sinks are emptied), copied (the table is copied anew), passed (its rows stay as they are) or skipped by the operator."}, []string{"action"}),
 	}
-	for _, action := range []string{"passed", "skipped"} {
+	for _, action := range []string{"emptied", "dropped", "copied", "passed", "skipped"} {
 		m.ddl.WithLabelValues(action)
 	}
 	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.ddl)

@@ -334,7 +334,7 @@ func (s *Source) sameKey(l *layout) error {
 	name, now := l.table.String(), l.keyNames()
 	was, known := s.pos.Keys[name]
 	if known && was != now {
-		return stopf("lockstep run --resnapshot (after the table's index is deleted and its keys are emptied)", "the primary key of %s has changed from (%s) to (%s)", name, was, now)
+		return keyChanged(name, was, now)
 	}
 	if !known {
 		keys := maps.Clone(s.pos.Keys) // checkpoints hold the old one
