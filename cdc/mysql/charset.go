@@ -1,7 +1,9 @@
 package mysql
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 
 	"golang.org/x/text/encoding"
@@ -58,4 +60,77 @@ func (c charset) text(s string) (string, error) {
 		return "", fmt.Errorf("bytes %.40q are not %s text", s, c.name)
 	}
 	return s, nil
+}
+
+// appendText appends b as a JSON string and refuses bytes that are not text of
+// this set.
+func (c *charset) appendText(dst, b []byte) ([]byte, error) {
+	if c.enc != nil {
+		s, err := c.enc.NewDecoder().Bytes(b)
+		if err != nil {
+			return dst, err
+		}
+		b = s
+	}
+	out, ok := appendUTF8(dst, b, false)
+	if !ok {
+		return dst, fmt.Errorf("bytes %.40q are not %s text", b, c.name)
+	}
+	return out, nil
+}
+
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// appendUTF8 appends s as a JSON string and reports whether it is valid UTF-8.
+// Short says that \b and \f are written so, as MySQL does in its JSON, and not by
+// their number, as cdc.AppendString does.
+func appendUTF8(dst, s []byte, short bool) ([]byte, bool) {
+	dst = append(slices.Grow(dst, len(s)+2), '"')
+	start := 0
+	for i := 0; i < len(s); {
+		if i+8 <= len(s) { // eight at a time where all are ASCII and none needs an escape
+			w := binary.LittleEndian.Uint64(s[i:])
+			if (w|(w-0x20*ones)|((w^'"'*ones)-ones)|((w^'\\'*ones)-ones))&highs == 0 {
+				i += 8
+				continue
+			}
+		}
+		b := s[i]
+		switch {
+		case b >= utf8.RuneSelf:
+			r, size := utf8.DecodeRune(s[i:])
+			if r == utf8.RuneError && size == 1 {
+				return dst, false
+			}
+			i += size
+			continue
+		case b >= 0x20 && b != '"' && b != '\\':
+			i++
+			continue
+		}
+		dst = append(dst, s[start:i]...)
+		i++
+		start = i
+		switch {
+		case b == '"' || b == '\\':
+			dst = append(dst, '\\', b)
+		case b == '\n':
+			dst = append(dst, '\\', 'n')
+		case b == '\r':
+			dst = append(dst, '\\', 'r')
+		case b == '\t':
+			dst = append(dst, '\\', 't')
+		case b == '\b' && short:
+			dst = append(dst, '\\', 'b')
+		case b == '\f' && short:
+			dst = append(dst, '\\', 'f')
+		default:
+			dst = append(dst, '\\', 'u', '0', '0', "01"[b>>4], "0123456789abcdef"[b&15])
+		}
+	}
+	dst = append(dst, s[start:]...)
+	return append(dst, '"'), true
 }

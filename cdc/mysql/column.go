@@ -1,7 +1,6 @@
 package mysql
 
 import (
-	"encoding/base64"
 	"fmt"
 	"math"
 	"strconv"
@@ -47,8 +46,10 @@ type column struct {
 	// width is the declared length of BINARY(n), whose trailing zero bytes the log
 	// leaves out.
 	width int
-	// fraction is how many digits of a second a temporal column has.
+	// fraction is how many digits of a second a temporal column has, or behind its
+	// point a DECIMAL.
 	fraction  int
+	log       logged
 	unsigned  bool
 	zeroDates string
 	// What the stores need to know.
@@ -89,31 +90,38 @@ func (c *column) appendValue(dst []byte, v any) ([]byte, error) {
 		if f, ok := v.(float64); ok {
 			return appendFloat(dst, f, 64), nil
 		}
-	case formEnum:
-		return c.appendEnum(dst, v)
-	case formSet:
-		return c.appendSet(dst, v)
+	case formEnum, formSet:
+		if n, ok := v.(int64); ok && c.form == formEnum {
+			return c.appendLabel(dst, uint64(n))
+		} else if ok {
+			return c.appendLabels(dst, uint64(n))
+		}
 	}
 	s, ok := asString(v)
 	if !ok {
 		return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
 	}
 	switch c.form {
-	case formDecimal, formTime:
-		if c.form == formTime {
-			s = withFraction(s, c.fraction)
-		}
+	case formDecimal, formEnum:
 		return cdc.AppendString(dst, s), nil
-	case formText:
-		s, err := c.cs.text(s)
+	case formSet:
+		return appendSelected(dst, s), nil
+	case formTime:
+		t, err := parseClock(s)
 		if err != nil {
 			return dst, err
 		}
-		return cdc.AppendString(dst, s), nil
+		return c.appendTime(dst, t), nil
+	case formText:
+		return c.cs.appendText(dst, []byte(s))
 	case formBytes:
-		return appendBase64(dst, s, c.width), nil
+		return appendBase64(dst, []byte(s), c.width), nil
 	case formDate, formDateTime, formStamp:
-		return c.appendDate(dst, s)
+		m, err := parseMoment(s)
+		if err != nil {
+			return dst, err
+		}
+		return c.appendMoment(dst, m)
 	case formJSON:
 		if s == "" { // INSERT IGNORE of a NULL; MySQL reads it as the JSON null
 			s = "null"
@@ -150,116 +158,21 @@ func (c *column) appendInt(dst []byte, v any) ([]byte, error) {
 	return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
 }
 
-func (c *column) appendEnum(dst []byte, v any) ([]byte, error) {
-	switch n := v.(type) {
-	case int64:
-		if n == 0 { // MySQL's error value, printed as the empty text
-			return append(dst, '"', '"'), nil
-		}
-		if n < 0 || int(n) > len(c.labels) {
-			return dst, fmt.Errorf("enum index %d, but the table map names %d labels", n, len(c.labels))
-		}
-		return cdc.AppendString(dst, c.labels[n-1]), nil
-	case string:
-		return cdc.AppendString(dst, n), nil
-	}
-	return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
-}
-
-func (c *column) appendSet(dst []byte, v any) ([]byte, error) {
+// appendSelected appends the text that a SELECT gives for a SET.
+func appendSelected(dst []byte, s string) []byte {
 	dst = append(dst, '[')
 	first := true
-	add := func(label string) {
+	for label := range strings.SplitSeq(s, ",") {
+		if s == "" {
+			break
+		}
 		if !first {
 			dst = append(dst, ',')
 		}
 		first = false
 		dst = cdc.AppendString(dst, label)
 	}
-	switch m := v.(type) {
-	case int64:
-		for i := range 64 {
-			if uint64(m)&(1<<i) == 0 {
-				continue
-			}
-			if i >= len(c.labels) {
-				return dst, fmt.Errorf("set bit %d, but the table map names %d labels", i, len(c.labels))
-			}
-			add(c.labels[i])
-		}
-	case string:
-		if m != "" {
-			for label := range strings.SplitSeq(m, ",") {
-				add(label)
-			}
-		}
-	default:
-		return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
-	}
-	return append(dst, ']'), nil
-}
-
-// appendDate turns "2026-11-22 08:15:30.5" into ISO 8601 with the declared
-// number of digits.
-func (c *column) appendDate(dst []byte, s string) ([]byte, error) {
-	if !validDate(s) {
-		switch c.zeroDates {
-		case zeroStop:
-			return dst, fmt.Errorf("the date %s is zero or does not exist; mend the row, or set source.zero_dates to as_null or as_text", s)
-		case zeroNull:
-			return append(dst, "null"...), nil
-		}
-	}
-	if c.form == formDate {
-		return cdc.AppendString(dst, s), nil
-	}
-	s = withFraction(s, c.fraction)
-	dst = append(dst, '"')
-	at := len(dst)
-	dst = append(dst, s...)
-	if len(s) > 10 && s[10] == ' ' {
-		dst[at+10] = 'T'
-	}
-	if c.form == formStamp {
-		dst = append(dst, 'Z')
-	}
-	return append(dst, '"'), nil
-}
-
-// validDate reports whether the first ten characters name a day that exists.
-func validDate(s string) bool {
-	if len(s) < 10 {
-		return false
-	}
-	year, err1 := strconv.Atoi(s[:4])
-	month, err2 := strconv.Atoi(s[5:7])
-	day, err3 := strconv.Atoi(s[8:10])
-	if err1 != nil || err2 != nil || err3 != nil || month < 1 || month > 12 || day < 1 {
-		return false
-	}
-	return day <= daysIn(year, month)
-}
-
-func daysIn(year, month int) int {
-	switch month {
-	case 4, 6, 9, 11:
-		return 30
-	case 2:
-		if year%4 == 0 && (year%100 != 0 || year%400 == 0) {
-			return 29
-		}
-		return 28
-	}
-	return 31
-}
-
-// withFraction gives s the declared number of digits after the seconds:
-// go-mysql leaves a zero fraction out of TIME values.
-func withFraction(s string, digits int) string {
-	if digits == 0 || strings.IndexByte(s, '.') >= 0 {
-		return s
-	}
-	return s + "." + "000000"[:digits]
+	return append(dst, ']')
 }
 
 // appendFloat writes the shortest decimal that reads back as the same value, in
@@ -273,16 +186,6 @@ func appendFloat(dst []byte, f float64, bits int) []byte {
 		}
 	}
 	return strconv.AppendFloat(dst, f, format, -1, bits)
-}
-
-func appendBase64(dst []byte, s string, width int) []byte {
-	raw := []byte(s)
-	if len(raw) < width {
-		raw = append(raw, make([]byte, width-len(raw))...)
-	}
-	dst = append(dst, '"')
-	dst = base64.StdEncoding.AppendEncode(dst, raw)
-	return append(dst, '"')
 }
 
 func asString(v any) (string, bool) {

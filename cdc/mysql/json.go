@@ -48,9 +48,13 @@ func appendNumber(dst []byte, s string) []byte {
 		return append(dst, s...)
 	}
 	f, err := strconv.ParseFloat(s, 64)
-	if err != nil || len(s) > 18 && !exactly(s, f) {
+	if err != nil || len(s) > 18 && !exactly(strings.Clone(s), f) {
 		return append(dst, s...)
 	}
+	return appendJSONDouble(dst, f)
+}
+
+func appendJSONDouble(dst []byte, f float64) []byte {
 	if abs := math.Abs(f); abs != 0 && (abs < 1e-6 || abs >= 1e21) {
 		return strconv.AppendFloat(dst, f, 'e', -1, 64)
 	}

@@ -130,6 +130,9 @@ func layoutOf(tm *replication.TableMapEvent, sets collations, zeroDates string) 
 		default:
 			err = fmt.Errorf("the column type %d is not known", tm.ColumnType[i])
 		}
+		if err == nil {
+			err = c.setLogged(typ, meta, c.width)
+		}
 		if c.form != formBytes || typ != gomysql.MYSQL_TYPE_STRING {
 			c.width = 0
 		}
