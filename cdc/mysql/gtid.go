@@ -40,8 +40,7 @@ type gtidSet interface {
 	// union and minus return a new set.
 	union(gtidSet) gtidSet
 	minus(gtidSet) gtidSet
-	// request is what the library asks the server with. It is a copy, because the
-	// library keeps and changes it.
+	// request is what the server is asked with for what is behind.
 	request() gomysql.GTIDSet
 }
 
