@@ -31,6 +31,8 @@ type memory struct {
 	pos     []cdc.Position
 	refuse  error
 	ended   error // why the source stopped by itself
+
+	requests []cdc.SnapshotRequest
 }
 
 func newMemory() *memory { return &memory{changed: make(chan struct{})} }
@@ -127,8 +129,12 @@ func (w *world) exec(statements ...string) {
 
 func (w *world) source(out Output, from *cdc.Position) *Source {
 	return &Source{Config: w.cfg, Match: func(t cdc.TableName) bool { return t.DB == w.name && !strings.HasPrefix(t.Table, "_") },
-		Out: out, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), From: from,
+		Out: out, Log: testLog(w.t), Metrics: NewMetrics(prometheus.NewRegistry()), From: from,
 		FirstEpoch: func(context.Context) (uint16, error) { return 1, nil }}
+}
+
+func testLog(t *testing.T) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), nil))
 }
 
 // run starts a source and returns what stops it and tells how it ended.

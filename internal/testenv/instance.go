@@ -221,9 +221,11 @@ func (i *Instance) Unfollow(t testing.TB) {
 // CatchUp waits until it has every transaction that another server has.
 func (i *Instance) CatchUp(t testing.TB, with *Instance) {
 	t.Helper()
-	query := "SELECT WAIT_FOR_EXECUTED_GTID_SET('" + with.Value(t, "SELECT @@GLOBAL.gtid_executed") + "', 30)"
+	var query string
 	if i.Name == "mariadb" {
 		query = "SELECT MASTER_GTID_WAIT('" + with.Value(t, "SELECT @@GLOBAL.gtid_binlog_pos") + "', 30)"
+	} else {
+		query = "SELECT WAIT_FOR_EXECUTED_GTID_SET('" + with.Value(t, "SELECT @@GLOBAL.gtid_executed") + "', 30)"
 	}
 	if got := i.Value(t, query); got != "0" {
 		t.Fatalf("the replica on %s did not catch up with %s in 30s", i.Addr, with.Addr)
