@@ -302,6 +302,9 @@ func (s *Source) scanTail(ctx context.Context, now *server, at cdc.Version) (tai
 			found.ghosts.add(g)
 			return nil
 		}
+		if c.Op == cdc.OpBarrier { // may come twice
+			return nil
+		}
 		row := rowOf{c.GTID, c.Table, string(c.Key)}
 		if slices.Contains(seen[row], c.Version) {
 			return nil // published twice
@@ -346,12 +349,13 @@ func (s *Source) wasPublished(c *cdc.Change) bool {
 // repair has the rows read again that transactions have changed which are lost.
 // It reports false when Kafka does not hold all of their changes any more.
 func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch uint16) (bool, error) {
-	if s.Published == nil || s.Request == nil {
+	if s.Published == nil || s.Repair == nil {
 		return false, nil
 	}
 	began := time.Now()
 	transactions := map[string]bool{}
 	keys := map[cdc.TableName]map[string]bool{}
+	emptied := map[cdc.TableName]bool{}
 	count, whole := 0, true
 	err := s.Published(ctx, time.Time{}, func(c *cdc.Change, cut bool) error {
 		if c.GTID == "" {
@@ -371,6 +375,10 @@ func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch 
 		if keys[c.Table] == nil {
 			keys[c.Table] = map[string]bool{}
 		}
+		if c.Op == cdc.OpBarrier { // it took away rows that were never named
+			emptied[c.Table] = true
+			return nil
+		}
 		if !keys[c.Table][string(c.Key)] {
 			keys[c.Table][string(c.Key)] = true
 			count++
@@ -384,17 +392,21 @@ func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch 
 	if !whole {
 		return false, nil
 	}
+	reason := "transactions lost by the source: " + truncate(ghosts.String(), 300)
 	var requests []cdc.SnapshotRequest
 	var first []string
 	for _, t := range slices.SortedFunc(maps.Keys(keys), func(a, b cdc.TableName) int { return cmp.Compare(a.String(), b.String()) }) {
+		if emptied[t] {
+			requests = append(requests, wholeRequest(t, epoch, reason))
+		}
 		sorted := slices.Sorted(maps.Keys(keys[t]))
 		for _, k := range sorted[:min(len(sorted), 5)] {
 			first = append(first, t.String()+k)
 		}
-		requests = append(requests, keyRequests(t, sorted, epoch, "transactions lost by the source: "+truncate(ghosts.String(), 300))...)
+		requests = append(requests, keyRequests(t, sorted, epoch, reason)...)
 	}
 	if len(requests) > 0 {
-		if err := s.Request(ctx, requests); err != nil {
+		if err := s.Repair(ctx, requests); err != nil {
 			return false, fmt.Errorf("ask for the rows of lost transactions to be read again: %w", err)
 		}
 	}
@@ -431,6 +443,12 @@ func keyRequests(t cdc.TableName, keys []string, epoch uint16, reason string) (r
 		keys = keys[n:]
 	}
 	return requests
+}
+
+// wholeRequest asks for every row of a table.
+func wholeRequest(t cdc.TableName, epoch uint16, reason string) cdc.SnapshotRequest {
+	return cdc.SnapshotRequest{Format: cdc.SnapshotRequestFormat, ID: fmt.Sprintf("repair-%d-%s", epoch, t), Table: t.String(), Reason: reason,
+		Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro()}
 }
 
 // flavorName is how a Position names a kind of server.

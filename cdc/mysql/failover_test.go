@@ -122,7 +122,7 @@ func (s *stage) source(from *cdc.Position, before ...*memory) (*Source, *memory)
 		}
 		return nil
 	}
-	src.Request = func(_ context.Context, r []cdc.SnapshotRequest) error {
+	src.Repair = func(_ context.Context, r []cdc.SnapshotRequest) error {
 		out.mu.Lock()
 		defer out.mu.Unlock()
 		out.requests = append(out.requests, r...)

@@ -59,8 +59,8 @@ type Source struct {
 	// order of each partition, without images. Cut says that older changes of the same
 	// partition are gone. Nil stands for an output without a memory.
 	Published func(ctx context.Context, since time.Time, fn func(c *cdc.Change, cut bool) error) error
-	// Request writes requests for rows to be read again, and returns when they are safe.
-	Request func(ctx context.Context, requests []cdc.SnapshotRequest) error
+	// Repair writes requests for rows to be read again, and returns when they are safe.
+	Repair func(ctx context.Context, requests []cdc.SnapshotRequest) error
 	// SkipGTID names the one transaction whose statement is passed over although
 	// it cannot be followed.
 	SkipGTID string
