@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -328,6 +329,10 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 	defer until(ctx, conn)()
 	s, err := inspect(conn)
 	if err != nil {
+		found, failed := inspectPrivileges(conn, flavorOf(conn), cfg.User)
+		if failed == nil && slices.ContainsFunc(found, func(f Finding) bool { return !f.OK }) {
+			return found, nil // that is why
+		}
 		return nil, err
 	}
 	found := append([]Finding{{Check: "server", OK: true, Detail: s.title()}}, s.findings()...)

@@ -573,7 +573,7 @@ func TestAServerRestoredFromABackup(t *testing.T) {
 	out.awaitStart(t)
 	insert(t, s.a.DB(), 1, 5)
 	out.awaitKey(t, `{"id":5}`)
-	s.a.Stop(t)
+	s.a.Kill(t)
 	restore := s.a.Backup(t)
 	s.a.Start(t)
 	s.a.Exec(t, "INSERT INTO shop.q VALUES (6, 0)", "UPDATE shop.q SET v = 5 WHERE id = 2", "DELETE FROM shop.q WHERE id = 3", "INSERT INTO shop.q VALUES (7, 0)")
@@ -583,7 +583,7 @@ func TestAServerRestoredFromABackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	pos := out.lastPos()
-	s.a.Stop(t)
+	s.a.Kill(t)
 	restore()
 	s.a.Start(t)
 	again, next := s.source(&pos, out)
@@ -625,4 +625,65 @@ func TestTheEpochsAreUsedUp(t *testing.T) {
 	if len(out.pos) != 0 {
 		t.Errorf("%d positions were saved", len(out.pos))
 	}
+}
+
+// A connection over which nothing comes any more, but which nobody has closed, is
+// noticed within the read timeout, and so is a server that lets in and says nothing.
+func TestAHalfOpenConnectionIsNoticed(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY)")
+	relay := testenv.NewRelay(t, w.cfg.Addr)
+	w.cfg.Addr, w.cfg.ReadTimeout, w.cfg.ConnectTimeout = relay.Addr, 5*time.Second, 2*time.Second
+	out := newMemory()
+	s := w.source(out, nil)
+	stop := w.run(s)
+	out.awaitStart(t)
+	eventually(t, "it reads", s.Reading)
+	frozen := time.Now()
+	relay.Freeze()
+	eventually(t, "it is noticed", func() bool { return !s.Reading() })
+	if took := time.Since(frozen); took > w.cfg.ReadTimeout+2*time.Second {
+		t.Errorf("it took %s, with a read timeout of %s", took, w.cfg.ReadTimeout)
+	}
+	eventually(t, "new connections fail, too", func() bool { return testutil.ToFloat64(s.Metrics.reconnects) >= 2 })
+	w.exec("INSERT INTO q VALUES (1)")
+	relay.Thaw()
+	out.awaitKey(t, `{"id":1}`)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Where only tables change that are not captured, the position moves on all the
+// same, so that the log may be purged behind it.
+func TestThePositionMovesOnWhereNothingIsCaptured(t *testing.T) {
+	eachFlavor(t, func(t *testing.T, start func(testing.TB, ...string) *testenv.Instance) {
+		s, pos := newSolo(t, start)
+		s.cfg.CheckpointInterval = time.Minute // only the end of the log saves it
+		src, out := s.source(&pos, s.last)
+		stop := s.run(src)
+		eventually(t, "it reads", src.Reading)
+		for range 3 {
+			s.a.Exec(t, "REPLACE INTO shop._no VALUES (1)", "FLUSH BINARY LOGS")
+		}
+		out.awaitGTIDs(t, s.a)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the log is purged", func() bool {
+			s.a.Exec(t, "PURGE BINARY LOGS TO '"+lastLog(t, s.a)+"'")
+			return s.a.Name == "mysql" || s.a.Value(t, "SELECT @@GLOBAL.gtid_binlog_pos") != ""
+		})
+		saved := out.lastPos()
+		if saved.LastGTID == pos.LastGTID {
+			t.Errorf("the last transaction is still %s", saved.LastGTID)
+		}
+		next, again := s.source(&saved, out)
+		stop = s.run(next)
+		insert(t, s.a.DB(), 60, 60)
+		again.awaitKey(t, `{"id":60}`)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

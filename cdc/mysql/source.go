@@ -90,6 +90,7 @@ func (s *Source) Run(ctx context.Context) error {
 		}
 	}
 	wait := &backoff.ExponentialBackOff{InitialInterval: 200 * time.Millisecond, Multiplier: 2, MaxInterval: 10 * time.Second, RandomizationFactor: 0.3}
+	refused := "-" // the position from which the server did not send its log
 	for {
 		started := time.Now()
 		err := s.session(ctx)
@@ -101,6 +102,15 @@ func (s *Source) Run(ctx context.Context) error {
 		if appeared, ok := errors.AsType[*appearedError](err); ok {
 			s.Log.Info("a captured table has appeared, copying it", "table", appeared.table)
 			continue
+		}
+		// The log may have been purged before it was read, or cut: the next session
+		// tells. When that finds nothing wrong, it is refused for another reason.
+		if my := (*gomysql.MyError)(nil); errors.As(err, &my) && my.Code == gomysql.ER_MASTER_FATAL_ERROR_READING_BINLOG {
+			if at := s.gtids.String(); at == refused {
+				err = stopf("lockstep run --resnapshot", "the server cannot send its log from the saved position: %v", err)
+			} else {
+				refused = at
+			}
 		}
 		var lost *lostError
 		if !errors.As(err, &lost) {
@@ -149,8 +159,6 @@ func lost(err error) error {
 		switch my.Code {
 		case gomysql.ER_ACCESS_DENIED_ERROR, gomysql.ER_DBACCESS_DENIED_ERROR, gomysql.ER_SPECIFIC_ACCESS_DENIED_ERROR, gomysql.ER_TABLEACCESS_DENIED_ERROR:
 			return stopf("lockstep doctor", "%v", err)
-		case gomysql.ER_MASTER_FATAL_ERROR_READING_BINLOG:
-			return stopf("lockstep run --on-gap resnapshot", "the server cannot send its log from the saved position: %v", err)
 		}
 	}
 	return &lostError{err}
@@ -183,6 +191,7 @@ func (s *Source) session(ctx context.Context) error {
 // rows are not in Kafka yet.
 func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, error) {
 	defer until(ctx, conn)()
+	conn.ReadTimeout = s.Config.ReadTimeout // these questions have short answers
 	server, err := inspect(conn)
 	if err != nil {
 		return nil, lost(err)
@@ -219,6 +228,7 @@ func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, er
 	if len(tables) == 0 && len(s.pos.Copied) == 0 {
 		s.Log.Warn("no table of the source matches the configuration yet", "addr", s.Config.Addr)
 	}
+	conn.ReadTimeout = queryTimeout
 	return sets, s.copyTables(ctx, conn, tables)
 }
 
