@@ -261,12 +261,12 @@ const (
 	maxGhostKeys = 1 << 20
 )
 
-// tailMargin is how much older than the position's last transaction, by its commit
-// time, a record behind it can be. Records carry the time at which their
-// transaction was first committed (or, where the topic says so, at which they were
-// written, which is later), and transactions stand in a log in about the order in
-// which they were committed: replicas that were merged, and clocks that differ, put
-// them seconds or minutes out of it.
+// tailMargin is how much older than the commit of the position's last transaction the
+// time of a record behind it can be. A record's time is when Kafka took it, or, where
+// the topic says so, when its transaction was first committed; it was taken after
+// that. Transactions stand in a log in about the order of their commits, and those
+// behind the position were read after it: only clocks that differ and replicas that
+// were merged put them out of it, by seconds or minutes.
 const tailMargin = time.Hour
 
 // scanTail finds the changes in Kafka with a version above at whose transactions
