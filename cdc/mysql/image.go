@@ -196,7 +196,7 @@ func (c *column) appendLogged(dst, b []byte) (out []byte, n int, err error) {
 	v = b[n : n+int(length)]
 	n += int(length)
 	if c.log.compressed {
-		if v, err = inflate(v); err != nil {
+		if v, err = inflateColumn(v); err != nil {
 			return dst, n, err
 		}
 	}
@@ -217,11 +217,11 @@ func (c *column) appendLogged(dst, b []byte) (out []byte, n int, err error) {
 	return dst, n, err
 }
 
-// inflate unpacks a value of a MariaDB column that is COMPRESSED. Its first byte is
+// inflateColumn unpacks a value of a MariaDB column that is COMPRESSED. Its first byte is
 // 0 before plain bytes; else it holds the method, 8 for zlib's, a bit that says
 // that zlib's own header and sum are left out, and how many bytes behind it are the
 // plain length.
-func inflate(v []byte) ([]byte, error) {
+func inflateColumn(v []byte) ([]byte, error) {
 	if len(v) == 0 || v[0] == 0 {
 		return v[min(1, len(v)):], nil
 	}
