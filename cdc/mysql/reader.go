@@ -249,6 +249,9 @@ func (r *reader) handle(e *replication.BinlogEvent, size uint64) error {
 		return nil
 	case *replication.HeartbeatEvent: // the end of the log is reached
 		r.Metrics.lag.Set(0)
+		if r.txn.gno == 0 {
+			r.snaps.idle()
+		}
 		return r.mark(true)
 	case *replication.BeginLoadQueryEvent, *replication.ExecuteLoadQueryEvent:
 		return r.refuse("SET PERSIST binlog_format = ROW", "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
