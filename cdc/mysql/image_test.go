@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"log/slog"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -186,7 +187,7 @@ func (f *flavor) decode(bodies []body) (changes []decoded) {
 // copied reads a table as a copy does: the rows by their keys.
 func (f *flavor) copied(table string) map[string]string {
 	f.t.Helper()
-	conn, err := connect(context.Background(), f.cfg)
+	conn, err := connectCopier(context.Background(), f.cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -195,16 +196,18 @@ func (f *flavor) copied(table string) map[string]string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	c := copier{layout: l}
+	in := newTableIn(l, "")
+	query, err := in.selectRows(nil, nil, math.MaxInt32)
+	if err != nil {
+		f.t.Fatal(err)
+	}
 	rows := map[string]string{}
+	values := make([]any, len(l.columns))
 	var result gomysql.Result
-	err = conn.ExecuteSelectStreaming(c.query(), &result, func(fields []gomysql.FieldValue) error {
-		var change cdc.Change
-		if err := c.read(&change, fields); err != nil {
-			return err
-		}
-		rows[string(change.Key)] = string(change.After)
-		return nil
+	err = conn.ExecuteSelectStreaming(query, &result, func(fields []gomysql.FieldValue) error {
+		key, row, err := in.rowJSON(nil, nil, values, fields)
+		rows[string(key)] = string(row)
+		return err
 	}, nil)
 	if err != nil {
 		f.t.Fatal(err)

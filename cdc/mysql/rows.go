@@ -223,7 +223,7 @@ func (r *reader) rows(ev *event) error {
 		return r.damaged(ev, fmt.Errorf("its rows have %d columns, and its table map %d", e.columns, len(l.columns)))
 	}
 	if isCompressedRows(ev.EventType) {
-		if e.images, err = inflate(e.images); err != nil {
+		if e.images, err = inflateEvent(e.images); err != nil {
 			return r.damaged(ev, err)
 		}
 	}
