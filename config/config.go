@@ -246,6 +246,9 @@ func (c *Config) Check() error {
 	return errors.Join(errs...)
 }
 
+// CapturePart names the capture beside the sinks: in its consumer group, for one.
+const CapturePart = "capture"
+
 func (c *Config) checkSinks() []error {
 	if len(c.Sinks) == 0 {
 		return []error{errors.New("sinks: none is named; name at least one, for example search: {elastic: {addresses: [http://127.0.0.1:9200]}}")}
@@ -257,6 +260,8 @@ func (c *Config) checkSinks() []error {
 		case !sinkPattern.MatchString(name):
 			// Such a name may not pass for a path, so the place is that of all sinks.
 			errs = append(errs, fmt.Errorf("sinks: %q is no name for a sink; use 1 to 50 small letters, digits and -", name))
+		case name == CapturePart:
+			errs = append(errs, fmt.Errorf("%s: the consumer group of that name is the capture's; give the sink another name", path))
 		case s.Elastic == nil && s.Redis == nil:
 			errs = append(errs, fmt.Errorf("%s: no store is named; write elastic: or redis: under it", path))
 		case s.Elastic != nil && s.Redis != nil:
