@@ -38,7 +38,7 @@ type Lease struct {
 	// Hold runs while the lease is held, until its ctx ends, with ErrRevoked as the
 	// cause when another member has the lease. Nobody else gets it before Hold has
 	// returned, unless this process is silent for longer than the timeout. Its error
-	// ends Run, except once ctx has ended.
+	// ends Run, unless the lease is lost.
 	Hold    func(ctx context.Context) error
 	Metrics *LeaseMetrics
 	Log     *slog.Logger
@@ -136,6 +136,9 @@ func (l *Lease) Run(ctx context.Context) error {
 				return nil
 			}
 			<-held.over
+			if errors.Is(held.err, context.Canceled) {
+				return nil
+			}
 			return held.err
 		case err := <-refused:
 			return fmt.Errorf("group %s: %w", l.Group, err)
@@ -144,7 +147,10 @@ func (l *Lease) Run(ctx context.Context) error {
 			beat = time.Now()
 		case <-over:
 			l.thawed(held, beat)
-			if held.ctx.Err() == nil || ctx.Err() != nil {
+			if ctx.Err() != nil {
+				continue // to the case above
+			}
+			if held.ctx.Err() == nil {
 				return held.err
 			}
 			l.ended(held)
