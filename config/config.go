@@ -140,7 +140,7 @@ func Sections() []any {
 // table that is not captured.
 func (c *Config) MatchTable(name cdc.TableName) (*Table, bool) {
 	for i := range c.Tables {
-		if c.Tables[i].matches(name) {
+		if c.Tables[i].Matches(name) {
 			return &c.Tables[i], !c.Tables[i].Skip
 		}
 	}
@@ -178,7 +178,9 @@ func (c *Config) has(store string) bool {
 	return false
 }
 
-func (t *Table) matches(name cdc.TableName) bool {
+// Matches reports whether the pattern of the entry takes a table; an entry before it
+// may have it all the same.
+func (t *Table) Matches(name cdc.TableName) bool {
 	db, table, ok := strings.Cut(t.Match, ".")
 	return ok && glob(db, name.DB) && glob(table, name.Table)
 }
@@ -338,7 +340,7 @@ func (c *Config) shadow(i int) int {
 	for j := range c.Tables[:i] {
 		// A * of the later pattern is, to the earlier one, a character that only
 		// its own * takes.
-		if c.Tables[j].matches(cdc.TableName{DB: db, Table: table}) {
+		if c.Tables[j].Matches(cdc.TableName{DB: db, Table: table}) {
 			return j
 		}
 	}

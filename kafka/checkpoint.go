@@ -5,12 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"lockstep/cdc"
 )
 
-// checkpointSpec is the topic of saved positions.
-func checkpointSpec(prefix string) TopicSpec {
+// CheckpointSpec is the topic of saved positions.
+func CheckpointSpec(prefix string) TopicSpec {
 	return TopicSpec{Name: CheckpointTopic(prefix), Partitions: 1, Compacted: true}
 }
 
@@ -19,7 +20,7 @@ func EnsureCheckpoint(ctx context.Context, c *Client, prefix string) error {
 	if err := CheckPrefix(prefix); err != nil {
 		return err
 	}
-	return c.EnsureTopic(ctx, checkpointSpec(prefix))
+	return c.EnsureTopic(ctx, CheckpointSpec(prefix))
 }
 
 // checkpointRecord is a position as it is saved. The key is epoch, run and the
@@ -48,6 +49,19 @@ func LoadCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Posi
 	if err := EnsureCheckpoint(ctx, c, prefix); err != nil {
 		return pos, false, err
 	}
+	return findCheckpoint(ctx, c, prefix)
+}
+
+// PeekCheckpoint is LoadCheckpoint for who only looks: it makes no topic.
+func PeekCheckpoint(ctx context.Context, c *Client, prefix string) (cdc.Position, bool, error) {
+	topics, err := c.Topics(ctx)
+	if err != nil || !slices.Contains(topics, CheckpointTopic(prefix)) {
+		return cdc.Position{}, false, err
+	}
+	return findCheckpoint(ctx, c, prefix)
+}
+
+func findCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Position, found bool, err error) {
 	began := map[uint16]string{} // the run of each epoch
 	err = c.readCheckpoints(ctx, prefix, func(_ []byte, saved cdc.Position) {
 		if first, known := began[saved.Epoch]; known && first != saved.Run {

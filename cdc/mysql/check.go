@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/go-mysql-org/go-mysql/client"
@@ -65,8 +66,9 @@ func inspect(conn *client.Conn) (*server, error) {
 // inspectLog asks what the server leaves out of its log.
 func (s *server) inspectLog(conn *client.Conn) error {
 	status, err := queryRows(conn, "SHOW BINARY LOG STATUS")
-	if err != nil { // before MySQL 8.2
-		if status, err = queryRows(conn, "SHOW MASTER STATUS"); err != nil {
+	if err != nil { // before MySQL 8.2, or not allowed
+		var older error
+		if status, older = queryRows(conn, "SHOW MASTER STATUS"); older != nil {
 			return err
 		}
 	}
@@ -179,25 +181,31 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 		return nil, err
 	}
 	defer until(ctx, conn)()
+	found, err := inspectPrivileges(conn, cfg.User)
+	if err != nil {
+		return nil, err
+	}
+	denied := slices.ContainsFunc(found, func(f Finding) bool { return !f.OK })
 	s, err := inspect(conn)
-	if err != nil {
-		return nil, err
+	switch {
+	case err == nil:
+		found = append(found, Finding{Check: "server", OK: true, Detail: fmt.Sprintf("MySQL %s, server_uuid %s", s.version, s.uuid)})
+		found = append(found, s.findings()...)
+	case !denied:
+		return found, err
 	}
-	found := append([]Finding{{Check: "server", OK: true, Detail: fmt.Sprintf("MySQL %s, server_uuid %s", s.version, s.uuid)}}, s.findings()...)
-	more, err := inspectPrivileges(conn, cfg.User)
-	if err != nil {
-		return nil, err
-	}
-	found = append(found, more...)
 	tables, err := listTables(conn, match)
 	if err != nil {
 		return nil, err
 	}
-	more, err = inspectTables(conn, tables, cfg)
+	more, err := inspectTables(conn, tables, cfg)
 	if err != nil {
 		return nil, err
 	}
 	found = append(found, more...)
+	if s == nil {
+		return found, nil // what the server may not tell us is a finding already
+	}
 	names, err := cascades(conn, tables)
 	if err != nil {
 		return nil, err
@@ -212,7 +220,7 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 }
 
 func inspectPrivileges(conn *client.Conn, user string) ([]Finding, error) {
-	rows, err := queryRows(conn, "SHOW GRANTS")
+	rows, err := grants(conn)
 	if err != nil {
 		return nil, err
 	}
@@ -226,6 +234,10 @@ func inspectPrivileges(conn *client.Conn, user string) ([]Finding, error) {
 		if !f.OK {
 			f.Detail = fmt.Sprintf("%s is not granted to %s", p, user)
 			f.Fix = fmt.Sprintf("GRANT %s ON *.* TO '%s'@'%%'", p, user)
+			if idleRoles(conn) {
+				f.Detail += " itself, and none of its roles is active when it logs in"
+				f.Fix += fmt.Sprintf(", or SET DEFAULT ROLE ALL TO '%s'@'%%'", user)
+			}
 		}
 		found = append(found, f)
 	}
