@@ -53,6 +53,7 @@ func main() {
 	flag.StringVar(&b.out, "out", ".local/bench.json", "JSON `file` for the figures")
 	flag.StringVar(&b.binary, "lockstep", "bin/lockstep", "the lockstep `binary`")
 	flag.StringVar(&b.dir, "dir", ".local/bench", "`directory` for configurations and logs")
+	peers := flag.Bool("peers", false, "compare the capture with Debezium instead, which is downloaded where it is not")
 	role := flag.String("child", "", "what a child process of the measurement does; not for people")
 	flag.Usage = func() {
 		_, _ = io.WriteString(flag.CommandLine.Output(), usage)
@@ -73,7 +74,11 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	err := b.run(ctx)
+	measure := b.run
+	if *peers {
+		measure = b.comparePeers
+	}
+	err := measure(ctx)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil && !errors.Is(err, errLeftovers) && !errors.Is(err, errUnclean):
