@@ -94,10 +94,13 @@ type tenure struct {
 // it and returns nil, or until Hold or the group refuses, with that error.
 func (l *Lease) Run(ctx context.Context) error {
 	c := l.Client
+	l.buryDead(ctx)
+	dialer := *c.dialer
+	dialer.ClientID = memberName(dialer.ClientID)
 	group, err := kafkago.NewConsumerGroup(kafkago.ConsumerGroupConfig{
 		ID:                l.Group,
 		Brokers:           c.cfg.Brokers,
-		Dialer:            c.dialer,
+		Dialer:            &dialer,
 		Topics:            []string{l.Topic},
 		GroupBalancers:    []kafkago.GroupBalancer{leaseBalancer{l}},
 		HeartbeatInterval: leaseHeartbeat,
