@@ -220,7 +220,7 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 }
 
 func inspectPrivileges(conn *client.Conn, user string) ([]Finding, error) {
-	rows, err := grants(conn)
+	rows, err := queryRows(conn, "SHOW GRANTS")
 	if err != nil {
 		return nil, err
 	}

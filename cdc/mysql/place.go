@@ -196,23 +196,8 @@ func inspectSessions(conn *client.Conn) []Finding {
 	return found
 }
 
-// grants lists what the session may do, its active roles included.
-func grants(conn *client.Conn) ([][]string, error) {
-	rows, err := queryRows(conn, "SHOW GRANTS")
-	if err != nil {
-		return nil, err
-	}
-	roles, err := queryOne(conn, "SELECT CURRENT_ROLE()")
-	if err != nil || roles == "" || strings.EqualFold(roles, "NONE") || strings.EqualFold(roles, "NULL") {
-		return rows, nil // a server without roles, or none is active
-	}
-	if of, err := queryRows(conn, "SHOW GRANTS FOR CURRENT_USER() USING "+roles); err == nil {
-		return of, nil
-	}
-	return rows, nil // MariaDB shows those of an active role anyway
-}
-
-// idleRoles lists roles that are granted and not active when we log in.
+// idleRoles reports whether roles are granted that are not active when we log in.
+// SHOW GRANTS tells what the active ones allow.
 func idleRoles(conn *client.Conn) bool {
 	roles, err := queryOne(conn, "SELECT CURRENT_ROLE()")
 	if err != nil || !strings.EqualFold(roles, "NONE") {

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -37,6 +39,11 @@ func TestAnotherCaptureTakesOverFromOneThatStopsIsKilledOrFrozen(t *testing.T) {
 	}
 	if active := second.metric("lockstep_capture_active"); active != 0 {
 		t.Fatalf("active is %v in the one that stands by", active)
+	}
+	for p, want := range map[*process]string{first: "active", second: "standby"} {
+		if doing := p.doing("capture"); doing != want {
+			t.Errorf("/readyz says of the capture %q; want %q", doing, want)
+		}
 	}
 	end := w.load(300, 5)
 	watcher := &oracle.Watcher{Spec: w.spec}
@@ -106,4 +113,19 @@ func TestAnotherCaptureTakesOverFromOneThatStopsIsKilledOrFrozen(t *testing.T) {
 	for _, p := range []*process{search, cache, second} {
 		p.stop()
 	}
+}
+
+// doing is the word that /readyz has for a part of the process.
+func (p *process) doing(part string) string {
+	p.w.t.Helper()
+	response, err := http.Get("http://" + p.admin + "/readyz")
+	if err != nil {
+		p.w.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var state struct{ Doing map[string]string }
+	if err := json.NewDecoder(response.Body).Decode(&state); err != nil {
+		p.w.t.Fatal(err)
+	}
+	return state.Doing[part]
 }
