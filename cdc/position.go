@@ -10,7 +10,10 @@ type Position struct {
 	// Run names the start that this position goes on from. Of two first starts at
 	// the same moment only one counts.
 	Run string `json:"run,omitempty"`
-	// ServerUUID of the server whose log the clock was counted on.
+	// Flavor is the kind of the server: mariadb, or empty for mysql.
+	Flavor string `json:"flavor,omitempty"`
+	// ServerUUID of the server whose log the clock was counted on; of a MariaDB, what
+	// it is known by.
 	ServerUUID string `json:"server_uuid"`
 	// GTIDSet holds every transaction before this place.
 	GTIDSet string `json:"gtid_set"`
@@ -21,6 +24,11 @@ type Position struct {
 	Pos  uint32 `json:"pos,omitempty"`
 	// CommitMicros is the commit time of the last transaction before this place.
 	CommitMicros int64 `json:"commit_us,omitempty"`
+	// LastGTID names that transaction; empty when it is not known.
+	LastGTID string `json:"last_gtid,omitempty"`
+	// Replaced is where the epoch before ended, as long as changes behind it come
+	// again that are in Kafka under that epoch; else 0.
+	Replaced Version `json:"replaced,omitempty"`
 	// Copied lists the tables ("db.table", sorted) whose changes are followed: those
 	// whose rows are or will be copied (see Snapshots), and those created later,
 	// whose log is whole.

@@ -1,47 +1,90 @@
 package mysql
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-mysql-org/go-mysql/client"
 
 	"lockstep/cdc"
 )
 
-// server is what a MySQL server says of itself.
+// server is what a MySQL or MariaDB server says of itself.
 type server struct {
-	version  string
-	uuid     string
-	executed string // GTID sets without line breaks
-	purged   string
+	flavor  string
+	version string
+	// id tells it from every other server: server_uuid on MySQL. MariaDB has server_uid
+	// since 10.11.5, made of the network address and the port, and before that
+	// its host name and port stand in; server_id is added to both.
+	id       string
+	executed gtidSet // what it has
+	purged   gtidSet // what its log does not tell any more
+	file     string  // of the log being written
 	settings map[string]string
 	// What the log leaves out: the databases of binlog_do_db and binlog_ignore_db,
 	// and on a replica what it replicates, unless log_replica_updates is ON.
 	logOnly, logNot string
 	replica         bool
+	applying        bool // it may still get or apply transactions of its source
+	expire          time.Duration
 }
 
-// settings that the reader depends on, with the value each must have.
-var required = []struct{ name, want, why string }{
-	{"log_bin", "ON", "without a binary log there is nothing to follow"},
-	{"gtid_mode", "ON", "only GTIDs name a place in the log that outlives the server's files"},
-	{"enforce_gtid_consistency", "ON", "gtid_mode=ON needs it"},
-	{"binlog_format", "ROW", "statements do not say which rows they changed"},
-	{"binlog_row_image", "FULL", "a partial row cannot be written whole"},
-	{"binlog_row_metadata", "FULL", "without it the log does not name its columns"},
-	{"binlog_row_value_options", "", "partial JSON updates cannot be written whole"},
+// setting is one that the reader depends on, with the value it must have.
+type setting struct{ name, want, why string }
+
+var required = map[string][]setting{
+	flavorMySQL: {
+		{"log_bin", "ON", "without a binary log there is nothing to follow"},
+		{"gtid_mode", "ON", "only GTIDs name a place in the log that outlives the server's files"},
+		{"enforce_gtid_consistency", "ON", "gtid_mode=ON needs it"},
+		{"binlog_format", "ROW", "statements do not say which rows they changed"},
+		{"binlog_row_image", "FULL", "a partial row cannot be written whole"},
+		{"binlog_row_metadata", "FULL", "without it the log does not name its columns"},
+		{"binlog_row_value_options", "", "partial JSON updates cannot be written whole"},
+	},
+	flavorMariaDB: {
+		{"log_bin", "ON", "without a binary log there is nothing to follow"},
+		{"binlog_format", "ROW", "statements do not say which rows they changed"},
+		{"binlog_row_image", "FULL", "a partial row cannot be written whole"},
+		{"binlog_row_metadata", "FULL", "without it the log does not name its columns"},
+		{"binlog_alter_two_phase", "OFF", "an ALTER TABLE would be logged before it is decided"},
+	},
+}
+
+// flavorOf tells the kind of server from the version it greets with.
+func flavorOf(conn *client.Conn) string {
+	if strings.Contains(strings.ToLower(conn.GetServerVersion()), "mariadb") {
+		return flavorMariaDB
+	}
+	return flavorMySQL
+}
+
+// identify asks a server who it is.
+func identify(conn *client.Conn) (string, error) {
+	if flavorOf(conn) == flavorMySQL {
+		return queryOne(conn, "SELECT @@GLOBAL.server_uuid")
+	}
+	rows, err := queryRows(conn, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_uid', 'hostname', 'port', 'server_id')")
+	if err != nil {
+		return "", err
+	}
+	is := map[string]string{}
+	for _, r := range rows {
+		is[r[0]] = r[1]
+	}
+	return cmp.Or(is["server_uid"], is["hostname"]+":"+is["port"]) + "/" + is["server_id"], nil
 }
 
 func inspect(conn *client.Conn) (*server, error) {
-	s := &server{version: conn.GetServerVersion(), settings: map[string]string{}}
-	if strings.Contains(strings.ToLower(s.version), "mariadb") {
-		return nil, stopf("", "the source is %s; this version reads MySQL 8.0 and later only", s.version)
-	}
-	names := []string{"innodb_native_foreign_keys", "log_replica_updates", "lower_case_table_names"}
-	for _, r := range required {
+	s := &server{version: conn.GetServerVersion(), flavor: flavorOf(conn), settings: map[string]string{}}
+	names := []string{"innodb_native_foreign_keys", "log_replica_updates", "log_slave_updates", "lower_case_table_names", "binlog_expire_logs_seconds"}
+	for _, r := range required[s.flavor] {
 		names = append(names, r.name)
 	}
 	rows, err := queryRows(conn, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('"+strings.Join(names, "','")+"')")
@@ -51,31 +94,116 @@ func inspect(conn *client.Conn) (*server, error) {
 	for _, r := range rows {
 		s.settings[r[0]] = r[1]
 	}
-	rows, err = queryRows(conn, "SELECT @@GLOBAL.server_uuid, @@GLOBAL.gtid_executed, @@GLOBAL.gtid_purged")
-	if err != nil {
+	if seconds, err := strconv.Atoi(s.settings["binlog_expire_logs_seconds"]); err == nil {
+		s.expire = time.Duration(seconds) * time.Second
+	}
+	if s.id, err = identify(conn); err != nil {
+		return nil, err
+	}
+	// Whether it applies is asked before what it has: a replica that has stopped in
+	// between has got everything it will get.
+	if err := s.inspectReplica(conn); err != nil {
 		return nil, err
 	}
 	if err := s.inspectLog(conn); err != nil {
 		return nil, err
 	}
-	s.uuid, s.executed, s.purged = rows[0][0], oneLine(rows[0][1]), oneLine(rows[0][2])
-	return s, nil
+	s.executed, s.purged, err = s.gtids(conn)
+	return s, err
+}
+
+// gtids asks which transactions a server has, and which of them are not in its log
+// any more.
+func (s *server) gtids(conn *client.Conn) (executed, purged gtidSet, err error) {
+	query := "SELECT @@GLOBAL.gtid_executed, @@GLOBAL.gtid_purged"
+	if s.flavor == flavorMariaDB {
+		// A server that was made from a copy of another one has a gtid_slave_pos
+		// before it has a log.
+		query = "SELECT @@GLOBAL.gtid_binlog_state, @@GLOBAL.gtid_slave_pos"
+	}
+	rows, err := queryRows(conn, query)
+	if err != nil {
+		return nil, nil, err
+	}
+	first, second := oneLine(rows[0][0]), oneLine(rows[0][1])
+	if executed, err = parseGTIDs(s.flavor, first); err != nil {
+		return nil, nil, err
+	}
+	if s.flavor == flavorMySQL {
+		purged, err = parseGTIDs(s.flavor, second)
+		return executed, purged, err
+	}
+	if s.settings["log_bin"] != "ON" {
+		return executed, executed, nil
+	}
+	applied, err := parseGTIDs(s.flavor, second)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !executed.contains(applied) {
+		executed = executed.union(applied)
+	}
+	purged, err = firstOfLog(conn)
+	return executed, purged, err
+}
+
+// firstOfLog reads what a MariaDB had written when its oldest log file began.
+func firstOfLog(conn *client.Conn) (gtidSet, error) {
+	logs, err := queryRows(conn, "SHOW BINARY LOGS")
+	if err != nil {
+		return nil, err
+	}
+	if len(logs) == 0 {
+		return nil, errors.New("SHOW BINARY LOGS names no file")
+	}
+	events, err := queryRows(conn, "SHOW BINLOG EVENTS IN '"+logs[0][0]+"' LIMIT 4")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range events { // file, position, type, server, end, info
+		if e[2] == "Gtid_list" {
+			return parseGTIDs(flavorMariaDB, strings.Trim(e[5], "[]"))
+		}
+	}
+	return nil, fmt.Errorf("the log file %s does not say which transactions came before it", logs[0][0])
 }
 
 // inspectLog asks what the server leaves out of its log.
 func (s *server) inspectLog(conn *client.Conn) error {
 	status, err := queryRows(conn, "SHOW BINARY LOG STATUS")
-	if err != nil { // before MySQL 8.2
+	if err != nil { // MariaDB, and MySQL before 8.2
 		if status, err = queryRows(conn, "SHOW MASTER STATUS"); err != nil {
 			return err
 		}
 	}
 	if len(status) > 0 && len(status[0]) >= 4 { // file, position, do_db, ignore_db
-		s.logOnly, s.logNot = status[0][2], status[0][3]
+		s.file, s.logOnly, s.logNot = status[0][0], status[0][2], status[0][3]
 	}
-	replica, err := queryRows(conn, "SHOW REPLICA STATUS")
-	s.replica = len(replica) > 0
-	return err
+	return nil
+}
+
+// inspectReplica asks what the server gets from others.
+func (s *server) inspectReplica(conn *client.Conn) error {
+	query, io, sql := "SHOW REPLICA STATUS", "Replica_IO_Running", "Replica_SQL_Running"
+	if s.flavor == flavorMariaDB {
+		query, io, sql = "SHOW ALL SLAVES STATUS", "Slave_IO_Running", "Slave_SQL_Running"
+	}
+	res, err := conn.Execute(query)
+	if err != nil {
+		return fmt.Errorf("%s: %w", query, err)
+	}
+	defer res.Close()
+	s.replica = res.RowNumber() > 0
+	for i := range res.RowNumber() { // one row for each source
+		for _, column := range []string{io, sql} {
+			running, err := res.GetStringByName(i, column)
+			if err != nil {
+				return fmt.Errorf("%s: %w", query, err)
+			}
+			s.applying = s.applying || running != "No"
+		}
+	}
+	return nil
 }
 
 func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "") }
@@ -100,12 +228,12 @@ type Finding struct {
 
 func (s *server) findings() []Finding {
 	var found []Finding
-	for _, r := range required {
+	for _, r := range required[s.flavor] {
 		got, ok := s.settings[r.name]
 		f := Finding{Check: r.name, OK: ok && strings.EqualFold(got, r.want), Detail: fmt.Sprintf("%s is %s", r.name, shown(got))}
 		if !f.OK {
 			f.Detail = fmt.Sprintf("%s is %s, not %s: %s", r.name, shown(got), shown(r.want), r.why)
-			f.Fix = fmt.Sprintf("SET PERSIST %s = '%s'", r.name, r.want)
+			f.Fix = s.set(r.name, r.want)
 			if r.name == "log_bin" {
 				f.Fix = "set log_bin in the server's option file and restart it"
 			}
@@ -117,11 +245,31 @@ func (s *server) findings() []Finding {
 	case s.logOnly != "" || s.logNot != "":
 		whole = Finding{Check: whole.Check, Detail: fmt.Sprintf("the server leaves databases out of its log (binlog_do_db %s, binlog_ignore_db %s)", shown(s.logOnly), shown(s.logNot)),
 			Fix: "remove binlog_do_db and binlog_ignore_db from the server's option file and restart it"}
-	case s.replica && s.settings["log_replica_updates"] != "ON":
-		whole = Finding{Check: whole.Check, Detail: "the server is a replica and does not log what it replicates (log_replica_updates is OFF)",
-			Fix: "set log_replica_updates=ON in the server's option file and restart it, or read its source"}
+	case s.replica && s.settings["log_replica_updates"] != "ON" && s.settings["log_slave_updates"] != "ON":
+		name := "log_replica_updates"
+		if s.flavor == flavorMariaDB {
+			name = "log_slave_updates"
+		}
+		whole = Finding{Check: whole.Check, Detail: "the server is a replica and does not log what it replicates (" + name + " is OFF)",
+			Fix: "set " + name + "=ON in the server's option file and restart it, or read its source"}
 	}
 	return append(found, whole)
+}
+
+// set is the statement that changes a setting for good.
+func (s *server) set(name, value string) string {
+	if s.flavor == flavorMariaDB {
+		return fmt.Sprintf("SET GLOBAL %s = '%s' (and the same in the server's option file)", name, value)
+	}
+	return fmt.Sprintf("SET PERSIST %s = '%s'", name, value)
+}
+
+// title names the server for a reader of a report.
+func (s *server) title() string {
+	if s.flavor == flavorMariaDB {
+		return fmt.Sprintf("MariaDB %s, server %s", s.version, s.id)
+	}
+	return fmt.Sprintf("MySQL %s, server_uuid %s", s.version, s.id)
 }
 
 func shown(v string) string {
@@ -181,10 +329,14 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 	defer until(ctx, conn)()
 	s, err := inspect(conn)
 	if err != nil {
+		found, failed := inspectPrivileges(conn, flavorOf(conn), cfg.User)
+		if failed == nil && slices.ContainsFunc(found, func(f Finding) bool { return !f.OK }) {
+			return found, nil // that is why
+		}
 		return nil, err
 	}
-	found := append([]Finding{{Check: "server", OK: true, Detail: fmt.Sprintf("MySQL %s, server_uuid %s", s.version, s.uuid)}}, s.findings()...)
-	more, err := inspectPrivileges(conn, cfg.User)
+	found := append([]Finding{{Check: "server", OK: true, Detail: s.title()}}, s.findings()...)
+	more, err := inspectPrivileges(conn, s.flavor, cfg.User)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +363,7 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 	return append(found, f), nil
 }
 
-func inspectPrivileges(conn *client.Conn, user string) ([]Finding, error) {
+func inspectPrivileges(conn *client.Conn, flavor, user string) ([]Finding, error) {
 	rows, err := queryRows(conn, "SHOW GRANTS")
 	if err != nil {
 		return nil, err
@@ -221,7 +373,11 @@ func inspectPrivileges(conn *client.Conn, user string) ([]Finding, error) {
 		all.WriteString(strings.ToUpper(r[0]) + "\n")
 	}
 	var found []Finding
-	for _, p := range []string{"REPLICATION SLAVE", "REPLICATION CLIENT"} {
+	wanted := []string{"REPLICATION SLAVE", "REPLICATION CLIENT"}
+	if flavor == flavorMariaDB {
+		wanted = []string{"REPLICATION SLAVE", "BINLOG MONITOR", "SLAVE MONITOR"}
+	}
+	for _, p := range wanted {
 		f := Finding{Check: p, OK: strings.Contains(all.String(), p) || strings.Contains(all.String(), "ALL PRIVILEGES ON *.*"), Detail: "granted to " + user}
 		if !f.OK {
 			f.Detail = fmt.Sprintf("%s is not granted to %s", p, user)
@@ -240,7 +396,7 @@ func inspectTables(conn *client.Conn, tables []cdc.TableName, cfg Config) ([]Fin
 	var found []Finding
 	for _, t := range tables {
 		f := Finding{Check: "table " + t.String(), OK: true}
-		l, err := tableLayout(conn, t, cfg.ZeroDates)
+		l, err := tableLayout(conn, t, cfg.policy())
 		var stop *Stop
 		switch {
 		case errors.As(err, &stop):
@@ -273,7 +429,7 @@ func Tables(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([]
 	}
 	var tables []cdc.Table
 	for _, n := range names {
-		l, err := tableLayout(conn, n, cfg.ZeroDates)
+		l, err := tableLayout(conn, n, cfg.policy())
 		var stop *Stop
 		if errors.Is(err, cdc.ErrNoTable) || errors.As(err, &stop) {
 			continue

@@ -30,6 +30,11 @@ type Config struct {
 	// as_text (the digits as MySQL prints them) or stop. Default as_null. Use stop when
 	// a zero date is a mistake that must be seen.
 	ZeroDates string `yaml:"zero_dates"`
+	// Geometry says what a GEOMETRY, POINT and the like becomes: geojson (an object),
+	// wkt (text) or wkb (the server's bytes in base64: the SRID in four bytes, then
+	// WKB). Default geojson. Longitude comes before latitude in all of them. An SRID
+	// other than 0 stands in the object's crs, or before the text as SRID=4326;.
+	Geometry string `yaml:"geometry"`
 	// UnloggedCascades says what to do with a captured table whose foreign key changes
 	// rows by ON DELETE or ON UPDATE CASCADE or SET NULL on a server that does not log
 	// those changes (before MySQL 9.6, or with innodb_native_foreign_keys=ON): refuse
@@ -53,6 +58,31 @@ type Config struct {
 	// CheckpointInterval is how often the position is handed on to be saved while
 	// transactions arrive. Default 200ms. A longer one re-reads more after a crash.
 	CheckpointInterval time.Duration `yaml:"checkpoint_interval"`
+	// Snapshot says how the rows of tables are copied beside the log.
+	Snapshot Snapshot `yaml:"snapshot"`
+}
+
+// Snapshot says how fast rows are copied, and what goes before.
+type Snapshot struct {
+	// Readers is how many connections read rows at once, of several tables or of
+	// parts of one. Default 3, 1 to 32. More load the source more.
+	Readers int `yaml:"readers"`
+	// ChunkTime is how long one SELECT should take; the number of its rows follows
+	// from it. Default 200ms, 1ms to 1m.
+	ChunkTime time.Duration `yaml:"chunk_time"`
+	// ChunkRows is the largest number of rows of one SELECT. Default 20000.
+	ChunkRows int `yaml:"chunk_rows"`
+	// ChunkBytes bounds the rows that one reader holds in memory, in bytes. A single
+	// row may be larger. Default 4194304.
+	ChunkBytes int `yaml:"chunk_bytes"`
+	// RowsPerSecond bounds what all readers read together. 0 is no bound. Default 0.
+	RowsPerSecond int `yaml:"rows_per_second"`
+	// MaxThreadsRunning pauses copying while the source has more threads running than
+	// this, the readers included. 0 never pauses. Default 50.
+	MaxThreadsRunning int `yaml:"max_threads_running"`
+	// MaxLag pauses copying while the capture is further behind the source than this.
+	// 0 never pauses. Default 10s.
+	MaxLag time.Duration `yaml:"max_lag"`
 }
 
 // TLS says how the connection is encrypted and whom to trust.
@@ -75,12 +105,15 @@ func DefaultConfig() Config {
 	return Config{
 		TLS:                TLS{Mode: "disabled"},
 		ZeroDates:          zeroNull,
+		Geometry:           geometryJSON,
 		UnloggedCascades:   "refuse",
 		AfterAlter:         alterRecopy,
 		HelperTables:       helpersSkip,
 		ConnectTimeout:     10 * time.Second,
 		ReadTimeout:        20 * time.Second,
 		CheckpointInterval: 200 * time.Millisecond,
+		Snapshot: Snapshot{Readers: 3, ChunkTime: 200 * time.Millisecond, ChunkRows: 20_000, ChunkBytes: 4 << 20,
+			MaxThreadsRunning: 50, MaxLag: 10 * time.Second},
 	}
 }
 
@@ -102,6 +135,11 @@ func (c Config) Check() error {
 	default:
 		bad("zero_dates: %q is not known; use as_null, as_text or stop (default as_null)", c.ZeroDates)
 	}
+	switch c.Geometry {
+	case geometryJSON, geometryWKT, geometryWKB:
+	default:
+		bad("geometry: %q is not known; use geojson, wkt or wkb (default geojson)", c.Geometry)
+	}
 	if c.UnloggedCascades != "refuse" && c.UnloggedCascades != "accept" {
 		bad("unlogged_cascades: %q is not known; use refuse or accept (default refuse)", c.UnloggedCascades)
 	}
@@ -120,6 +158,28 @@ func (c Config) Check() error {
 	if c.CheckpointInterval < 10*time.Millisecond || c.CheckpointInterval > time.Minute {
 		bad("checkpoint_interval: %s is out of range; use 10ms to 1m (default 200ms)", c.CheckpointInterval)
 	}
+	n := c.Snapshot
+	if n.Readers < 1 || n.Readers > 32 {
+		bad("snapshot.readers: %d is out of range; use 1 to 32 (default 3)", n.Readers)
+	}
+	if n.ChunkTime < time.Millisecond || n.ChunkTime > time.Minute {
+		bad("snapshot.chunk_time: %s is out of range; use 1ms to 1m (default 200ms)", n.ChunkTime)
+	}
+	if n.ChunkRows < 1 {
+		bad("snapshot.chunk_rows: %d is too small; use 1 or more (default 20000)", n.ChunkRows)
+	}
+	if n.ChunkBytes < 1 {
+		bad("snapshot.chunk_bytes: %d is too small; use for example 4194304 (default 4194304)", n.ChunkBytes)
+	}
+	if n.RowsPerSecond < 0 {
+		bad("snapshot.rows_per_second: %d is negative; use 0 for no bound (default 0)", n.RowsPerSecond)
+	}
+	if n.MaxThreadsRunning < 0 {
+		bad("snapshot.max_threads_running: %d is negative; use 0 to copy whatever the load (default 50)", n.MaxThreadsRunning)
+	}
+	if n.MaxLag < 0 {
+		bad("snapshot.max_lag: %s is negative; use 0 to copy however far behind (default 10s)", n.MaxLag)
+	}
 	switch c.TLS.Mode {
 	case "disabled", "required", "verify":
 	default:
@@ -130,6 +190,11 @@ func (c Config) Check() error {
 	}
 	return errors.Join(errs...)
 }
+
+// policy is what the configuration says about values.
+type policy struct{ zeroDates, geometry string }
+
+func (c Config) policy() policy { return policy{c.ZeroDates, c.Geometry} }
 
 // client returns the TLS configuration, nil when TLS is disabled.
 func (t TLS) client(addr string) (*tls.Config, error) {

@@ -47,13 +47,19 @@ type reader struct {
 }
 
 func newReader(ctx context.Context, s *Source, sets collations) *reader {
-	return &reader{Source: s, ctx: ctx, sets: sets, clock: s.pos.Seq, sources: map[uint64]*source{}, parser: replication.NewBinlogParser(), marked: time.Now()}
+	parser := replication.NewBinlogParser()
+	if s.pos.Flavor == flavorMariaDB {
+		parser.SetFlavor(gomysql.MariaDBFlavor)
+	}
+	return &reader{Source: s, ctx: ctx, sets: sets, clock: s.pos.Seq, sources: map[uint64]*source{}, parser: parser, marked: time.Now()}
 }
 
 // transaction is the one being read.
 type transaction struct {
 	id     uuid.UUID
 	tag    gomysql.Tag
+	domain uint32 // of a MariaDB, as is server
+	server uint32
 	gno    int64
 	gtid   string
 	commit int64 // microseconds
@@ -76,11 +82,12 @@ func (r *reader) handle(ev *event) error {
 	switch ev.EventType {
 	case replication.WRITE_ROWS_EVENTv1, replication.UPDATE_ROWS_EVENTv1, replication.DELETE_ROWS_EVENTv1,
 		replication.WRITE_ROWS_EVENTv2, replication.UPDATE_ROWS_EVENTv2, replication.DELETE_ROWS_EVENTv2,
-		replication.PARTIAL_UPDATE_ROWS_EVENT:
+		replication.PARTIAL_UPDATE_ROWS_EVENT, replication.MARIADB_WRITE_ROWS_COMPRESSED_EVENT_V1,
+		replication.MARIADB_UPDATE_ROWS_COMPRESSED_EVENT_V1, replication.MARIADB_DELETE_ROWS_COMPRESSED_EVENT_V1:
 		return r.rows(ev)
 	case replication.TABLE_MAP_EVENT:
 		return r.tableMap(ev)
-	case replication.QUERY_EVENT:
+	case replication.QUERY_EVENT, replication.MARIADB_QUERY_COMPRESSED_EVENT:
 		return r.statement(ev)
 	case replication.XID_EVENT, replication.XA_PREPARE_LOG_EVENT:
 		return r.end(ev.header())
@@ -96,6 +103,8 @@ func (r *reader) handle(ev *event) error {
 			return err
 		}
 		return r.begin(&g.GTIDEvent)
+	case replication.MARIADB_GTID_EVENT:
+		return r.beginMaria(ev)
 	case replication.ANONYMOUS_GTID_EVENT:
 		return stopf("SET @@GLOBAL.gtid_mode = ON", "the log has a transaction without GTID (gtid_mode is not ON)")
 	case replication.FORMAT_DESCRIPTION_EVENT: // a file begins
@@ -111,12 +120,17 @@ func (r *reader) handle(ev *event) error {
 		return nil
 	case replication.HEARTBEAT_EVENT, replication.HEARTBEAT_LOG_EVENT_V2: // the end of the log is reached
 		r.Metrics.lag.Set(0)
+		if r.txn.gno == 0 {
+			r.snaps.idle()
+		}
 		return r.mark(true)
 	case replication.BEGIN_LOAD_QUERY_EVENT, replication.EXECUTE_LOAD_QUERY_EVENT:
 		return r.refuse("SET PERSIST binlog_format = ROW", "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
 	case replication.PREVIOUS_GTIDS_EVENT, replication.ROWS_QUERY_EVENT, replication.INTVAR_EVENT,
 		replication.STOP_EVENT, replication.RAND_EVENT, replication.USER_VAR_EVENT, replication.IGNORABLE_EVENT,
-		replication.TRANSACTION_CONTEXT_EVENT, replication.VIEW_CHANGE_EVENT:
+		replication.TRANSACTION_CONTEXT_EVENT, replication.VIEW_CHANGE_EVENT,
+		replication.MARIADB_GTID_LIST_EVENT, replication.MARIADB_ANNOTATE_ROWS_EVENT, replication.MARIADB_BINLOG_CHECKPOINT_EVENT,
+		replication.MARIADB_START_ENCRYPTION_EVENT: // the server sends in clear what it has encrypted
 		return nil
 	}
 	return r.refuse("", "the log has an event of type %s (%d), which this version does not know, at %s:%d in transaction %s",
@@ -165,7 +179,14 @@ func (r *reader) statement(ev *event) error {
 		r.txn.open = true
 		return nil
 	}
-	return r.query(ev.header(), &replication.QueryEvent{Schema: body[name : text-1], Query: body[text:]}, uint64(len(ev.data)))
+	query := body[text:]
+	if ev.EventType == replication.MARIADB_QUERY_COMPRESSED_EVENT {
+		var err error
+		if query, err = inflateEvent(query); err != nil {
+			return r.damaged(ev, err)
+		}
+	}
+	return r.query(ev.header(), &replication.QueryEvent{Schema: body[name : text-1], Query: query}, uint64(len(ev.data)))
 }
 
 // refuse stops, unless the operator has named this transaction.
@@ -208,14 +229,17 @@ func (r *reader) end(e *replication.BinlogEvent) error {
 	if r.txn.gno == 0 {
 		return fmt.Errorf("the log ends a transaction without a GTID at %s:%d", r.file, e.Header.LogPos)
 	}
-	r.gtids.AddGTIDWithTag(r.txn.id, r.txn.tag, r.txn.gno)
+	r.gtids.add(gtid{r.txn.id, r.txn.tag.String(), r.txn.domain, r.txn.server, uint64(r.txn.gno)})
 	if r.clock > cdc.MaxSeq-epochReserve { // a rule of the position alone, so a re-read does the same
 		r.pos.Epoch++
 		r.clock = 0
 		r.Log.Info("the log clock is used up, a new epoch begins", "epoch", r.pos.Epoch, "gtid", r.txn.gtid)
 	}
 	r.pos.Seq = r.clock
-	r.pos.File, r.pos.Pos, r.pos.CommitMicros = r.file, e.Header.LogPos, r.txn.commit
+	r.pos.File, r.pos.Pos, r.pos.CommitMicros, r.pos.LastGTID = r.file, e.Header.LogPos, r.txn.commit, r.txn.gtid
+	if len(r.published) == 0 {
+		r.pos.Replaced = 0
+	}
 	r.moved = true
 	r.Metrics.transactions.Inc()
 	r.Metrics.lag.Set(max(0, time.Since(time.UnixMicro(r.txn.commit)).Seconds()))

@@ -66,8 +66,8 @@ func (r *reader) source(id uint64) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) {
-		l, err := layoutOf(tm, r.sets, r.Config.ZeroDates)
+	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) && !isSequence(tm) {
+		l, err := layoutOf(tm, r.sets, r.Config.policy())
 		var stop *Stop
 		if errors.As(err, &stop) { // the rows are in the log for good, so mending the table is not enough
 			return &source{}, r.refuse(stop.Remedy, "%s (or leave the table out with tables[].skip)", stop.Problem)
@@ -197,6 +197,13 @@ func (r *reader) rows(ev *event) error {
 	if err := e.read(ev); err != nil {
 		return r.damaged(ev, err)
 	}
+	if isCompressedRows(ev.EventType) { // it may have more images than bytes
+		size, err := inflatedSize(e.images)
+		if err != nil {
+			return r.damaged(ev, err)
+		}
+		r.clock += size
+	}
 	if e.table == noTable {
 		return nil
 	}
@@ -214,6 +221,11 @@ func (r *reader) rows(ev *event) error {
 		return r.refuse("", "transaction %s changes %s in an XA transaction, whose rows are logged before it is decided", r.txn.gtid, l.table)
 	case e.columns != len(l.columns):
 		return r.damaged(ev, fmt.Errorf("its rows have %d columns, and its table map %d", e.columns, len(l.columns)))
+	}
+	if isCompressedRows(ev.EventType) {
+		if e.images, err = inflateEvent(e.images); err != nil {
+			return r.damaged(ev, err)
+		}
 	}
 	r.change = cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit,
 		Origin: cdc.Origin{ServerID: ev.ServerID, File: r.file, Pos: ev.LogPos}}
@@ -314,5 +326,8 @@ func (r *reader) publish(src *source, op cdc.Op, key, before, after []byte, cloc
 	c.Op, c.Key, c.Before, c.After = op, key, before, after
 	src.counters.inc(op)
 	r.snaps.touched(c.Table, c.Key)
+	if r.wasPublished(c) {
+		return nil
+	}
 	return r.Out.Publish(r.ctx, c)
 }

@@ -49,6 +49,20 @@ type Source struct {
 	// MayCopy is asked before a table is copied for the first time, and refuses it
 	// with an error. Nil allows every table.
 	MayCopy func(context.Context, cdc.Table) error
+	// Resnapshot copies every table again under a new epoch before anything else.
+	Resnapshot bool
+	// OnGap says what to do when log was purged before it was read: empty to stop,
+	// or OnGapResnapshot.
+	OnGap string
+	// Published calls fn with the changes of captured tables that are in Kafka and
+	// were committed at or after since, or with all of them for the zero time; in the
+	// order of each partition, without images. Cut says that older changes of the same
+	// partition are gone. Nil stands for an output without a memory.
+	Published func(ctx context.Context, since time.Time, fn func(c *cdc.Change, cut bool) error) error
+	// Repair writes requests for rows to be read again, and returns when they are safe.
+	Repair func(ctx context.Context, requests []cdc.SnapshotRequest) error
+	// Requests tells of the snapshots that operators ask for. Nil: nobody does.
+	Requests Requests
 	// SkipGTID names the one transaction whose statement is passed over although
 	// it cannot be followed.
 	SkipGTID string
@@ -58,7 +72,8 @@ type Source struct {
 	// lower case, but statements stand in its log as they were written.
 	foldNames bool
 	missed    cdc.TableName // rows were met of it before it was copied
-	gtids     *gomysql.MysqlGTIDSet
+	gtids     gtidSet
+	published map[rowOf]int // changes to be read again that are in Kafka under the last epoch
 	reading   atomic.Bool
 	snaps     snapshots
 }
@@ -77,6 +92,7 @@ func (s *Source) Run(ctx context.Context) error {
 		}
 	}
 	wait := &backoff.ExponentialBackOff{InitialInterval: 200 * time.Millisecond, Multiplier: 2, MaxInterval: 10 * time.Second, RandomizationFactor: 0.3}
+	refused := "-" // the position from which the server did not send its log
 	for {
 		started := time.Now()
 		err := s.session(ctx)
@@ -88,6 +104,15 @@ func (s *Source) Run(ctx context.Context) error {
 		if appeared, ok := errors.AsType[*appearedError](err); ok {
 			s.Log.Info("a captured table has appeared, copying it", "table", appeared.table)
 			continue
+		}
+		// The log may have been purged before it was read, or cut: the next session
+		// tells. When that finds nothing wrong, it is refused for another reason.
+		if my := (*gomysql.MyError)(nil); errors.As(err, &my) && my.Code == gomysql.ER_MASTER_FATAL_ERROR_READING_BINLOG {
+			if at := s.gtids.String(); at == refused {
+				err = stopf("lockstep run --resnapshot", "the server cannot send its log from the saved position: %v", err)
+			} else {
+				refused = at
+			}
 		}
 		var lost *lostError
 		if !errors.As(err, &lost) {
@@ -136,19 +161,17 @@ func lost(err error) error {
 		switch my.Code {
 		case gomysql.ER_ACCESS_DENIED_ERROR, gomysql.ER_DBACCESS_DENIED_ERROR, gomysql.ER_SPECIFIC_ACCESS_DENIED_ERROR, gomysql.ER_TABLEACCESS_DENIED_ERROR:
 			return stopf("lockstep doctor", "%v", err)
-		case gomysql.ER_MASTER_FATAL_ERROR_READING_BINLOG:
-			return stopf("lockstep run --resnapshot", "the server cannot send its log from the saved position: %v", err)
 		}
 	}
 	return &lostError{err}
 }
 
 func (s *Source) restoreGTIDs() error {
-	set, err := gomysql.ParseMysqlGTIDSet(s.pos.GTIDSet)
+	set, err := parseGTIDs(s.pos.Flavor, s.pos.GTIDSet)
 	if err != nil {
-		return fmt.Errorf("read the saved GTID set %q: %w", s.pos.GTIDSet, err)
+		return fmt.Errorf("read the saved position: %w", err)
 	}
-	s.gtids = set.(*gomysql.MysqlGTIDSet)
+	s.gtids = set
 	return nil
 }
 
@@ -163,13 +186,14 @@ func (s *Source) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.stream(ctx, sets)
+	return s.alongside(ctx, func(ctx context.Context) error { return s.stream(ctx, sets) })
 }
 
 // prepare checks the server against the position and copies the tables whose
 // rows are not in Kafka yet.
 func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, error) {
 	defer until(ctx, conn)()
+	conn.ReadTimeout = s.Config.ReadTimeout // these questions have short answers
 	server, err := inspect(conn)
 	if err != nil {
 		return nil, lost(err)
@@ -177,14 +201,19 @@ func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, er
 	if problem := server.firstProblem(); problem != nil {
 		return nil, problem
 	}
+	s.foldNames = server.settings["lower_case_table_names"] != "0"
+	tables, err := listTables(conn, s.Match)
+	if err != nil {
+		return nil, lost(err)
+	}
 	if s.gtids == nil {
-		if err := s.begin(ctx, server); err != nil {
-			return nil, err
-		}
-	} else if err := s.verify(server); err != nil {
+		err = s.begin(ctx, server)
+	} else {
+		err = s.takeUp(ctx, conn, server, tables)
+	}
+	if err != nil {
 		return nil, err
 	}
-	s.foldNames = server.settings["lower_case_table_names"] != "0"
 	if left := s.forget(); len(left) > 0 {
 		s.Log.Warn("tables are not captured any more; should one come back it is copied anew, and rows deleted meanwhile stay in the sinks", "tables", left)
 		if err := s.checkpoint(ctx); err != nil {
@@ -195,16 +224,13 @@ func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, er
 	if err != nil {
 		return nil, lost(err)
 	}
-	tables, err := listTables(conn, s.Match)
-	if err != nil {
-		return nil, lost(err)
-	}
 	if err := checkCascades(conn, server, tables, s.Config.UnloggedCascades); err != nil {
 		return nil, lost(err)
 	}
 	if len(tables) == 0 && len(s.pos.Copied) == 0 {
 		s.Log.Warn("no table of the source matches the configuration yet", "addr", s.Config.Addr)
 	}
+	conn.ReadTimeout = queryTimeout
 	return sets, s.copyTables(ctx, conn, tables)
 }
 
@@ -216,8 +242,8 @@ func (s *Source) begin(ctx context.Context, server *server) error {
 	if err != nil {
 		return err
 	}
-	pos := cdc.Position{Format: cdc.PositionFormat, Run: uuid.NewString(), ServerUUID: server.uuid, GTIDSet: server.executed, Epoch: epoch, Copied: []string{}}
-	if _, err := pos.Version(); err != nil {
+	pos := cdc.Position{Format: cdc.PositionFormat, Run: uuid.NewString(), Flavor: flavorName(server.flavor), ServerUUID: server.id, GTIDSet: server.executed.String(), Epoch: epoch, Copied: []string{}}
+	if _, err := nextEpoch(epoch - 1); err != nil {
 		return err
 	}
 	if err := s.Out.Checkpoint(ctx, pos); err != nil {
@@ -236,56 +262,19 @@ func (s *Source) begin(ctx context.Context, server *server) error {
 		}
 	}
 	s.pos = pos
-	s.Log.Info("starting from a new position", "gtid_set", pos.GTIDSet, "epoch", epoch, "server_uuid", server.uuid)
+	s.Log.Info("starting from a new position", "gtid_set", pos.GTIDSet, "epoch", epoch, "server", server.id)
 	return s.restoreGTIDs()
 }
 
-// verify refuses a server whose log does not go on where the position ends.
-func (s *Source) verify(server *server) error {
-	const remedy = "lockstep run --resnapshot (copies every table again under a new epoch; rows deleted meanwhile stay in the sinks, so empty those first)"
-	if server.uuid != s.pos.ServerUUID {
-		return stopf(remedy, "the server at %s is %s, but the saved position was counted on the log of %s", s.Config.Addr, server.uuid, s.pos.ServerUUID)
-	}
-	executed, err := gomysql.ParseMysqlGTIDSet(server.executed)
-	if err != nil {
-		return fmt.Errorf("read gtid_executed %q: %w", server.executed, err)
-	}
-	if !executed.Contain(s.gtids) {
-		return stopf(remedy, "the server at %s has lost transactions that are in Kafka already: it has executed %s, the saved position is %s", s.Config.Addr, server.executed, s.gtids)
-	}
-	purged, err := gomysql.ParseMysqlGTIDSet(server.purged)
-	if err != nil {
-		return fmt.Errorf("read gtid_purged %q: %w", server.purged, err)
-	}
-	if !s.gtids.Contain(purged) {
-		return stopf(remedy, "the server at %s has purged log that was not read yet: purged %s, the saved position is %s", s.Config.Addr, server.purged, s.gtids)
-	}
-	return nil
-}
-
-// copyTables copies the tables that are not in the position yet, all from one
-// consistent snapshot. The rows carry the version of the position: every change
-// after it, also those the snapshot already shows, comes later in the stream
-// with a higher version. Cut off anywhere, it begins again from the same place.
+// copyTables schedules the first copy of the tables that are not in the position
+// yet. From then on their changes are followed, and their rows come beside them.
 func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc.TableName) error {
-	var todo []cdc.TableName
-	for _, t := range tables {
-		if !s.copied(t) {
-			todo = append(todo, t)
-		}
-	}
-	if len(todo) == 0 {
-		return nil
-	}
-	s.Metrics.copying.Set(1)
-	defer s.Metrics.copying.Set(0)
-	version, err := s.pos.Version()
-	if err != nil {
-		return err
-	}
 	var layouts []*layout
-	for _, t := range todo { // all are looked at before the first row is copied
-		l, err := tableLayout(conn, t, s.Config.ZeroDates)
+	for _, t := range tables { // all are looked at before the first is scheduled
+		if s.copied(t) {
+			continue
+		}
+		l, err := tableLayout(conn, t, s.Config.policy())
 		if errors.Is(err, cdc.ErrNoTable) {
 			continue // dropped a moment ago; the log tells
 		}
@@ -299,22 +288,11 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 		}
 		layouts = append(layouts, l)
 	}
-	for _, q := range []string{"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"} {
-		if _, err := conn.Execute(q); err != nil {
-			return lost(fmt.Errorf("open a consistent snapshot: %s: %w", q, err))
-		}
+	if len(layouts) == 0 {
+		return nil
 	}
 	for _, l := range layouts {
-		c := copier{source: s, layout: l, version: version}
-		if err := c.run(ctx, conn); err != nil {
-			return err
-		}
-	}
-	if _, err := conn.Execute("COMMIT"); err != nil {
-		return lost(err)
-	}
-	for _, l := range layouts {
-		s.addCopied(l.table)
+		s.schedule(s.firstCopy(l.table))
 		if err := s.sameKey(l); err != nil {
 			return err
 		}
@@ -356,6 +334,7 @@ func (s *Source) forget() (left []string) {
 		db, table, _ := strings.Cut(name, ".")
 		if !s.Match(cdc.TableName{DB: db, Table: table}) {
 			left = append(left, name)
+			s.forgetSnapshots(name)
 			continue
 		}
 		kept = append(kept, name)

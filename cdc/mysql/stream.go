@@ -34,7 +34,7 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	if err := s.sameServer(conn); err != nil {
 		return lost(err)
 	}
-	checksums, err := s.askForLog(conn)
+	checksums, err := s.askForLog(conn, s.gtids)
 	if err != nil {
 		return lost(fmt.Errorf("ask %s for its log: %w", s.Config.Addr, err))
 	}
@@ -65,7 +65,7 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 }
 
 func (s *Source) sameServer(conn *client.Conn) error {
-	id, err := queryOne(conn, "SELECT @@GLOBAL.server_uuid")
+	id, err := identify(conn)
 	if err == nil && id != s.pos.ServerUUID {
 		err = fmt.Errorf("server %s answers now, not %s", id, s.pos.ServerUUID)
 	}
@@ -73,19 +73,25 @@ func (s *Source) sameServer(conn *client.Conn) error {
 }
 
 // askForLog makes conn a replica's, which from then on carries nothing but the
-// log behind the position. It reports whether the first event, which comes before
+// log behind what was read. It reports whether the first event, which comes before
 // the one that says so, has a checksum.
-func (s *Source) askForLog(conn *client.Conn) (checksums bool, err error) {
+func (s *Source) askForLog(conn *client.Conn, read gtidSet) (checksums bool, err error) {
+	conn.ReadTimeout = s.Config.ReadTimeout
 	algorithm, err := queryOne(conn, "SELECT @@GLOBAL.binlog_checksum")
 	if err != nil {
 		return false, err
 	}
 	id := uuid.NewString()
-	for _, set := range []string{
+	settings := []string{
 		fmt.Sprintf("SET @master_binlog_checksum = '%s', @source_binlog_checksum = '%[1]s'", algorithm),
 		fmt.Sprintf("SET @master_heartbeat_period = %d, @source_heartbeat_period = %[1]d", heartbeat.Nanoseconds()),
 		fmt.Sprintf("SET @slave_uuid = '%s', @replica_uuid = '%[1]s'", id),
-	} {
+	}
+	maria := flavorOf(conn) == flavorMariaDB
+	if maria {
+		settings = append(settings, mariaSession(read)...)
+	}
+	for _, set := range settings {
 		if _, err := conn.Execute(set); err != nil {
 			return false, fmt.Errorf("%s: %w", set, err)
 		}
@@ -93,7 +99,10 @@ func (s *Source) askForLog(conn *client.Conn) (checksums bool, err error) {
 	if err := registerReplica(conn, s.Config); err != nil {
 		return false, err
 	}
-	return algorithm != "NONE", dump(conn, s.Config.ServerID, s.gtids.Encode())
+	if maria {
+		return algorithm != "NONE", dumpMaria(conn, s.Config.ServerID)
+	}
+	return algorithm != "NONE", dump(conn, s.Config.ServerID, read.request().Encode())
 }
 
 // registerReplica makes the reader show up in SHOW REPLICAS.

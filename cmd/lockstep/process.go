@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -125,6 +126,10 @@ func (p *process) capture(ctx context.Context, flags captureFlags) error {
 	source := &mysql.Source{
 		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: mysql.NewMetrics(p.registry),
 		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), Saved: p.saved, SkipGTID: flags.skipGTID,
+		Resnapshot: flags.resnapshot && from != nil, OnGap: flags.onGap, Published: p.published,
+		Repair: func(ctx context.Context, requests []cdc.SnapshotRequest) error {
+			return p.requestSnapshots(ctx, publisher, requests)
+		},
 	}
 	p.ready.add("capture", source.Reading)
 	g, reading := errgroup.WithContext(ctx)
@@ -148,20 +153,21 @@ func (p *process) captured(t cdc.TableName) bool {
 	return ok
 }
 
-// startingPoint finds the saved position, or says with which epoch a first copy
-// begins.
+// startingPoint finds the saved position, nil when there is none, and what says with
+// which epoch a new copy of every table begins.
 func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.Position, func(context.Context) (uint16, error), error) {
 	saved, found, err := kafka.LoadCheckpoint(ctx, p.kafka, p.cfg.Prefix)
 	if err != nil {
 		return nil, nil, err
 	}
-	if found && !flags.resnapshot {
-		if flags.epoch > 0 {
-			return nil, nil, fmt.Errorf("--epoch %d has no place here: a position of epoch %d is saved; leave it out, or add --resnapshot to begin anew", flags.epoch, saved.Epoch)
-		}
-		return &saved, nil, nil
+	if found && !flags.resnapshot && flags.epoch > 0 {
+		return nil, nil, fmt.Errorf("--epoch %d has no place here: a position of epoch %d is saved; leave it out, or add --resnapshot to begin anew", flags.epoch, saved.Epoch)
 	}
-	return nil, func(ctx context.Context) (uint16, error) {
+	var from *cdc.Position
+	if found {
+		from = &saved
+	}
+	return from, func(ctx context.Context) (uint16, error) {
 		last, err := p.lastEpoch(ctx)
 		if err != nil {
 			return 0, err
@@ -204,6 +210,41 @@ func (p *process) lastEpoch(ctx context.Context) (uint16, error) {
 		}
 	}
 	return last, nil
+}
+
+// published gives what Kafka holds of captured tables since a time. Records that no
+// capture wrote are left to the sinks.
+func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc.Change, cut bool) error) error {
+	topics, err := p.changeTopics(ctx)
+	if err != nil {
+		return err
+	}
+	return p.kafka.Scan(ctx, topics, since, func(r kafka.Record, cut bool) error {
+		c, err := cdc.DecodeHeaders(r.Key, r.Headers)
+		if err != nil {
+			return nil
+		}
+		return fn(&c, cut)
+	})
+}
+
+// requestSnapshots writes requests to the topic that the capture reads them from, and
+// returns when they are acknowledged.
+func (p *process) requestSnapshots(ctx context.Context, publisher *kafka.Publisher, requests []cdc.SnapshotRequest) error {
+	topic := p.cfg.Prefix + ".snapshots"
+	if err := p.kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: topic, Partitions: 1, Compacted: true}); err != nil {
+		return err
+	}
+	for _, r := range requests {
+		value, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		if err := publisher.Publish(ctx, kafka.Record{Topic: topic, Key: []byte(r.ID), Value: value}); err != nil {
+			return err
+		}
+	}
+	return publisher.Flush(ctx)
 }
 
 // mayCopy refuses the first copy of a table that a sink cannot hold, or of which it

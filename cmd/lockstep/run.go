@@ -8,11 +8,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"lockstep/cdc"
+	"lockstep/cdc/mysql"
 )
 
 // captureFlags are what an operator may tell the capture at one start.
 type captureFlags struct {
 	resnapshot bool
+	onGap      string
 	epoch      uint16
 	skipGTID   string
 }
@@ -20,7 +22,8 @@ type captureFlags struct {
 func (f *captureFlags) add(cmd *cobra.Command) {
 	var epoch uint
 	flags := cmd.Flags()
-	flags.BoolVar(&f.resnapshot, "resnapshot", false, "forget the saved position and copy every table again under a new epoch (for one start, not for a unit file)")
+	flags.BoolVar(&f.resnapshot, "resnapshot", false, "copy every table again under a new epoch and remove from the sinks what is not in the source any more (for one start, not for a unit file)")
+	flags.StringVar(&f.onGap, "on-gap", "stop", "what to do when the source has purged log that was not read: stop, or resnapshot to go on with a new copy of every table")
 	flags.UintVar(&epoch, "epoch", 0, fmt.Sprintf("the epoch to begin with when none is saved, 1 to %d", cdc.MaxEpoch))
 	flags.StringVar(&f.skipGTID, "skip-gtid", "", "pass over the statement of this one transaction, which capture stopped at")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
@@ -28,6 +31,9 @@ func (f *captureFlags) add(cmd *cobra.Command) {
 			return usageError{fmt.Errorf("--epoch %d is too high; use 1 to %d", epoch, cdc.MaxEpoch)}
 		}
 		f.epoch = uint16(epoch)
+		if f.onGap != "stop" && f.onGap != mysql.OnGapResnapshot {
+			return usageError{fmt.Errorf("--on-gap %q is not known; use stop or %s", f.onGap, mysql.OnGapResnapshot)}
+		}
 		return nil
 	}
 }
@@ -47,7 +53,7 @@ goes on where the last one was.`,
 		Example: `  # the pipeline of a configuration file
   lockstep run -c lockstep.yaml
 
-  # the server was rebuilt and its log begins anew
+  # the sinks are to be made anew from the tables
   lockstep run --resnapshot`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
