@@ -125,6 +125,7 @@ func (p *process) capture(ctx context.Context, flags captureFlags) error {
 	source := &mysql.Source{
 		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: mysql.NewMetrics(p.registry),
 		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), Saved: p.saved, SkipGTID: flags.skipGTID,
+		Requests: kafka.NewSnapshotRequests(p.kafka, publisher, p.cfg.Prefix, log),
 	}
 	p.ready.add("capture", source.Reading)
 	g, reading := errgroup.WithContext(ctx)
