@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -127,13 +126,13 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 	log := p.log.With("part", "capture")
 	publisher := kafka.NewPublisher(p.kafka, p.cfg.Kafka, p.metrics.kafka, log)
 	out := kafka.NewChangeLog(p.kafka, publisher, p.cfg.Prefix, p.cfg.Kafka, p.metrics.kafka, log)
+	requests := kafka.NewSnapshotRequests(p.kafka, publisher, p.cfg.Prefix, log)
 	source := &mysql.Source{
 		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: metrics,
 		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), Saved: p.saved, SkipGTID: flags.skipGTID,
 		Resnapshot: flags.resnapshot && from != nil, OnGap: flags.onGap, Published: p.published,
-		Repair: func(ctx context.Context, requests []cdc.SnapshotRequest) error {
-			return p.requestSnapshots(ctx, publisher, requests)
-		},
+		Requests: requests,
+		Repair:   func(ctx context.Context, ask []cdc.SnapshotRequest) error { return requests.Ask(ctx, ask...) },
 	}
 	running(source)
 	g, reading := errgroup.WithContext(ctx)
@@ -227,25 +226,6 @@ func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc
 		}
 		return fn(&c, cut)
 	})
-}
-
-// requestSnapshots writes requests to the topic that the capture reads them from, and
-// returns when they are acknowledged.
-func (p *process) requestSnapshots(ctx context.Context, publisher *kafka.Publisher, requests []cdc.SnapshotRequest) error {
-	topic := p.cfg.Prefix + ".snapshots"
-	if err := p.kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: topic, Partitions: 1, Compacted: true}); err != nil {
-		return err
-	}
-	for _, r := range requests {
-		value, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		if err := publisher.Publish(ctx, kafka.Record{Topic: topic, Key: []byte(r.ID), Value: value}); err != nil {
-			return err
-		}
-	}
-	return publisher.Flush(ctx)
 }
 
 // mayCopy refuses the first copy of a table that a sink cannot hold, or of which it
