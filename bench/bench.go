@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -24,6 +25,8 @@ const (
 	database = "lockstep_bench"
 	backlog  = "questions" // the table whose changes are drained
 	live     = "live"      // the table that is written while latency is measured
+	acked    = "acked"     // the same while acknowledgements are measured
+	large    = "large"     // the table of what is large
 	search   = "search"    // the sink that is Elasticsearch
 	cache    = "cache"     // the sink that is Redis
 )
@@ -39,6 +42,7 @@ type bench struct {
 	out      string
 	binary   string
 	dir      string
+	parts    []string // to measure; nil for all
 
 	began   time.Time
 	name    string // of this run, in every store
@@ -50,12 +54,32 @@ type bench struct {
 	docs    *documents
 	logs    []string // of the children
 	figures []Figure
+
+	maxRecord int // of the next pipeline; 0 for the default
 }
 
 // say tells a person what goes on, with the seconds since the beginning.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%5.0fs  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }
+
+// only chooses what is measured.
+func (b *bench) only(list string) error {
+	b.parts = strings.Split(list, ",")
+	for _, part := range b.parts {
+		if !slices.Contains([]string{"capture", "search", "cache", "latency", "ack", "large"}, part) {
+			return fmt.Errorf("%q is no part", part)
+		}
+	}
+	return nil
+}
+
+func (b *bench) wants(parts ...string) bool {
+	return b.parts == nil || slices.ContainsFunc(parts, func(part string) bool { return slices.Contains(b.parts, part) })
+}
+
+// sinks reports whether any sink takes part.
+func (b *bench) sinks() bool { return b.wants("search", "cache", "latency") }
 
 // run measures everything and removes what it wrote.
 func (b *bench) run(ctx context.Context) (err error) {
@@ -74,10 +98,25 @@ func (b *bench) run(ctx context.Context) (err error) {
 		err = errors.Join(err, b.clear(clearing), b.db.Close(), b.redis.Close())
 	}()
 	header := b.header(ctx)
-	for _, step := range []func(context.Context) error{
-		b.createWorld, b.firstStart, b.writeBacklog, b.measureCapture, b.measureSearch, b.measureCache, b.measureLatency,
+	for _, step := range []struct {
+		wanted bool
+		run    func(context.Context) error
+	}{
+		{true, b.createWorld},
+		{b.wants("capture", "search", "cache"), b.firstStart},
+		{b.wants("capture", "search", "cache"), b.writeBacklog},
+		{b.wants("capture", "search", "cache"), b.measureCapture},
+		{b.wants("search", "cache"), b.readPublished},
+		{b.wants("search"), b.measureSearch},
+		{b.wants("cache"), b.measureCache},
+		{b.wants("latency"), b.measureLatency},
+		{b.wants("ack"), b.measureAck},
+		{b.wants("large"), b.measureLarge},
 	} {
-		if err := step(ctx); err != nil {
+		if !step.wanted {
+			continue
+		}
+		if err := step.run(ctx); err != nil {
 			return err
 		}
 	}
@@ -93,9 +132,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 }
 
 func (b *bench) prepare() error {
-	for name, server := range map[string]*testenv.Server{
-		"mysql": &b.servers.mysql, "kafka": &b.servers.kafka, "elasticsearch": &b.servers.elastic, "redis": &b.servers.redis,
-	} {
+	servers := map[string]*testenv.Server{"mysql": &b.servers.mysql, "kafka": &b.servers.kafka, "redis": &b.servers.redis}
+	if b.sinks() { // the others do with Redis, which the capture looks into at its first start
+		servers["elasticsearch"] = &b.servers.elastic
+	}
+	for name, server := range servers {
 		found, err := testenv.Lookup(name)
 		if err != nil {
 			return err
@@ -146,7 +187,7 @@ func (b *bench) createWorld(ctx context.Context) error {
 	if _, err := b.db.ExecContext(ctx, "CREATE DATABASE "+database+" DEFAULT CHARACTER SET utf8mb4"); err != nil {
 		return fmt.Errorf("create database %s: %w", database, err)
 	}
-	for _, table := range []string{backlog, live} {
+	for _, table := range []string{backlog, live, acked} {
 		if _, err := b.db.ExecContext(ctx, fmt.Sprintf(createTable, database+"."+table)); err != nil {
 			return fmt.Errorf("create table %s: %w", table, err)
 		}
@@ -166,18 +207,25 @@ source:
 kafka:
   brokers: [{{.Kafka.Addr}}]
   partitions: 4
+{{- if .MaxRecordBytes}}
+  max_record_bytes: {{.MaxRecordBytes}}
+{{- end}}
 sinks:
+{{- if .Elastic.URL}}
   {{.Search}}:
     elastic:
       addresses: [{{.Elastic.URL}}]
       replicas: 0
+{{- end}}
   {{.Cache}}:
     redis:
       addresses: [{{.Redis.Addr}}]
 tables:
   - match: {{.Database}}.{{.Table}}
+{{- if .Elastic.URL}}
     elastic:
       index: {{.Name}}-{table}
+{{- end}}
     redis:
       key: "{{.Name}}:{table}:{id}"
 admin:
@@ -208,7 +256,7 @@ func (b *bench) pipeline(table string) (*pipeline, error) {
 	var text strings.Builder
 	if err := configuration.Execute(&text, map[string]any{
 		"Name": b.name, "Table": table, "Database": database, "Search": search, "Cache": cache, "Admin": admin, "ServerID": serverID(0),
-		"MySQL": b.servers.mysql, "Kafka": b.servers.kafka, "Elastic": b.servers.elastic, "Redis": b.servers.redis,
+		"MaxRecordBytes": b.maxRecord, "MySQL": b.servers.mysql, "Kafka": b.servers.kafka, "Elastic": b.servers.elastic, "Redis": b.servers.redis,
 	}); err != nil {
 		return nil, err
 	}
@@ -237,12 +285,17 @@ func (b *bench) firstStart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := b.start(p, "run")
+	command, what := "capture", "the first row is in Kafka"
+	if b.sinks() {
+		command, what = "run", "the first row is in both sinks"
+	}
+	c, err := b.start(p, command)
 	if err != nil {
 		return err
 	}
-	_, err = c.await(ctx, "the first row is in both sinks", func(m metrics) bool {
-		return m.settled(search) == 1 && m.settled(cache) == 1 && m.sum("lockstep_capture_connected") == 1
+	_, err = c.await(ctx, what, func(m metrics) bool {
+		return m.sum("lockstep_capture_connected") == 1 && m.sum("lockstep_kafka_acked_records_total", "topic", p.topic) == 1 &&
+			(!b.sinks() || m.settled(search) == 1 && m.settled(cache) == 1)
 	})
 	if err := errors.Join(err, c.stop()); err != nil {
 		return err

@@ -21,9 +21,11 @@ var ours = regexp.MustCompile(`^bench-[0-9]{10,}([-:.].*)?$`)
 // nothing of it is in use.
 func (b *bench) clear(ctx context.Context) error {
 	var problems []error
-	for what, remove := range map[string]func(context.Context) error{
-		"MySQL": b.clearMySQL, "Kafka": b.clearKafka, "Elasticsearch": b.clearElastic, "Redis": b.clearRedis,
-	} {
+	stores := map[string]func(context.Context) error{"MySQL": b.clearMySQL, "Kafka": b.clearKafka, "Redis": b.clearRedis}
+	if b.sinks() {
+		stores["Elasticsearch"] = b.clearElastic
+	}
+	for what, remove := range stores {
 		if err := remove(ctx); err != nil {
 			problems = append(problems, fmt.Errorf("%w in %s: %w", errLeftovers, what, err))
 		}

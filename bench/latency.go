@@ -22,7 +22,7 @@ func (b *bench) measureLatency(ctx context.Context) error {
 	if err := insertRows(ctx, b.db, live, 1, liveRows); err != nil {
 		return err
 	}
-	writer := schedule{db: b.db, rate: b.rate, connections: 8, rows: liveRows}
+	writer := schedule{db: b.db, table: live, rate: b.rate, connections: 8, rows: liveRows}
 
 	alone := max(b.duration/2, time.Second)
 	b.say("latency: %.0f transactions/s for %s, for a bare go-mysql reader", b.rate, warmUp+alone)

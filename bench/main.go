@@ -31,6 +31,10 @@ Measures bin/lockstep (make build) on the local servers (make up):
            beside a bare loop of pipelined scripts with the same rows
   latency  from commit to applied in each sink, at a fixed rate of transactions
            beside the time until a bare go-mysql reader has the event
+  ack      from commit to the acknowledgement by Kafka, at the same rate
+           beside bare produce requests at that rate
+  large    the most memory of the capture for a transaction of a million rows, one
+           of a gigabyte that is compressed, and a row of 64 MB
 
 Three fifths of the rows are inserts, 100 per transaction, the others updates, one
 per transaction. The table of figures goes to standard output, progress to standard
@@ -53,6 +57,7 @@ func main() {
 	flag.StringVar(&b.out, "out", ".local/bench.json", "JSON `file` for the figures")
 	flag.StringVar(&b.binary, "lockstep", "bin/lockstep", "the lockstep `binary`")
 	flag.StringVar(&b.dir, "dir", ".local/bench", "`directory` for configurations and logs")
+	flag.Func("only", "measure only these `parts`, separated by commas; search and cache need what capture leaves, so that is measured, too", b.only)
 	role := flag.String("child", "", "what a child process of the measurement does; not for people")
 	flag.Usage = func() {
 		_, _ = io.WriteString(flag.CommandLine.Output(), usage)

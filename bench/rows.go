@@ -132,9 +132,10 @@ func (b *bench) writeBacklog(ctx context.Context) error {
 // earlier ones are through, so that a slow moment is not hidden by writing less.
 type schedule struct {
 	db          *sql.DB
+	table       string
 	rate        float64
 	connections int
-	rows        int // that the live table has
+	rows        int // that the table has
 }
 
 // writerStats says how well the schedule was kept.
@@ -169,8 +170,8 @@ func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats,
 				sent := time.Now()
 				// Neighbours in time are different rows: nobody waits for a lock.
 				id := i*7919%s.rows + 1
-				if _, err := conn.ExecContext(ctx, "UPDATE "+database+"."+live+" SET views = views + 1, updated_at = NOW(6) WHERE id = "+strconv.Itoa(id)); err != nil {
-					return fmt.Errorf("update %s: %w", live, err)
+				if _, err := conn.ExecContext(ctx, "UPDATE "+database+"."+s.table+" SET views = views + 1, updated_at = NOW(6) WHERE id = "+strconv.Itoa(id)); err != nil {
+					return fmt.Errorf("update %s: %w", s.table, err)
 				}
 				late[i], commit[i] = sent.Sub(due), time.Since(sent)
 			}

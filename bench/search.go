@@ -23,15 +23,21 @@ const (
 	bulkWorkers = 2
 )
 
-// measureSearch writes the backlog's rows with a bare loop and lets lockstep drain
-// it.
-func (b *bench) measureSearch(ctx context.Context) error {
-	b.say("search: reading the published rows for the bare loops")
+// readPublished reads the records that the capture has written, for the bare loops.
+func (b *bench) readPublished(ctx context.Context) error {
+	b.say("reading the published rows for the bare loops")
 	p, err := b.pipeline(backlog)
 	if err != nil {
 		return err
 	}
-	if err := b.readDocuments(ctx, p.topic); err != nil {
+	return b.readDocuments(ctx, p.topic)
+}
+
+// measureSearch writes the backlog's rows with a bare loop and lets lockstep drain
+// it.
+func (b *bench) measureSearch(ctx context.Context) error {
+	p, err := b.pipeline(backlog)
+	if err != nil {
 		return err
 	}
 	warm, bareIndex := b.name+"-warm", b.name+"-bare"

@@ -25,7 +25,7 @@ const (
 	HeaderCommit  = "lockstep.commit_us"
 )
 
-// Format is the format number of the records that Headers and AppendValue write.
+// Format is the format number of the records that an Encoder writes.
 const Format = 1
 
 // ErrUndecodable is wrapped by every error of Decode.
@@ -33,40 +33,54 @@ var ErrUndecodable = errors.New("not a change record of this pipeline")
 
 var formatValue = []byte(strconv.Itoa(Format))
 
-// Headers returns the record headers of c.
-func (c *Change) Headers() []Header {
-	h := make([]Header, 0, 7)
-	h = append(h,
-		Header{HeaderFormat, formatValue},
-		Header{HeaderVersion, strconv.AppendUint(nil, uint64(c.Version), 10)},
-		Header{HeaderOp, []byte{byte(c.Op)}},
-		Header{HeaderDB, []byte(c.Table.DB)},
-		Header{HeaderTable, []byte(c.Table.Table)},
-	)
-	if c.GTID != "" {
-		h = append(h, Header{HeaderGTID, []byte(c.GTID)})
-	}
-	if c.CommitMicros != 0 {
-		h = append(h, Header{HeaderCommit, strconv.AppendInt(nil, c.CommitMicros, 10)})
-	}
-	return h
+// Encoder writes the changes of one table as records. It allocates nothing once it
+// is warm: what it hands out is good until the next change.
+type Encoder struct {
+	change  *Change
+	head    []byte // of source, the same in every record of the table
+	tail    []byte // of the value, from source on
+	headers []Header
+	// The values of the headers.
+	version, gtid, commit []byte
+	op                    [1]byte
 }
 
-// AppendValue appends the record value of c to dst: the JSON envelope of
-// Debezium with before, after, source, op and ts_ms. Name is the pipeline's
-// prefix.
-func (c *Change) AppendValue(dst []byte, name string) []byte {
-	dst = append(dst, `{"before":`...)
-	dst = appendImage(dst, c.Before)
-	dst = append(dst, `,"after":`...)
-	dst = appendImage(dst, c.After)
-	dst = append(dst, `,"source":{"connector":"mysql","name":`...)
-	dst = AppendString(dst, name)
-	dst = append(dst, `,"db":`...)
-	dst = AppendString(dst, c.Table.DB)
-	dst = append(dst, `,"table":`...)
-	dst = AppendString(dst, c.Table.Table)
-	dst = append(dst, `,"snapshot":`...)
+// NewEncoder makes an encoder for a table. Name is the pipeline's prefix.
+func NewEncoder(name string, t TableName) *Encoder {
+	head := append([]byte(nil), `,"source":{"connector":"mysql","name":`...)
+	head = AppendString(head, name)
+	head = append(head, `,"db":`...)
+	head = AppendString(head, t.DB)
+	head = append(head, `,"table":`...)
+	head = AppendString(head, t.Table)
+	head = append(head, `,"snapshot":`...)
+	return &Encoder{head: head, headers: []Header{
+		{Key: HeaderFormat, Value: formatValue},
+		{Key: HeaderVersion},
+		{Key: HeaderOp},
+		{Key: HeaderDB, Value: []byte(t.DB)},
+		{Key: HeaderTable, Value: []byte(t.Table)},
+	}}
+}
+
+// Set turns to c, which must be a change of the encoder's table and must not be
+// changed while the encoder is asked about it.
+func (e *Encoder) Set(c *Change) {
+	e.change = c
+	e.version = strconv.AppendUint(e.version[:0], uint64(c.Version), 10)
+	e.op[0] = byte(c.Op)
+	e.headers[1].Value, e.headers[2].Value = e.version, e.op[:]
+	e.headers = e.headers[:5]
+	if c.GTID != "" {
+		e.gtid = append(e.gtid[:0], c.GTID...)
+		e.headers = append(e.headers, Header{HeaderGTID, e.gtid})
+	}
+	if c.CommitMicros != 0 {
+		e.commit = strconv.AppendInt(e.commit[:0], c.CommitMicros, 10)
+		e.headers = append(e.headers, Header{HeaderCommit, e.commit})
+	}
+
+	dst := append(e.tail[:0], e.head...)
 	dst = strconv.AppendBool(dst, c.Op == OpRead)
 	dst = append(dst, `,"server_id":`...)
 	dst = strconv.AppendUint(dst, uint64(c.Origin.ServerID), 10)
@@ -85,19 +99,65 @@ func (c *Change) AppendValue(dst []byte, name string) []byte {
 	dst = append(dst, `,"ts_us":`...)
 	dst = strconv.AppendInt(dst, c.CommitMicros, 10)
 	dst = append(dst, `,"version":`...)
-	dst = strconv.AppendUint(dst, uint64(c.Version), 10)
+	dst = append(dst, e.version...)
 	dst = append(dst, `},"op":"`...)
 	dst = append(dst, byte(c.Op))
 	dst = append(dst, `","ts_ms":`...)
 	dst = strconv.AppendInt(dst, c.CommitMicros/1000, 10)
-	return append(dst, '}')
+	e.tail = append(dst, '}')
+}
+
+// Headers are the record headers.
+func (e *Encoder) Headers() []Header { return e.headers }
+
+const (
+	beforeField = `{"before":`
+	afterField  = `,"after":`
+)
+
+// ValueLen is the length of the record value.
+func (e *Encoder) ValueLen() int {
+	return len(beforeField) + imageLen(e.change.Before) + len(afterField) + imageLen(e.change.After) + len(e.tail)
+}
+
+// AppendValue appends the record value: the JSON envelope of Debezium with before,
+// after, source, op and ts_ms.
+func (e *Encoder) AppendValue(dst []byte) []byte {
+	dst = append(dst, beforeField...)
+	dst = appendImage(dst, e.change.Before)
+	dst = append(dst, afterField...)
+	dst = appendImage(dst, e.change.After)
+	return append(dst, e.tail...)
+}
+
+const noImage = "null"
+
+func imageLen(image []byte) int {
+	if image == nil {
+		return len(noImage)
+	}
+	return len(image)
 }
 
 func appendImage(dst, image []byte) []byte {
 	if image == nil {
-		return append(dst, "null"...)
+		return append(dst, noImage...)
 	}
 	return append(dst, image...)
+}
+
+// Headers returns the record headers of c.
+func (c *Change) Headers() []Header {
+	e := NewEncoder("", c.Table)
+	e.Set(c)
+	return e.Headers()
+}
+
+// AppendValue appends the record value of c to dst. Name is the pipeline's prefix.
+func (c *Change) AppendValue(dst []byte, name string) []byte {
+	e := NewEncoder(name, c.Table)
+	e.Set(c)
+	return e.AppendValue(dst)
 }
 
 // Decode reads a record back. The images of the result are parts of value. A

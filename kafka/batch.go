@@ -2,10 +2,15 @@ package kafka
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"slices"
+	"sync"
 	"time"
 
+	"github.com/pierrec/lz4/v4"
 	"github.com/segmentio/kafka-go/compress"
 )
 
@@ -50,6 +55,7 @@ type batch struct {
 	oldest   time.Time // of all records
 	cost     int64     // bytes of the publisher's budget
 	fence    *fence
+	codec    compress.Compression // what the records are compressed with
 }
 
 func newBatch(buf []byte) *batch {
@@ -71,12 +77,19 @@ func (b *batch) add(r *Record) {
 		b.oldest = r.Time
 	}
 	dt, dn := ms-b.baseTime, int64(b.count)
-	buf := binary.AppendVarint(b.buf, int64(recordLen(r, dt, dn)))
+	size := recordLen(r, dt, dn)
+	buf := slices.Grow(b.buf, size+binary.MaxVarintLen64)
+	buf = binary.AppendVarint(buf, int64(size))
 	buf = append(buf, 0) // attributes
 	buf = binary.AppendVarint(buf, dt)
 	buf = binary.AppendVarint(buf, dn)
 	buf = appendBytes(buf, r.Key)
-	buf = appendBytes(buf, r.Value)
+	if r.encoder != nil {
+		buf = binary.AppendVarint(buf, int64(r.encoder.ValueLen()))
+		buf = r.encoder.AppendValue(buf)
+	} else {
+		buf = appendBytes(buf, r.Value)
+	}
 	buf = binary.AppendVarint(buf, int64(len(r.Headers)))
 	for _, h := range r.Headers {
 		buf = binary.AppendVarint(buf, int64(len(h.Key)))
@@ -98,7 +111,12 @@ func appendBytes(buf, b []byte) []byte {
 
 // recordLen is the length of a record behind its length field.
 func recordLen(r *Record, dt, dn int64) int {
-	n := 1 + varintLen(dt) + varintLen(dn) + bytesLen(r.Key) + bytesLen(r.Value) + varintLen(int64(len(r.Headers)))
+	n := 1 + varintLen(dt) + varintLen(dn) + bytesLen(r.Key) + varintLen(int64(len(r.Headers)))
+	if r.encoder != nil {
+		n += varintLen(int64(r.encoder.ValueLen())) + r.encoder.ValueLen()
+	} else {
+		n += bytesLen(r.Value)
+	}
 	for _, h := range r.Headers {
 		n += varintLen(int64(len(h.Key))) + len(h.Key) + bytesLen(h.Value)
 	}
@@ -121,38 +139,80 @@ func varintLen(v int64) int {
 }
 
 // compress replaces the records by their compressed form, written into into, and
-// returns the buffer that is no longer needed.
-func (b *batch) compress(codec compress.Compression, into []byte) ([]byte, error) {
-	out := sliceWriter(append(into[:0], b.buf[:atRecords]...))
-	w := codec.Codec().NewWriter(&out)
-	if _, err := w.Write(b.buf[atRecords:]); err != nil {
-		return into, fmt.Errorf("%s: %w", codec, err)
+// returns the buffer that is no longer needed. Records that do not get smaller stay
+// as they are.
+func (b *batch) compress(codec compress.Compression, into []byte) (spare []byte, err error) {
+	out := boundedWriter{buf: append(into[:0], b.buf[:atRecords]...), most: len(b.buf)}
+	w := newWriter(codec, &out)
+	_, err = w.Write(b.buf[atRecords:])
+	if closed := w.Close(); err == nil {
+		err = closed
 	}
-	if err := w.Close(); err != nil {
-		return into, fmt.Errorf("%s: %w", codec, err)
+	if errors.Is(err, errLarger) {
+		return out.buf, nil
 	}
-	old := b.buf
-	b.buf = out
-	return old, nil
+	if err != nil {
+		return out.buf, fmt.Errorf("%s: %w", codec, err)
+	}
+	spare, b.buf, b.codec = b.buf, out.buf, codec
+	return spare, nil
 }
 
-type sliceWriter []byte
+// newWriter makes a writer that compresses. The one that the library has for lz4
+// holds 8 MB for each partition.
+func newWriter(codec compress.Compression, out io.Writer) io.WriteCloser {
+	if codec != compress.Lz4 {
+		return codec.Codec().NewWriter(out)
+	}
+	w := lz4Writers.Get().(*lz4.Writer)
+	w.Reset(out)
+	return lz4Writer{w}
+}
 
-func (w *sliceWriter) Write(p []byte) (int, error) {
-	*w = append(*w, p...)
+var lz4Writers = sync.Pool{New: func() any {
+	w := lz4.NewWriter(nil)
+	// The batch has a checksum.
+	if err := w.Apply(lz4.BlockSizeOption(lz4.Block256Kb), lz4.ChecksumOption(false)); err != nil {
+		panic(err) // the options are ours
+	}
+	return w
+}}
+
+type lz4Writer struct{ *lz4.Writer }
+
+func (w lz4Writer) Close() error {
+	err := w.Writer.Close()
+	w.Reset(nil)
+	lz4Writers.Put(w.Writer)
+	return err
+}
+
+// boundedWriter refuses to grow beyond most bytes.
+type boundedWriter struct {
+	buf  []byte
+	most int
+}
+
+var errLarger = errors.New("compression does not make it smaller")
+
+func (w *boundedWriter) Write(p []byte) (int, error) {
+	if len(w.buf)+len(p) >= w.most {
+		return 0, errLarger
+	}
+	w.buf = append(w.buf, p...)
 	return len(p), nil
 }
 
 // seal fills in the header. After it the bytes are not touched again: a retry
 // must be the same batch to the broker.
-func (b *batch) seal(codec compress.Compression, producer int64, epoch int16, sequence int32) {
+func (b *batch) seal(producer int64, epoch int16, sequence int32) {
 	h := b.buf
 	be := binary.BigEndian
 	be.PutUint32(h, uint32(len(h)-sizeLen))
 	be.PutUint32(h[atLength:], uint32(len(h)-atLeaderEpoch))
 	be.PutUint32(h[atLeaderEpoch:], ^uint32(0))
 	h[atMagic] = 2
-	be.PutUint16(h[atAttributes:], uint16(codec))
+	be.PutUint16(h[atAttributes:], uint16(b.codec))
 	be.PutUint32(h[atLastOffset:], uint32(b.count-1))
 	be.PutUint64(h[atBaseTime:], uint64(b.baseTime))
 	be.PutUint64(h[atMaxTime:], uint64(b.maxTime))

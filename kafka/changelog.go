@@ -27,8 +27,7 @@ type ChangeLog struct {
 	log       *slog.Logger
 
 	publishing sync.Mutex // guards what follows; the order of Publish is its order
-	topics     map[cdc.TableName]string
-	value      []byte // reused
+	topics     map[cdc.TableName]*changeTopic
 
 	mu     sync.Mutex // guards what follows
 	newest cdc.Position
@@ -46,7 +45,7 @@ type ChangeLog struct {
 func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Config, metrics *Metrics, log *slog.Logger) *ChangeLog {
 	return &ChangeLog{
 		client: client, publisher: publisher, prefix: prefix, cfg: cfg, metrics: metrics, log: log,
-		topics: make(map[cdc.TableName]string),
+		topics: make(map[cdc.TableName]*changeTopic),
 		moved:  make(chan struct{}),
 		wake:   make(chan struct{}, 1),
 		hurry:  make(chan struct{}, 1),
@@ -70,34 +69,36 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 		}
 		l.topics[c.Table] = topic
 	}
-	l.value = c.AppendValue(l.value[:0], l.prefix)
-	var at time.Time
+	topic.encoder.Set(c)
+	r := Record{Key: c.Key, Headers: topic.encoder.Headers(), encoder: topic.encoder}
 	if c.CommitMicros != 0 {
-		at = time.UnixMicro(c.CommitMicros)
+		r.Time = time.UnixMicro(c.CommitMicros)
 	}
-	err := l.publisher.Publish(ctx, Record{
-		Topic:     topic,
-		Partition: PartitionFor(c.Key, l.cfg.Partitions),
-		Time:      at,
-		Key:       c.Key,
-		Value:     l.value,
-		Headers:   c.Headers(),
-	})
-	if cap(l.value) > maxBatchBytes { // one huge row must not stay in memory
-		l.value = nil
-	}
-	return err
+	return l.publisher.publish(ctx, topic.partitions[PartitionFor(c.Key, len(topic.partitions))], &r)
 }
 
-func (l *ChangeLog) makeTopic(ctx context.Context, table cdc.TableName) (string, error) {
+// changeTopic is the topic of a table.
+type changeTopic struct {
+	partitions []*partition
+	encoder    *cdc.Encoder
+}
+
+func (l *ChangeLog) makeTopic(ctx context.Context, table cdc.TableName) (*changeTopic, error) {
 	if err := CheckPrefix(l.prefix); err != nil {
-		return "", err
+		return nil, err
 	}
-	topic, err := ChangeTopic(l.prefix, table)
+	name, err := ChangeTopic(l.prefix, table)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return topic, l.client.EnsureTopic(ctx, TopicSpec{Name: topic, Partitions: l.cfg.Partitions})
+	if err := l.client.EnsureTopic(ctx, TopicSpec{Name: name, Partitions: l.cfg.Partitions}); err != nil {
+		return nil, err
+	}
+	topic := &changeTopic{partitions: make([]*partition, l.cfg.Partitions), encoder: cdc.NewEncoder(l.prefix, table)}
+	for id := range topic.partitions {
+		topic.partitions[id] = l.publisher.partition(name, id)
+	}
+	return topic, nil
 }
 
 // Checkpoint asks for pos to be saved once every change published before this

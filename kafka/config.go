@@ -27,7 +27,7 @@ type Config struct {
 	Retention time.Duration `yaml:"retention"`
 	// Compression of published batches: none, lz4, zstd, snappy or gzip. lz4 costs little and saves most of the network and disk; take none when the CPU of capture is scarce. Default lz4.
 	Compression string `yaml:"compression"`
-	// PublishBufferBytes bounds the memory of records that are published and not yet acknowledged, in bytes. When it is used up, reading the source waits. Default 67108864.
+	// PublishBufferBytes bounds the memory of records that are published and not yet acknowledged, in bytes. When it is used up, reading the source waits. Default 16777216.
 	PublishBufferBytes int `yaml:"publish_buffer_bytes"`
 	// FetchMaxBytes is what one partition asks for in one fetch, in bytes as stored in Kafka. Memory of a worker is about this times its partitions, before decompression. A larger single batch still gets through. Default 1048576.
 	FetchMaxBytes int `yaml:"fetch_max_bytes"`
@@ -71,7 +71,7 @@ func DefaultConfig() Config {
 		MaxRecordBytes:     16 << 20,
 		Retention:          7 * 24 * time.Hour,
 		Compression:        "lz4",
-		PublishBufferBytes: 64 << 20,
+		PublishBufferBytes: 16 << 20,
 		FetchMaxBytes:      1 << 20,
 		SessionTimeout:     10 * time.Second,
 	}

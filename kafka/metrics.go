@@ -40,7 +40,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		age: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "lockstep_kafka_ack_age_seconds",
 			Help:    "Time from the commit of a batch's oldest record at the source to its acknowledgement by Kafka.",
-			Buckets: []float64{.002, .005, .01, .02, .05, .1, .2, .5, .8, 1, 2.5, 5, 10, 30, 60, 300, 3600},
+			Buckets: []float64{.001, .0015, .002, .003, .005, .0075, .01, .015, .02, .03, .05, .1, .2, .5, .8, 1, 2.5, 5, 10, 30, 60, 300, 3600},
 		}),
 		checkpoints: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_kafka_checkpoints_total", Help: "Positions of the source saved.",

@@ -174,18 +174,21 @@ func (p *Publisher) left() int {
 // error means that r is not queued: it is too large, ctx has ended, or the
 // publisher has failed, with its failure as the error.
 func (p *Publisher) Publish(ctx context.Context, r Record) error {
+	return p.publish(ctx, p.partition(r.Topic, r.Partition), &r)
+}
+
+func (p *Publisher) publish(ctx context.Context, part *partition, r *Record) error {
 	if r.Time.IsZero() {
 		r.Time = time.Now()
 	}
-	size := recordLen(&r, 0, 0) + 16
+	size := recordLen(r, 0, 0) + 16
 	if size > p.max {
-		return fmt.Errorf("publish to %s/%d: %w: %d bytes, and kafka.max_record_bytes is %d; raise it there and at the brokers", r.Topic, r.Partition, ErrRecordTooLarge, size, p.max)
+		return fmt.Errorf("publish to %s/%d: %w: %d bytes, and kafka.max_record_bytes is %d; raise it there and at the brokers", part.topic, part.id, ErrRecordTooLarge, size, p.max)
 	}
 	cost := min(int64(size), p.size)
 	if err := p.reserve(ctx, cost); err != nil {
 		return err
 	}
-	part := p.partition(r.Topic, r.Partition)
 	part.mu.Lock()
 	var b *batch
 	if n := len(part.queue); n > 0 && part.queue[n-1].takes(size) {
@@ -194,7 +197,7 @@ func (p *Publisher) Publish(ctx context.Context, r Record) error {
 		b = p.begin()
 		part.queue = append(part.queue, b)
 	}
-	b.add(&r)
+	b.add(r)
 	b.cost += cost
 	first := len(part.queue) == 1 && b.count == 1
 	part.mu.Unlock()
@@ -391,7 +394,7 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 		p.keep(spare)
 		p.mu.Unlock()
 	}
-	b.seal(p.codec, part.producer, part.epoch, part.sequence)
+	b.seal(part.producer, part.epoch, part.sequence)
 
 	seen := p.client.health.watch()
 	defer seen.gaveUp()

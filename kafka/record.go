@@ -15,6 +15,8 @@ type Record struct {
 	Key       []byte
 	Value     []byte
 	Headers   []cdc.Header
+
+	encoder *cdc.Encoder // writes the value in place of Value
 }
 
 // Size is what the record counts against a byte budget.

@@ -2,94 +2,20 @@ package mysql
 
 import (
 	"context"
-	"errors"
+	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/go-mysql-org/go-mysql/client"
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 	"github.com/go-mysql-org/go-mysql/replication"
 	"github.com/google/uuid"
 
 	"lockstep/cdc"
 )
-
-// stream reads the log from the end of the last transaction on.
-func (s *Source) stream(ctx context.Context, sets collations) error {
-	r := &reader{Source: s, ctx: ctx, sets: sets, clock: s.pos.Seq, layouts: map[uint64]*source{}, marked: time.Now()}
-	host, port, err := splitAddr(s.Config.Addr)
-	if err != nil {
-		return err
-	}
-	tlsConfig, err := s.Config.TLS.client(s.Config.Addr)
-	if err != nil {
-		return err
-	}
-	// When the syncer is closed it opens one more connection to KILL the first by
-	// its number. Behind a virtual address that number may belong to somebody
-	// else, and closing the socket does the same, so that connection is refused.
-	var connected bool
-	dial := func(dialing context.Context, network, addr string) (net.Conn, error) {
-		if connected {
-			return nil, errors.New("one connection is enough")
-		}
-		connected = true
-		conn, err := (&net.Dialer{Timeout: s.Config.ConnectTimeout}).DialContext(dialing, network, addr)
-		if err == nil { // the library does not hear the end of ctx while it shakes hands
-			context.AfterFunc(ctx, func() { conn.Close() })
-		}
-		return conn, err
-	}
-	// The checks were made on another connection, and behind a virtual address
-	// another server may answer this one.
-	sameServer := func(conn *client.Conn) error {
-		id, err := queryOne(conn, "SELECT @@GLOBAL.server_uuid")
-		if err == nil && id != s.pos.ServerUUID {
-			err = fmt.Errorf("server %s answers now, not %s", id, s.pos.ServerUUID)
-		}
-		return err
-	}
-	syncer := replication.NewBinlogSyncer(replication.BinlogSyncerConfig{
-		ServerID: s.Config.ServerID, Flavor: gomysql.MySQLFlavor,
-		Host: host, Port: port, User: s.Config.User, Password: s.Config.Password.Reveal(), TLSConfig: tlsConfig,
-		Charset:                 "utf8mb4",
-		Dialer:                  dial,
-		Option:                  sameServer,
-		Logger:                  slog.New(slog.DiscardHandler),
-		DisableRetrySync:        true, // its own loses tagged GTIDs, and sends the open transaction again
-		HeartbeatPeriod:         time.Second,
-		ReadTimeout:             s.Config.ReadTimeout,
-		VerifyChecksum:          true,
-		TimestampStringLocation: time.UTC,
-		RenderJSONAsMySQLText:   true,
-		DiscardGTIDSet:          true,
-		RowsEventDecodeFunc:     r.decodeRows,
-		SynchronousEventHandler: r, // no queue of decoded events: memory stays bounded
-	})
-	defer syncer.Close()
-	here := s.pos                                          // the handler moves it on as soon as the log comes
-	streamer, err := syncer.StartSyncGTID(s.gtids.Clone()) // it keeps and changes the set
-	if err != nil {
-		return lost(fmt.Errorf("ask %s for its log: %w", s.Config.Addr, err))
-	}
-	s.reading.Store(true)
-	s.Metrics.connected.Set(1)
-	s.Metrics.clock.Set(float64(here.Seq))
-	s.Metrics.epoch.Set(float64(here.Epoch))
-	s.Log.Info("reading the log", "addr", s.Config.Addr, "epoch", here.Epoch, "log_clock", here.Seq, "tables", len(here.Copied))
-	_, err = streamer.GetEvent(ctx) // blocks: events go to the handler
-	if ctx.Err() != nil {
-		return nil
-	}
-	if r.failed != nil {
-		return r.failed
-	}
-	return lost(fmt.Errorf("read the log of %s: %w", s.Config.Addr, err))
-}
 
 func splitAddr(addr string) (string, uint16, error) {
 	host, port, err := net.SplitHostPort(addr)
@@ -106,22 +32,22 @@ type reader struct {
 	ctx     context.Context // of the session; a reader does not outlive it
 	sets    collations
 	clock   uint64 // the log clock at the next event
-	layouts map[uint64]*source
+	sources map[uint64]*source
+	parser  *replication.BinlogParser // of the events that are not frequent
+	payload *payloadReader            // nil before the first compressed transaction
 	txn     transaction
-	skipCRC uint32
 	file    string
 	marked  time.Time // of the last checkpoint
 	moved   bool      // the position has moved since then
-	failed  error     // why the handler gave up
 
-	key, before, after []byte // reused from row to row
+	change      cdc.Change // reused from row to row, as are the images
+	key, oldKey []byte
+	before      image
+	after       image
 }
 
-// source is what a table id means: a nil layout for a table that is not
-// captured.
-type source struct {
-	layout   *layout
-	counters *tableCounters
+func newReader(ctx context.Context, s *Source, sets collations) *reader {
+	return &reader{Source: s, ctx: ctx, sets: sets, clock: s.pos.Seq, sources: map[uint64]*source{}, parser: replication.NewBinlogParser(), marked: time.Now()}
 }
 
 // transaction is the one being read.
@@ -133,135 +59,113 @@ type transaction struct {
 	commit int64 // microseconds
 	open   bool  // between BEGIN and its end
 	xa     bool  // rows are logged before the decision
-	rows   int   // captured rows so far
+	rows   int   // captured row images so far
 }
 
-// decodeRows stands in for the library's decoding of a row event: rows of tables
-// that are not captured are never decoded.
-func (r *reader) decodeRows(e *replication.RowsEvent, data []byte) error {
-	pos, err := e.DecodeHeader(data)
-	if err != nil {
-		return err
+// take takes every event of the log in order.
+func (r *reader) take(ev *event) error {
+	if ev.EventType == replication.TRANSACTION_PAYLOAD_EVENT {
+		return r.unpack(ev)
 	}
-	src, err := r.layout(e.Table)
-	if err != nil {
-		r.failed = err
-		return err
-	}
-	if src.layout == nil {
-		return nil
-	}
-	if !allSet(e.ColumnBitmap1, int(e.ColumnCount)) || e.ColumnBitmap2 != nil && !allSet(e.ColumnBitmap2, int(e.ColumnCount)) {
-		r.failed = r.refuse("SET PERSIST binlog_row_image = FULL where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, src.layout.table)
-		return r.failed // nil: passed over, and the event has no rows
-	}
-	return e.DecodeData(pos, data)
-}
-
-func allSet(bitmap []byte, n int) bool {
-	for i := range n {
-		if bitmap[i>>3]&(1<<(i&7)) == 0 {
-			return false
-		}
-	}
-	return true
-}
-
-func (r *reader) layout(tm *replication.TableMapEvent) (*source, error) {
-	if src, ok := r.layouts[tm.TableID]; ok {
-		return src, nil
-	}
-	src := &source{}
-	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) && !isSequence(tm) {
-		l, err := layoutOf(tm, r.sets, r.Config.policy())
-		var stop *Stop
-		if errors.As(err, &stop) { // the rows are in the log for good, so mending the table is not enough
-			return &source{}, r.refuse(stop.Remedy, "%s (or leave the table out with tables[].skip)", stop.Problem)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !r.copied(name) {
-			return nil, r.appeared(name)
-		}
-		if err := r.sameKey(l); err != nil {
-			return nil, err
-		}
-		src.layout, src.counters = l, r.Metrics.table(name)
-	}
-	r.layouts[tm.TableID] = src
-	return src, nil
-}
-
-func (l *layout) keyNames() string {
-	names := make([]string, len(l.key))
-	for n, i := range l.key {
-		names[n] = l.columns[i].name
-	}
-	return strings.Join(names, ", ")
-}
-
-// HandleEvent takes every event of the log in order.
-func (r *reader) HandleEvent(e *replication.BinlogEvent) error {
 	r.snaps.mu.Lock()
 	defer r.snaps.mu.Unlock()
-	if err := r.handle(e, uint64(len(e.RawData))); err != nil {
-		r.failed = err
-		return err
-	}
-	return nil
+	return r.handle(ev)
 }
 
-func (r *reader) handle(e *replication.BinlogEvent, size uint64) error {
-	switch ev := e.Event.(type) {
-	case *replication.RowsEvent:
-		return r.rows(e, ev, size-uint64(r.skipCRC))
-	case *replication.GTIDEvent:
-		return r.begin(ev, e.Header.EventType)
-	case *replication.GtidTaggedLogEvent:
-		return r.begin(&ev.GTIDEvent, e.Header.EventType)
-	case *replication.QueryEvent:
-		return r.query(e, ev, size-uint64(r.skipCRC))
-	case *replication.XIDEvent:
-		return r.end(e)
-	case *replication.TransactionPayloadEvent:
-		crc := r.skipCRC
-		r.skipCRC = 0 // events inside carry none
-		defer func() { r.skipCRC = crc }()
-		for _, inner := range ev.Events {
-			if err := r.handle(inner, uint64(len(inner.RawData))); err != nil {
-				return err
-			}
+func (r *reader) handle(ev *event) error {
+	switch ev.EventType {
+	case replication.WRITE_ROWS_EVENTv1, replication.UPDATE_ROWS_EVENTv1, replication.DELETE_ROWS_EVENTv1,
+		replication.WRITE_ROWS_EVENTv2, replication.UPDATE_ROWS_EVENTv2, replication.DELETE_ROWS_EVENTv2,
+		replication.PARTIAL_UPDATE_ROWS_EVENT:
+		return r.rows(ev)
+	case replication.TABLE_MAP_EVENT:
+		return r.tableMap(ev)
+	case replication.QUERY_EVENT:
+		return r.statement(ev)
+	case replication.XID_EVENT, replication.XA_PREPARE_LOG_EVENT:
+		return r.end(ev.header())
+	case replication.GTID_EVENT:
+		var g replication.GTIDEvent
+		if err := decode(&g, ev); err != nil {
+			return err
 		}
-		return nil
-	case *replication.TableMapEvent, *replication.PreviousGTIDsEvent, *replication.RowsQueryEvent, *replication.IntVarEvent:
-		return nil
-	case *replication.FormatDescriptionEvent: // a file begins
-		clear(r.layouts) // a server that was restarted gives the table ids out anew
-		r.skipCRC = 0
-		if ev.ChecksumAlgorithm == replication.BINLOG_CHECKSUM_ALG_CRC32 {
-			r.skipCRC = replication.BinlogChecksumLength
+		return r.begin(&g)
+	case replication.GTID_TAGGED_LOG_EVENT:
+		var g replication.GtidTaggedLogEvent
+		if err := decode(&g, ev); err != nil {
+			return err
 		}
+		return r.begin(&g.GTIDEvent)
+	case replication.ANONYMOUS_GTID_EVENT:
+		return stopf("SET @@GLOBAL.gtid_mode = ON", "the log has a transaction without GTID (gtid_mode is not ON)")
+	case replication.FORMAT_DESCRIPTION_EVENT: // a file begins
+		clear(r.sources) // a server that was restarted gives the table ids out anew
+		return r.format(ev)
+	case replication.ROTATE_EVENT:
+		var rotate replication.RotateEvent
+		if err := decode(&rotate, ev); err != nil {
+			return err
+		}
+		r.file = string(rotate.NextLogName)
+		r.pos.File, r.pos.Pos = r.file, uint32(rotate.Position)
 		return nil
-	case *replication.RotateEvent:
-		r.file = string(ev.NextLogName)
-		r.pos.File, r.pos.Pos = r.file, uint32(ev.Position)
-		return nil
-	case *replication.HeartbeatEvent: // the end of the log is reached
+	case replication.HEARTBEAT_EVENT, replication.HEARTBEAT_LOG_EVENT_V2: // the end of the log is reached
 		r.Metrics.lag.Set(0)
 		return r.mark(true)
-	case *replication.BeginLoadQueryEvent, *replication.ExecuteLoadQueryEvent:
+	case replication.BEGIN_LOAD_QUERY_EVENT, replication.EXECUTE_LOAD_QUERY_EVENT:
 		return r.refuse("SET PERSIST binlog_format = ROW", "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
-	}
-	switch e.Header.EventType {
-	case replication.STOP_EVENT, replication.RAND_EVENT, replication.USER_VAR_EVENT, replication.IGNORABLE_EVENT,
+	case replication.PREVIOUS_GTIDS_EVENT, replication.ROWS_QUERY_EVENT, replication.INTVAR_EVENT,
+		replication.STOP_EVENT, replication.RAND_EVENT, replication.USER_VAR_EVENT, replication.IGNORABLE_EVENT,
 		replication.TRANSACTION_CONTEXT_EVENT, replication.VIEW_CHANGE_EVENT:
 		return nil
-	case replication.XA_PREPARE_LOG_EVENT:
-		return r.end(e)
 	}
 	return r.refuse("", "the log has an event of type %s (%d), which this version does not know, at %s:%d in transaction %s",
-		e.Header.EventType, byte(e.Header.EventType), r.file, e.Header.LogPos, r.txn.gtid)
+		ev.EventType, byte(ev.EventType), r.file, ev.LogPos, r.txn.gtid)
+}
+
+// decode lets the library read the body of an event. It panics on one that is cut
+// off.
+func decode(into replication.Event, ev *event) (err error) {
+	defer func() {
+		if e := recover(); e != nil {
+			err = fmt.Errorf("the event of type %s at %d is not whole: %v", ev.EventType, ev.LogPos, e)
+		}
+	}()
+	return into.Decode(ev.body())
+}
+
+// format tells the parser how the events of a file look; it gets them without
+// checksums.
+func (r *reader) format(ev *event) error {
+	data := slices.Clone(ev.data)
+	data[len(data)-1-replication.BinlogChecksumLength] = byte(replication.BINLOG_CHECKSUM_ALG_OFF)
+	_, err := r.parser.Parse(data)
+	return err
+}
+
+// header is what a statement's handler wants of an event.
+func (e *event) header() *replication.BinlogEvent {
+	return &replication.BinlogEvent{Header: &e.EventHeader}
+}
+
+// statement reads an event of a statement: thread, seconds, length of the database's
+// name, error, length of what else the session has set, these, the database's name,
+// a zero byte and the text.
+func (r *reader) statement(ev *event) error {
+	body := ev.body()
+	if len(body) < 13 {
+		return fmt.Errorf("the statement at %s:%d is not whole", r.file, ev.LogPos)
+	}
+	name := 13 + int(binary.LittleEndian.Uint16(body[11:]))
+	text := name + int(body[8]) + 1
+	if len(body) < text {
+		return fmt.Errorf("the statement at %s:%d is not whole", r.file, ev.LogPos)
+	}
+	if string(body[text:]) == "BEGIN" { // nearly always
+		r.txn.open = true
+		return nil
+	}
+	return r.query(ev.header(), &replication.QueryEvent{Schema: body[name : text-1], Query: body[text:]}, uint64(len(ev.data)))
 }
 
 // refuse stops, unless the operator has named this transaction.
@@ -278,10 +182,7 @@ func (r *reader) refuse(remedy, format string, args ...any) error {
 	return stopf(remedy, format, args...)
 }
 
-func (r *reader) begin(ev *replication.GTIDEvent, typ replication.EventType) error {
-	if typ == replication.ANONYMOUS_GTID_EVENT {
-		return stopf("SET @@GLOBAL.gtid_mode = ON", "the log has a transaction without GTID (gtid_mode is not ON)")
-	}
+func (r *reader) begin(ev *replication.GTIDEvent) error {
 	if r.txn.gno != 0 {
 		return stopf("", "the log begins a transaction before the end of %s", r.txn.gtid)
 	}
@@ -296,206 +197,6 @@ func (r *reader) begin(ev *replication.GTIDEvent, typ replication.EventType) err
 	}
 	r.txn.gtid += strconv.FormatInt(ev.GNO, 10)
 	return nil
-}
-
-// query follows a statement. size is that of its event.
-func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, size uint64) error {
-	st := parseStatement(string(ev.Query), string(ev.Schema))
-	if r.foldNames {
-		st.fold()
-	}
-	switch st.verb {
-	case verbBegin:
-		r.txn.open = true
-		return nil
-	case verbSavepoint:
-		return nil
-	case verbRollbackTo: // logged only when rows of an engine without transactions keep it from being cut off
-		if r.txn.rows > 0 {
-			return r.refuse("", "transaction %s rolls back to a savepoint rows that the log has shown already", r.txn.gtid)
-		}
-		return nil
-	case verbCommit:
-		return r.end(e)
-	case verbRollback:
-		if r.txn.rows > 0 {
-			if err := r.refuse("", "transaction %s rolls back rows that the log has shown already (tables of an engine without transactions)", r.txn.gtid); err != nil {
-				return err
-			}
-		}
-		return r.end(e)
-	case verbXA:
-		return r.xa(e, string(ev.Query))
-	case verbUnknown:
-		if err := r.refuse("", "transaction %s has a statement that this version does not know (%s)", r.txn.gtid, truncate(string(ev.Query), 60)); err != nil {
-			return err
-		}
-	case verbDML:
-		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
-			return err
-		}
-	case verbCreate:
-		for _, t := range st.tables {
-			if r.Match(t) {
-				r.addCopied(t) // all its rows are in the log
-			}
-		}
-	case verbDatabase, verbTableWide, verbAlter:
-		r.clock += size
-		if err := r.ddl(st, string(ev.Query)); err != nil {
-			return err
-		}
-	}
-	if r.txn.open {
-		return nil
-	}
-	return r.end(e)
-}
-
-// ddl decides about a statement that changes a table as a whole. Layouts come
-// with the next table map, so a change of shape is passed on; what takes rows away
-// without row events is refused.
-func (r *reader) ddl(st statement, query string) error {
-	var hit []string
-	for _, t := range st.tables {
-		if r.Match(t) {
-			hit = append(hit, t.String())
-		}
-	}
-	for _, name := range r.pos.Copied {
-		if st.verb == verbDatabase && strings.HasPrefix(name, st.db+".") {
-			hit = append(hit, name)
-		}
-	}
-	if len(hit) == 0 {
-		return nil
-	}
-	tables := strings.Join(hit, ", ")
-	if st.verb == verbAlter {
-		r.Metrics.ddl.WithLabelValues("passed").Inc()
-		r.Log.Warn("a captured table was altered; rows written before keep their old shape in the sinks until they change",
-			"table", tables, "gtid", r.txn.gtid, "statement", truncate(query, 200))
-		return nil
-	}
-	return r.refuse("", "%s of the captured %s in transaction %s takes rows away that the log does not name", st.words, tables, r.txn.gtid)
-}
-
-func (r *reader) xa(e *replication.BinlogEvent, query string) error {
-	words := strings.Fields(strings.ToUpper(query))
-	if len(words) < 2 {
-		return nil
-	}
-	switch words[1] {
-	case "START", "BEGIN":
-		r.txn.open, r.txn.xa = true, true
-	case "COMMIT", "ROLLBACK":
-		return r.end(e)
-	}
-	return nil
-}
-
-// rows publishes the row changes of an event.
-func (r *reader) rows(e *replication.BinlogEvent, ev *replication.RowsEvent, size uint64) error {
-	base := r.clock + 1 // above the rows of a copy, which have the clock itself
-	r.clock += size
-	src, err := r.layout(ev.Table)
-	if err != nil || src.layout == nil {
-		return err
-	}
-	l := src.layout
-	if e.Header.EventType == replication.PARTIAL_UPDATE_ROWS_EVENT {
-		return r.refuse("SET PERSIST binlog_row_value_options = '' where it is not, and see which session sets another", "transaction %s has partial JSON updates of %s in the log", r.txn.gtid, l.table)
-	}
-	if r.txn.xa {
-		return r.refuse("", "transaction %s changes %s in an XA transaction, whose rows are logged before it is decided", r.txn.gtid, l.table)
-	}
-	if len(ev.Rows) >= int(size) {
-		return fmt.Errorf("%s: an event of %d bytes has %d rows, so versions would collide", l.table, size, len(ev.Rows))
-	}
-	r.txn.rows += len(ev.Rows)
-	change := cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit,
-		Origin: cdc.Origin{ServerID: e.Header.ServerID, File: r.file, Pos: e.Header.LogPos}}
-	step := 1
-	if ev.Type() == replication.EnumRowsEventTypeUpdate {
-		step = 2
-	}
-	for i := 0; i+step <= len(ev.Rows); i += step {
-		change.Origin.Row = i / step
-		if err := r.row(src, &change, ev, i, base+uint64(i)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// row publishes the change of image i, whose log clock is clock.
-func (r *reader) row(src *source, change *cdc.Change, ev *replication.RowsEvent, i int, clock uint64) error {
-	switch ev.Type() {
-	case replication.EnumRowsEventTypeInsert:
-		return r.publish(src, change, cdc.OpCreate, nil, ev.Rows[i], clock)
-	case replication.EnumRowsEventTypeDelete:
-		return r.publish(src, change, cdc.OpDelete, ev.Rows[i], nil, clock)
-	}
-	same, err := src.layout.keepsKey(ev.Rows[i], ev.Rows[i+1])
-	if err != nil {
-		return stopf("", "%v", err)
-	}
-	if same {
-		return r.publish(src, change, cdc.OpUpdate, ev.Rows[i], ev.Rows[i+1], clock+1)
-	}
-	// An update of the primary key: to the stores, one row goes and one comes.
-	if err := r.publish(src, change, cdc.OpDelete, ev.Rows[i], nil, clock); err != nil {
-		return err
-	}
-	return r.publish(src, change, cdc.OpCreate, nil, ev.Rows[i+1], clock+1)
-}
-
-func (l *layout) keepsKey(a, b []any) (bool, error) {
-	for _, i := range l.key {
-		if a[i] == nil || b[i] == nil {
-			return false, fmt.Errorf("%s: the primary key column %s is NULL", l.table, l.columns[i].name)
-		}
-		if av, ok := a[i].([]byte); ok {
-			bv, _ := b[i].([]byte)
-			if string(av) != string(bv) {
-				return false, nil
-			}
-		} else if a[i] != b[i] {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-func (r *reader) publish(src *source, change *cdc.Change, op cdc.Op, before, after []any, clock uint64) error {
-	var err error
-	if change.Version, err = cdc.NewVersion(r.pos.Epoch, clock); err != nil {
-		return err
-	}
-	change.Op, change.Before, change.After = op, nil, nil
-	keyRow := after
-	if after == nil {
-		keyRow = before
-	}
-	if r.key, err = src.layout.appendKey(r.key[:0], keyRow); err != nil {
-		return stopf("", "transaction %s: %v", change.GTID, err)
-	}
-	change.Key = r.key
-	if before != nil {
-		if r.before, err = src.layout.appendRow(r.before[:0], before); err != nil {
-			return stopf("", "transaction %s: %v", change.GTID, err)
-		}
-		change.Before = r.before
-	}
-	if after != nil {
-		if r.after, err = src.layout.appendRow(r.after[:0], after); err != nil {
-			return stopf("", "transaction %s: %v", change.GTID, err)
-		}
-		change.After = r.after
-	}
-	src.counters.inc(op)
-	r.snaps.touched(change.Table, change.Key)
-	return r.Out.Publish(r.ctx, change)
 }
 
 // epochReserve is how much of an epoch's clock is left when it ends: more than

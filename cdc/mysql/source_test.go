@@ -654,14 +654,27 @@ func TestLogThatWasPurgedUnreadIsRefused(t *testing.T) {
 
 // A server that was restarted gives its table ids out anew, and one connection
 // reads across the files of before and after.
-func TestTableIDsAreForgottenWhereALogFileBegins(t *testing.T) {
-	r := &reader{Source: &Source{}, layouts: map[uint64]*source{92: {}}}
-	if err := r.handle(&replication.BinlogEvent{Header: &replication.EventHeader{}, Event: &replication.FormatDescriptionEvent{}}, 100); err != nil {
-		t.Fatal(err)
+func TestATableIDMeansWhatItsNewestTableMapSays(t *testing.T) {
+	r := newReader(t.Context(), &Source{}, nil)
+	first, second := tableMapOf(92, "a"), tableMapOf(92, "b")
+	for _, ev := range []*event{first, tableMapOf(93, "c"), first} {
+		if err := r.handle(ev); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if len(r.layouts) != 0 {
-		t.Errorf("%d layouts are kept", len(r.layouts))
+	known := r.sources[92]
+	if err := r.handle(first); err != nil || r.sources[92] != known {
+		t.Errorf("the same table map was taken for another one: %v", err)
 	}
+	if err := r.handle(second); err != nil || r.sources[92] == known {
+		t.Errorf("another table map was taken for the same: %v", err)
+	}
+}
+
+func tableMapOf(id byte, name string) *event {
+	ev := &event{data: append(make([]byte, replication.EventHeaderSize), append([]byte{id, 0, 0, 0, 0, 0, 1, 0}, name...)...)}
+	ev.EventType = replication.TABLE_MAP_EVENT
+	return ev
 }
 
 // A table that was left out for a time is copied when it comes back.
