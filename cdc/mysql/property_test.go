@@ -172,7 +172,7 @@ var columnTypes = []columnType{
 	}},
 	{name: "UUID", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) column1 {
 		return column1{"UUID", func() string {
-			return pick(r, "UUID()", fmt.Sprintf("'%08x-%04x-%04x-%04x-%012x'", r.Uint32(), r.Uint32()>>16, r.Uint32()>>16, r.Uint32()>>16, r.Uint64()>>16))
+			return pick(r, "UUID()", fmt.Sprintf("'%08x-%04x-%d%03x-%x%03x-%012x'", r.Uint32(), r.Uint32()>>16, 1+r.IntN(7), r.Uint32()>>20, 8+r.IntN(4), r.Uint32()>>20, r.Uint64()>>16))
 		}}
 	}},
 	{name: "INET4", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) column1 {
