@@ -193,6 +193,13 @@ func FuzzADocumentOfAnyBytes(f *testing.F) {
 	f.Add([]byte("\x0f\x0b\x08\x01\x02\x03\x04\x05\x06\x07\x08"))
 	f.Add([]byte("\x00\x00\x00\x00\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\xf0\x3f\x00\x00\x00\x00\x00\x00\x00\x40"))
 	f.Add([]byte("\xe6\x10\x00\x00\x01\x07\x00\x00\x00\x01\x00\x00\x00\x01\x07\x00\x00\x00\x00\x00\x00\x00"))
+	// Both elements of each array lead to the next one: twice as much at each step.
+	bomb := []byte{jsonString, 1, 'x'}
+	for range 20 {
+		size := byte(10 + len(bomb) - 1)
+		bomb = append([]byte{2, 2, 0, size, 0, bomb[0], 10, 0, bomb[0], 10, 0}, bomb[1:]...)
+	}
+	f.Add(bomb)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for name, decode := range map[string]func([]byte) ([]byte, error){
 			"json": func(b []byte) ([]byte, error) { return appendJSONB(nil, b) },
