@@ -40,7 +40,6 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	}
 	r := newReader(ctx, s, sets)
 	log := newEventLog(conn, s.Config.ReadTimeout, checksums)
-	defer log.close()
 	s.reading.Store(true)
 	s.Metrics.connected.Set(1)
 	s.Metrics.clock.Set(float64(s.pos.Seq))
@@ -175,10 +174,9 @@ type eventLog struct {
 	conn     *client.Conn
 	br       *bufio.Reader
 	sequence uint8
-	left     int    // bytes of the packet under way
-	last     bool   // no other packet belongs to the event
-	large    []byte // an event that does not fit the buffer
-	checksum int    // length of the checksum of an event
+	left     int  // bytes of the packet under way
+	last     bool // no other packet belongs to the event
+	checksum int  // length of the checksum of an event
 }
 
 func newEventLog(conn *client.Conn, timeout time.Duration, checksums bool) *eventLog {
@@ -248,7 +246,6 @@ func unexpected(err error) error {
 
 // next reads the next event.
 func (l *eventLog) next(ev *event) error {
-	l.large = nil
 	if err := l.packet(); err != nil {
 		return err
 	}
@@ -282,17 +279,13 @@ func (l *eventLog) next(ev *event) error {
 	case ev.EventType == replication.TRANSACTION_PAYLOAD_EVENT && size > wholeEvent:
 		return l.stream(ev)
 	default:
-		l.large = make([]byte, size)
-		if _, err := io.ReadFull(l, l.large); err != nil {
+		ev.data = make([]byte, size) // not kept for the next one: most events are small
+		if _, err := io.ReadFull(l, ev.data); err != nil {
 			return unexpected(err)
 		}
-		ev.data = l.large
 	}
 	return l.check(ev)
 }
-
-// close lets go of what was read.
-func (l *eventLog) close() { l.large = nil }
 
 // check takes the checksum off.
 func (l *eventLog) check(ev *event) error {
