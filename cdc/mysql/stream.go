@@ -177,10 +177,11 @@ type eventLog struct {
 	left     int  // bytes of the packet under way
 	last     bool // no other packet belongs to the event
 	checksum int  // length of the checksum of an event
+	whole    int  // the largest transaction payload that is held
 }
 
 func newEventLog(conn *client.Conn, timeout time.Duration, checksums bool) *eventLog {
-	l := &eventLog{conn: conn, br: bufio.NewReaderSize(&patientConn{Conn: conn.Conn.Conn, timeout: timeout}, readBuffer), sequence: conn.Sequence}
+	l := &eventLog{conn: conn, br: bufio.NewReaderSize(&patientConn{Conn: conn.Conn.Conn, timeout: timeout}, readBuffer), sequence: conn.Sequence, whole: wholeEvent}
 	if checksums {
 		l.checksum = replication.BinlogChecksumLength
 	}
@@ -276,7 +277,7 @@ func (l *eventLog) next(ev *event) error {
 		}
 		_, _ = l.br.Discard(size) // what was seen stays where it is until the next read
 		l.left = 0
-	case ev.EventType == replication.TRANSACTION_PAYLOAD_EVENT && size > wholeEvent:
+	case ev.EventType == replication.TRANSACTION_PAYLOAD_EVENT && size > l.whole:
 		return l.stream(ev)
 	default:
 		ev.data = make([]byte, size) // not kept for the next one: most events are small
