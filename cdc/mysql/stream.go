@@ -238,6 +238,19 @@ func (l *eventLog) Read(p []byte) (int, error) {
 	return n, unexpected(err)
 }
 
+// finish reads the packet without bytes that ends an event which fills its packets.
+func (l *eventLog) finish() error {
+	for l.left == 0 && !l.last {
+		if err := l.packet(); err != nil {
+			return unexpected(err)
+		}
+	}
+	if l.left > 0 {
+		return errors.New("a packet has more than its event")
+	}
+	return nil
+}
+
 func unexpected(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -283,6 +296,9 @@ func (l *eventLog) next(ev *event) error {
 		ev.data = make([]byte, size) // not kept for the next one: most events are small
 		if _, err := io.ReadFull(l, ev.data); err != nil {
 			return unexpected(err)
+		}
+		if err := l.finish(); err != nil {
+			return err
 		}
 	}
 	return l.check(ev)
@@ -345,11 +361,15 @@ type checkedBody struct {
 	log  *eventLog
 	left int
 	sum  uint32
+	err  error // of the end, once it was reached
 }
 
 func (b *checkedBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
-		return 0, b.end()
+		if b.err == nil {
+			b.err = b.end()
+		}
+		return 0, b.err
 	}
 	n, err := b.log.Read(p[:min(len(p), b.left)])
 	b.left -= n
@@ -358,15 +378,15 @@ func (b *checkedBody) Read(p []byte) (int, error) {
 }
 
 func (b *checkedBody) end() error {
-	if b.log.left == 0 && b.log.last { // it was compared before
-		return io.EOF
-	}
 	var sum [replication.BinlogChecksumLength]byte
 	if _, err := io.ReadFull(b.log, sum[:b.log.checksum]); err != nil {
 		return unexpected(err)
 	}
 	if b.log.checksum > 0 && binary.LittleEndian.Uint32(sum[:]) != b.sum {
 		return wrongChecksum(b.ev)
+	}
+	if err := b.log.finish(); err != nil {
+		return err
 	}
 	return io.EOF
 }
@@ -377,7 +397,7 @@ func (l *eventLog) ended() error {
 	if err != nil {
 		return unexpected(err)
 	}
-	if msg[0] == gomysql.ERR_HEADER {
+	if len(msg) > 0 && msg[0] == gomysql.ERR_HEADER {
 		return l.conn.HandleErrorPacket(slices.Clone(msg))
 	}
 	return errors.New("the server has ended its log")
