@@ -183,3 +183,20 @@ func TestACompressedTransactionEndsOnlyWhenItsChecksumIsRight(t *testing.T) {
 		})
 	}
 }
+
+func TestTheLogComesThroughTLS(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.TLS.Mode = "required"
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY, v LONGTEXT)")
+	out := newMemory()
+	stop := w.run(w.source(out, nil))
+	out.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	w.exec("INSERT INTO q VALUES (1, REPEAT('x', 300000)), (2, 'y')")
+	changes := out.awaitChanges(t, 2)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if changes[0].Op != cdc.OpCreate || len(changes[0].After) < 300_000 {
+		t.Errorf("%s of %d bytes", changes[0].Op, len(changes[0].After))
+	}
+}
