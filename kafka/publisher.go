@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -383,6 +384,9 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 		if err := p.newProducer(ctx, part); err != nil {
 			return 0, err
 		}
+	}
+	if b.huge() {
+		runtime.GC() // what the reader had of it, because sending takes as much again
 	}
 	if p.codec != compress.None {
 		p.mu.Lock()
