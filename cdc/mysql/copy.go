@@ -809,10 +809,14 @@ func connectCopier(ctx context.Context, cfg Config) (*client.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	noLimit := "SET max_execution_time = 0"
+	if flavorOf(conn) == flavorMariaDB {
+		noLimit = "SET max_statement_time = 0"
+	}
 	for _, set := range []string{
 		"SET sql_mode = 'ALLOW_INVALID_DATES'", // a key may be one
 		"SET max_sort_length = 65536",          // a key that is a prefix is sorted, and must be sorted whole
-		"SET max_execution_time = 0",
+		noLimit,
 	} {
 		if _, err := conn.Execute(set); err != nil {
 			conn.Close()
