@@ -466,7 +466,6 @@ func TestASnapshotIsPausedResumedAndCancelled(t *testing.T) {
 	again.mu.Unlock()
 	requests.ask(cdc.SnapshotRequest{ID: first, Table: table, Want: cdc.SnapshotRunning})
 	again.awaitSnapshot(t, first, cdc.SnapshotDone)
-	s.Config.Snapshot.RowsPerSecond = 1 // under no lock, and read under one: good enough to make it slow
 	requests.ask(cdc.SnapshotRequest{ID: "again", Table: table, Want: cdc.SnapshotPaused})
 	again.awaitSnapshot(t, "again", cdc.SnapshotPaused)
 	requests.ask(cdc.SnapshotRequest{ID: "again", Table: table, Want: cdc.SnapshotCancelled})
@@ -780,4 +779,51 @@ func (l *lockedLog) await(t *testing.T, part string) {
 		}
 	}
 	t.Fatalf("no line says %q:\n%s", part, l.text.String())
+}
+
+// A position of before snapshots were kept in it lists tables whose rows are all in
+// Kafka.
+func TestTablesCopiedByAnOlderFormatAreNotCopiedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1)")
+	out := newMemory()
+	stop := w.run(w.source(out, nil))
+	out.awaitCopied(t)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	old := out.pos[len(out.pos)-1]
+	old.Format, old.Snapshots = 1, nil
+	again := newMemory()
+	stop = w.run(w.source(again, &old))
+	w.exec("INSERT INTO q VALUES (2)")
+	again.awaitKey(t, `{"id":2}`)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{`c {"id":2}  -> {"id":2}`}, show(again.changes)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// A position keeps the newest snapshots that have ended, and those whose request
+// still stands.
+func TestOldSnapshotsAreForgottenOnceTheirRequestIsDeleted(t *testing.T) {
+	w := &world{t: t}
+	s := w.source(newMemory(), nil)
+	s.snaps.requests = map[string]cdc.SnapshotRequest{"1": {}}
+	for i := range 30 {
+		s.schedule(cdc.Snapshot{ID: fmt.Sprint(i), Table: "d.t"})
+		if i != 2 {
+			s.endSnapshot(fmt.Sprint(i), cdc.SnapshotDone, "")
+		}
+	}
+	var ids []string
+	for _, sn := range s.pos.Snapshots {
+		ids = append(ids, sn.ID)
+	}
+	want := append([]string{"1", "2"}, strings.Fields("11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29")...)
+	if diff := cmp.Diff(want, ids); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
 }

@@ -445,6 +445,9 @@ func (a *app) showPlan(f snapshotFlags, plan mysql.SnapshotPlan) error {
 
 // awaitSnapshots shows how far a snapshot is until it has ended.
 func (a *app) awaitSnapshots(ctx context.Context, d *desk, id string) error {
+	if err := d.look(ctx); err != nil { // what was asked for just now
+		return err
+	}
 	if err := a.watchSnapshots(ctx, d, a.stderr, func() []listedSnapshot { return d.named(id) }); err != nil {
 		return err
 	}
