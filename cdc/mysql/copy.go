@@ -271,7 +271,7 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 			return out.error
 		}
 		c.disconnect()
-		if problem := c.judge(ctx, j, err); problem != nil {
+		if problem := c.judge(ctx, j, err); problem != nil && !c.reshaped(ctx, j) {
 			return c.give(ctx, j, problem)
 		}
 		c.snaps.mu.Lock()
@@ -307,6 +307,21 @@ func (c *copier) judge(ctx context.Context, j *job, err error) error {
 		c.gone(ctx, j)
 	}
 	return nil
+}
+
+// reshaped reports whether the table has another shape by now than the one that was
+// read with, so that what did not fit may fit.
+func (c *copier) reshaped(ctx context.Context, j *job) bool {
+	c.snaps.mu.Lock()
+	was := j.layout
+	c.snaps.mu.Unlock()
+	if was == nil || c.connect(ctx) != nil {
+		return false
+	}
+	now, err := tableLayout(c.conn, j.table, c.Config.ZeroDates)
+	return err == nil && (now.keyNames() != was.keyNames() || !slices.EqualFunc(now.columns, was.columns, func(a, b column) bool {
+		return a.name == b.name && a.sqlType == b.sqlType
+	}))
 }
 
 func missing(err error) bool {
@@ -416,11 +431,8 @@ func (c *copier) begin(ctx context.Context, j *job, t *tableIn) error {
 		c.snaps.mu.Unlock()
 		return errOver
 	}
-	low, keys, problem := c.gtids.String(), sn.Keys, c.sameKey(t.layout)
+	low, keys := c.gtids.String(), sn.Keys
 	c.snaps.mu.Unlock()
-	if problem != nil {
-		return problem
-	}
 	estimate := uint64(keys)
 	if keys == 0 {
 		if err := checkWhere(c.conn, j.table, j.where); err != nil {
@@ -487,10 +499,13 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return nil, err
 		}
 		c.snaps.mu.Lock()
-		if j.shape == shape { // else it has changed meanwhile
+		if err = c.sameKey(l); err == nil && j.shape == shape { // else it has changed meanwhile
 			j.layout = newTableIn(l, j.where)
 		}
 		c.snaps.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -847,7 +862,9 @@ func connectCopier(ctx context.Context, cfg Config) (*client.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn.ReadTimeout = time.Hour // a condition without an index is silent for long
 	for _, set := range []string{
+		"SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
 		"SET sql_mode = 'ALLOW_INVALID_DATES'", // a key may be one
 		"SET max_sort_length = 65536",          // a key that is a prefix is sorted, and must be sorted whole
 		"SET max_execution_time = 0",
