@@ -124,6 +124,7 @@ type copier struct {
 	conn  *client.Conn
 	close func()
 	buf   buffer
+	shape *tableIn // what was read with last
 
 	key, after []byte // reused from row to row
 	values     []any
@@ -312,10 +313,8 @@ func (c *copier) judge(ctx context.Context, j *job, err error) error {
 // reshaped reports whether the table has another shape by now than the one that was
 // read with, so that what did not fit may fit.
 func (c *copier) reshaped(ctx context.Context, j *job) bool {
-	c.snaps.mu.Lock()
-	was := j.layout
-	c.snaps.mu.Unlock()
-	if was == nil || c.connect(ctx) != nil {
+	was := c.shape // of the job it may be another reader's, and newer
+	if was == nil || was.table != j.table || c.connect(ctx) != nil {
 		return false
 	}
 	now, err := tableLayout(c.conn, j.table, c.Config.ZeroDates)
@@ -492,6 +491,7 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return nil, errOver
 		}
 		if t != nil {
+			c.shape = t
 			return t, nil
 		}
 		l, err := tableLayout(c.conn, j.table, c.Config.ZeroDates)
