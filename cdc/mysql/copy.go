@@ -293,6 +293,9 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 // judge returns what reading again will not mend, nil for everything else.
 func (c *copier) judge(ctx context.Context, j *job, err error) error {
 	if stop, ok := errors.AsType[*Stop](lost(err)); ok {
+		if c.reshaped(ctx, j) { // what was read does not fit the columns it was asked by
+			return nil
+		}
 		return stop
 	}
 	if my, ok := errors.AsType[*gomysql.MyError](err); ok && j.where != "" {
@@ -306,6 +309,22 @@ func (c *copier) judge(ctx context.Context, j *job, err error) error {
 		c.gone(ctx, j)
 	}
 	return nil
+}
+
+// reshaped reports whether a table has other columns now than when a job last looked:
+// it was altered, and the log will tell.
+func (c *copier) reshaped(ctx context.Context, j *job) bool {
+	c.snaps.mu.Lock()
+	was := j.layout
+	c.snaps.mu.Unlock()
+	if c.connect(ctx) != nil {
+		return true // ask again
+	}
+	now, err := tableLayout(c.conn, j.table, c.Config.policy())
+	if _, stop := errors.AsType[*Stop](err); stop {
+		return false
+	}
+	return err != nil || was == nil || !slices.EqualFunc(was.columns, now.columns, func(a, b column) bool { return a.name == b.name && a.sqlType == b.sqlType })
 }
 
 func missing(err error) bool {
