@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -366,7 +367,7 @@ func (c *copier) gone(ctx context.Context, j *job) {
 func (c *copier) give(ctx context.Context, j *job, problem error) error {
 	c.snaps.mu.Lock()
 	defer c.snaps.mu.Unlock()
-	if _, asked := c.snaps.requests[j.id]; !asked {
+	if sn := c.snapshot(j.id); sn == nil || sn.Sweep != 0 || strings.HasPrefix(j.id, firstPrefix) {
 		return problem
 	}
 	c.Log.Error("a snapshot has failed", "snapshot", j.id, "table", j.table, "problem", problem)

@@ -155,7 +155,7 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 		return err
 	}
 	old := s.pos
-	s.pos = cdc.Position{Format: cdc.PositionFormat, Run: old.Run, Flavor: flavorName(now.flavor), ServerUUID: now.id, Epoch: epoch,
+	s.pos = cdc.Position{Format: cdc.PositionFormat, Run: old.Run, Term: old.Term, Flavor: flavorName(now.flavor), ServerUUID: now.id, Epoch: epoch,
 		Copied: []string{}, Barriers: map[string]cdc.Version{}}
 	s.gtids = now.executed.clone()
 	for _, t := range tables {

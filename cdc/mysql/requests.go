@@ -265,31 +265,39 @@ func (s *Source) sayProgress(sn *cdc.Snapshot, j *job) {
 	s.Log.Info("copying table", args...)
 }
 
-// CheckSnapshot asks the server whether a snapshot of a table by this condition or
-// these keys can be made, and returns the keys as rows have them. An error that
-// wraps BadKey names the key.
-func CheckSnapshot(ctx context.Context, cfg Config, t cdc.TableName, where string, keys [][]byte) ([][]byte, error) {
+// SnapshotPlan is what a snapshot would read.
+type SnapshotPlan struct {
+	Keys     [][]byte // as rows have them
+	Estimate uint64   // about how many rows; 0 when nobody knows
+}
+
+// PlanSnapshot asks the server whether a snapshot of a table by this condition or
+// these keys can be made. A BadKey in the error says which key cannot.
+func PlanSnapshot(ctx context.Context, cfg Config, t cdc.TableName, where string, keys [][]byte) (SnapshotPlan, error) {
+	plan := SnapshotPlan{Estimate: uint64(len(keys))}
 	conn, err := connect(ctx, cfg)
 	if err != nil {
-		return nil, err
+		return plan, err
 	}
 	defer until(ctx, conn)()
 	l, err := tableLayout(conn, t, cfg.policy())
 	if err != nil {
-		return nil, err
+		return plan, err
 	}
 	if err := checkWhere(conn, t, where); err != nil {
-		return nil, err
+		return plan, err
 	}
 	in := newTableIn(l, "")
-	out := make([][]byte, len(keys))
 	for n, key := range keys {
 		if _, err := in.values(key); err != nil {
-			return nil, BadKey{n, err}
+			return plan, BadKey{n, err}
 		}
-		out[n] = in.ordered(key)
+		plan.Keys = append(plan.Keys, in.ordered(key))
 	}
-	return out, nil
+	if where == "" && len(keys) == 0 {
+		plan.Estimate, err = estimateRows(conn, t)
+	}
+	return plan, err
 }
 
 // BadKey says which of the keys is none of the table's.
