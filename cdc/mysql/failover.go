@@ -527,7 +527,6 @@ func (s *Source) firstBehind(ctx context.Context, set gtidSet) (first gtid, comm
 		return first, 0, err
 	}
 	log := newEventLog(conn, s.Config.ReadTimeout, checksums)
-	defer log.close()
 	for {
 		var ev event
 		if err := log.next(&ev); err != nil {

@@ -325,7 +325,7 @@ func (t *tableIn) ordered(key []byte) []byte {
 		case gjson.String:
 			out = cdc.AppendString(out, v.Str)
 		case gjson.JSON:
-			out = appendJSON(out, v.Raw)
+			out = appendJSON(out, []byte(v.Raw))
 		default:
 			out = append(out, v.Raw...)
 		}
