@@ -295,6 +295,9 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 // judge returns what reading again will not mend, nil for everything else.
 func (c *copier) judge(ctx context.Context, j *job, err error) error {
 	if stop, ok := errors.AsType[*Stop](lost(err)); ok {
+		if c.reshaped(ctx, j) { // what was read does not fit the columns it was asked by
+			return nil
+		}
 		return stop
 	}
 	if my, ok := errors.AsType[*gomysql.MyError](err); ok && j.where != "" {

@@ -273,3 +273,36 @@ func TestAnotherPrimaryKeyIsRefusedAtItsStatement(t *testing.T) {
 		}
 	}
 }
+
+// A copy reads a table as it is now, while the log may not have told yet that it was
+// altered: the chunk is read again, and in the end every row has its newest shape.
+func TestACopyOutlivesTheAlterationsOfItsTable(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE end (id INT PRIMARY KEY)", "CREATE TABLE q (id INT PRIMARY KEY, v INT)",
+		"INSERT INTO q WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) SELECT i, i FROM n")
+	out := newMemory()
+	stop := w.run(w.source(out, nil))
+	out.awaitTables(t, w.name+".q", w.name+".end")
+	for range 12 {
+		w.exec("ALTER TABLE q MODIFY v VARCHAR(10)", "ALTER TABLE q MODIFY v INT")
+	}
+	w.exec("ALTER TABLE q MODIFY v VARCHAR(10), ADD COLUMN n INT DEFAULT 5", "INSERT INTO end VALUES (777)")
+	out.awaitKey(t, `{"id":777}`)
+	out.awaitTables(t, w.name+".q")
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	last := map[string]cdc.Change{}
+	for _, c := range out.changes {
+		if c.Table.Table == "q" && c.Version >= last[string(c.Key)].Version {
+			last[string(c.Key)] = c
+		}
+	}
+	barrier := last[""]
+	for i := 1; i <= 300; i++ {
+		c := last[fmt.Sprintf(`{"id":%d}`, i)]
+		if want := fmt.Sprintf(`{"id":%d,"v":"%d","n":5}`, i, i); string(c.After) != want || c.Version <= barrier.Version {
+			t.Fatalf("row %d ends as %s at %s, behind a barrier at %s; want %s", i, c.After, c.Version, barrier.Version, want)
+		}
+	}
+}
