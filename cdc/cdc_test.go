@@ -98,6 +98,26 @@ func TestTheEnvelopeHasDebeziumsFields(t *testing.T) {
 	}
 }
 
+// A barrier is Debezium's truncate: of a table, without key and rows.
+func TestABarrierComesBack(t *testing.T) {
+	want := sample()
+	want.Op, want.Key, want.Before, want.After, want.Origin = OpBarrier, nil, nil, nil, Origin{}
+	value := want.AppendValue(nil, "shop")
+	if !json.Valid(value) || !strings.Contains(string(value), `"before":null,"after":null`) || !strings.Contains(string(value), `"op":"t"`) {
+		t.Errorf("the value is %s", value)
+	}
+	got, err := Decode(nil, value, want.Headers())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if _, err := Decode([]byte(`{"id":1}`), value, want.Headers()); !errors.Is(err, ErrUndecodable) {
+		t.Errorf("a barrier with a key gave %v", err)
+	}
+}
+
 func TestARecordThatIsNotWholeIsRefused(t *testing.T) {
 	without := func(name string) func(*[]byte, *[]byte, *[]Header) {
 		return func(_, _ *[]byte, h *[]Header) {

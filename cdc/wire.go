@@ -161,7 +161,7 @@ func (c *Change) AppendValue(dst []byte, name string) []byte {
 }
 
 // Decode reads a record back. The images of the result are parts of value. A
-// record that was not written by this format, has no valid version, or is not
+// barrier has neither key nor images: its record is Debezium's truncate. A record that was not written by this format, has no valid version, or is not
 // whole, is refused with an error that wraps ErrUndecodable and names what is
 // wrong.
 func Decode(key, value []byte, headers []Header) (Change, error) {
@@ -200,13 +200,17 @@ func Decode(key, value []byte, headers []Header) (Change, error) {
 	case versionErr != nil:
 		return c, undecodable("header %s: %v", HeaderVersion, versionErr)
 	case !c.Op.Valid():
-		return c, undecodable("header %s is not one of c, u, d, r", HeaderOp)
+		return c, undecodable("header %s is not one of c, u, d, r, t", HeaderOp)
 	case c.Table.DB == "" || c.Table.Table == "":
 		return c, undecodable("headers %s and %s do not name a table", HeaderDB, HeaderTable)
-	case !isObject(key):
-		return c, undecodable("key is not a JSON object")
 	case !isObject(value):
 		return c, undecodable("value is not a JSON object")
+	case c.Op == OpBarrier && len(key) > 0:
+		return c, undecodable("op t is of a table and has a key")
+	case c.Op == OpBarrier:
+		return c, nil
+	case !isObject(key):
+		return c, undecodable("key is not a JSON object")
 	}
 	c.Key = key
 	images := gjson.GetManyBytes(value, "before", "after")

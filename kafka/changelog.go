@@ -58,6 +58,9 @@ func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Confi
 // that c is not queued and never will be: a table whose name makes no topic, a
 // topic with another number of partitions, a record too large, the end of ctx, or
 // the failure of the publisher.
+//
+// A barrier goes to every partition, to the first one only when all others have
+// acknowledged it, so that whoever meets it there knows that it stands in all.
 func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	l.publishing.Lock()
 	defer l.publishing.Unlock()
@@ -74,7 +77,22 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	if c.CommitMicros != 0 {
 		r.Time = time.UnixMicro(c.CommitMicros)
 	}
+	if c.Op == cdc.OpBarrier {
+		return l.publishBarrier(ctx, topic, &r)
+	}
 	return l.publisher.publish(ctx, topic.partitions[PartitionFor(c.Key, len(topic.partitions))], &r)
+}
+
+func (l *ChangeLog) publishBarrier(ctx context.Context, topic *changeTopic, r *Record) error {
+	for _, part := range topic.partitions[1:] {
+		if err := l.publisher.publish(ctx, part, r); err != nil {
+			return err
+		}
+	}
+	if err := l.publisher.Flush(ctx); err != nil {
+		return err
+	}
+	return l.publisher.publish(ctx, topic.partitions[0], r)
 }
 
 // changeTopic is the topic of a table.

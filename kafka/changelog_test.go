@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"lockstep/cdc"
 )
@@ -128,6 +131,67 @@ func TestTheSavedPositionIsNeverAheadOfKafka(t *testing.T) {
 	if count != n {
 		t.Fatalf("%d changes, want %d", count, n)
 	}
+}
+
+// Whoever meets a barrier in partition 0 can rely on its standing in all others,
+// behind everything that was published before it.
+func TestABarrierIsInEveryPartitionBeforeItIsInTheFirst(t *testing.T) {
+	cluster, cfg := fake(t, kfake.NumBrokers(3))
+	cfg.Partitions = 4
+	c := open(t, cfg)
+	ctx := deadline(t, 60*time.Second)
+	l, stop := changeLog(t, c, cfg, "p")
+	barrier := change(3000)
+	barrier.Op, barrier.Key, barrier.Before, barrier.After = cdc.OpBarrier, nil, nil, nil
+	barrier.Table = change(0).Table
+	const topic = "p.bank.q"
+	rows := func(from int) {
+		for i := from; i < from+300; i += 3 {
+			must(t, l.Publish(ctx, change(i)))
+		}
+	}
+	rows(0)
+	must(t, l.Publish(ctx, barrier))
+	must(t, l.Flush(ctx))
+	rows(3003)
+
+	// From here on no partition but the first takes anything.
+	var closed atomic.Bool
+	closed.Store(true)
+	cluster.ControlKey(0, func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		for _, t := range req.(*kmsg.ProduceRequest).Topics {
+			for _, p := range t.Partitions {
+				if closed.Load() && t.Topic == topic && p.Partition > 0 {
+					return nil, errors.New("not now"), true
+				}
+			}
+		}
+		return nil, nil, false
+	})
+	waiting, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	next := *barrier
+	next.Version++
+	if err := l.Publish(waiting, &next); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a barrier that the other partitions did not take was published: %v", err)
+	}
+	met := map[int]int{}
+	must(t, c.ReadAll(ctx, topic, func(r Record) error {
+		got, err := cdc.Decode(r.Key, r.Value, r.Headers)
+		if err == nil && got.Op == cdc.OpBarrier {
+			if got.Version != barrier.Version || r.Key != nil {
+				return fmt.Errorf("barrier of version %d with key %q", got.Version, r.Key)
+			}
+			met[r.Partition]++
+		}
+		return err
+	}))
+	if len(met) != 4 || met[0] != 1 || met[1] != 1 || met[2] != 1 || met[3] != 1 {
+		t.Errorf("barriers by partition: %v; want one in each of 4", met)
+	}
+	closed.Store(false)
+	must(t, stop())
 }
 
 func TestTheHighestEpochAndClockIsThePosition(t *testing.T) {

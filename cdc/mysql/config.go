@@ -43,6 +43,31 @@ type Config struct {
 	// CheckpointInterval is how often the position is handed on to be saved while
 	// transactions arrive. Default 200ms. A longer one re-reads more after a crash.
 	CheckpointInterval time.Duration `yaml:"checkpoint_interval"`
+	// Snapshot says how the rows of tables are copied beside the log.
+	Snapshot Snapshot `yaml:"snapshot"`
+}
+
+// Snapshot says how fast rows are copied, and what goes before.
+type Snapshot struct {
+	// Readers is how many connections read rows at once, of several tables or of
+	// parts of one. Default 3, 1 to 32. More load the source more.
+	Readers int `yaml:"readers"`
+	// ChunkTime is how long one SELECT should take; the number of its rows follows
+	// from it. Default 200ms, 1ms to 1m.
+	ChunkTime time.Duration `yaml:"chunk_time"`
+	// ChunkRows is the largest number of rows of one SELECT. Default 20000.
+	ChunkRows int `yaml:"chunk_rows"`
+	// ChunkBytes bounds the rows that one reader holds in memory, in bytes. A single
+	// row may be larger. Default 4194304.
+	ChunkBytes int `yaml:"chunk_bytes"`
+	// RowsPerSecond bounds what all readers read together. 0 is no bound. Default 0.
+	RowsPerSecond int `yaml:"rows_per_second"`
+	// MaxThreadsRunning pauses copying while the source has more threads running than
+	// this, the readers included. 0 never pauses. Default 50.
+	MaxThreadsRunning int `yaml:"max_threads_running"`
+	// MaxLag pauses copying while the capture is further behind the source than this.
+	// 0 never pauses. Default 10s.
+	MaxLag time.Duration `yaml:"max_lag"`
 }
 
 // TLS says how the connection is encrypted and whom to trust.
@@ -69,6 +94,8 @@ func DefaultConfig() Config {
 		ConnectTimeout:     10 * time.Second,
 		ReadTimeout:        20 * time.Second,
 		CheckpointInterval: 200 * time.Millisecond,
+		Snapshot: Snapshot{Readers: 3, ChunkTime: 200 * time.Millisecond, ChunkRows: 20_000, ChunkBytes: 4 << 20,
+			MaxThreadsRunning: 50, MaxLag: 10 * time.Second},
 	}
 }
 
@@ -101,6 +128,28 @@ func (c Config) Check() error {
 	}
 	if c.CheckpointInterval < 10*time.Millisecond || c.CheckpointInterval > time.Minute {
 		bad("checkpoint_interval: %s is out of range; use 10ms to 1m (default 200ms)", c.CheckpointInterval)
+	}
+	n := c.Snapshot
+	if n.Readers < 1 || n.Readers > 32 {
+		bad("snapshot.readers: %d is out of range; use 1 to 32 (default 3)", n.Readers)
+	}
+	if n.ChunkTime < time.Millisecond || n.ChunkTime > time.Minute {
+		bad("snapshot.chunk_time: %s is out of range; use 1ms to 1m (default 200ms)", n.ChunkTime)
+	}
+	if n.ChunkRows < 1 {
+		bad("snapshot.chunk_rows: %d is too small; use 1 or more (default 20000)", n.ChunkRows)
+	}
+	if n.ChunkBytes < 1 {
+		bad("snapshot.chunk_bytes: %d is too small; use for example 4194304 (default 4194304)", n.ChunkBytes)
+	}
+	if n.RowsPerSecond < 0 {
+		bad("snapshot.rows_per_second: %d is negative; use 0 for no bound (default 0)", n.RowsPerSecond)
+	}
+	if n.MaxThreadsRunning < 0 {
+		bad("snapshot.max_threads_running: %d is negative; use 0 to copy whatever the load (default 50)", n.MaxThreadsRunning)
+	}
+	if n.MaxLag < 0 {
+		bad("snapshot.max_lag: %s is negative; use 0 to copy however far behind (default 10s)", n.MaxLag)
 	}
 	switch c.TLS.Mode {
 	case "disabled", "required", "verify":

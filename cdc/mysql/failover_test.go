@@ -134,7 +134,17 @@ func (s *stage) source(from *cdc.Position, before ...*memory) (*Source, *memory)
 // awaitStart waits until the tables are copied.
 func (m *memory) awaitStart(t *testing.T) {
 	t.Helper()
-	m.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	m.await(t, "the first copy", func(_ []cdc.Change, p []cdc.Position) bool {
+		if len(p) == 0 || len(p[len(p)-1].Copied) == 0 {
+			return false
+		}
+		for _, sn := range p[len(p)-1].Snapshots {
+			if sn.State != cdc.SnapshotDone {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func (m *memory) lastPos() cdc.Position {

@@ -189,16 +189,17 @@ func (f *flavor) copied(table string) map[string]string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	c := copier{layout: l}
+	in := newTableIn(l, "")
+	query, err := in.selectRows(nil, nil, 1<<20)
+	if err != nil {
+		f.t.Fatal(err)
+	}
 	rows := map[string]string{}
 	var result gomysql.Result
-	err = conn.ExecuteSelectStreaming(c.query(), &result, func(fields []gomysql.FieldValue) error {
-		var change cdc.Change
-		if err := c.read(&change, fields); err != nil {
-			return err
-		}
-		rows[string(change.Key)] = string(change.After)
-		return nil
+	err = conn.ExecuteSelectStreaming(query, &result, func(fields []gomysql.FieldValue) error {
+		key, row, err := in.rowJSON(nil, nil, make([]any, len(l.columns)), fields)
+		rows[string(key)] = string(row)
+		return err
 	}, nil)
 	if err != nil {
 		f.t.Fatal(err)

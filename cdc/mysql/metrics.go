@@ -19,6 +19,10 @@ type Metrics struct {
 	filePos      prometheus.Gauge
 	copying      prometheus.Gauge
 	copied       *prometheus.GaugeVec
+	estimated    *prometheus.GaugeVec
+	copyState    *prometheus.GaugeVec
+	held         prometheus.Gauge
+	leftOut      prometheus.Counter
 	ddl          *prometheus.CounterVec
 
 	ghostTransactions, ghostKeys prometheus.Counter
@@ -46,9 +50,17 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		filePos: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_capture_binlog_position_bytes", Help: "Position in the binary log file being read."}),
 		copying: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "lockstep_capture_copying", Help: "1 while tables are being copied, else 0."}),
+			Name: "lockstep_capture_copying", Help: "1 while rows are being copied beside the log, else 0."}),
 		copied: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "lockstep_capture_copied_rows", Help: "Rows of the table that the copy under way, or the last one, has read."}, []string{"table"}),
+			Name: "lockstep_snapshot_rows", Help: "Rows of the table that its newest snapshot has in Kafka."}, []string{"table"}),
+		estimated: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_snapshot_estimated_rows", Help: "About how many rows the newest snapshot of the table will have; 0 when nobody knows."}, []string{"table"}),
+		copyState: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_snapshot_state", Help: "1 for the state of the table's newest snapshot, 0 for the others: running, paused, done, cancelled or failed."}, []string{"table", "state"}),
+		held: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_snapshot_held", Help: "1 while snapshots wait because the source is busy or the capture is behind, else 0."}),
+		leftOut: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lockstep_snapshot_rows_left_out_total", Help: "Rows read by snapshots and not published, because the log brought something newer meanwhile."}),
 		ddl: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_capture_ddl_total", Help: "Statements met in the log that change a captured table, by what was done: passed or skipped by the operator."}, []string{"action"}),
 		ghostTransactions: prometheus.NewCounter(prometheus.CounterOpts{
@@ -59,7 +71,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, action := range []string{"passed", "skipped"} {
 		m.ddl.WithLabelValues(action)
 	}
-	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.ddl, m.ghostTransactions, m.ghostKeys)
+	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.estimated, m.copyState, m.held, m.leftOut, m.ddl, m.ghostTransactions, m.ghostKeys)
 	return m
 }
 

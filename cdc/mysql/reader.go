@@ -120,6 +120,9 @@ func (r *reader) handle(ev *event) error {
 		return nil
 	case replication.HEARTBEAT_EVENT, replication.HEARTBEAT_LOG_EVENT_V2: // the end of the log is reached
 		r.Metrics.lag.Set(0)
+		if r.txn.gno == 0 {
+			r.snaps.idle()
+		}
 		return r.mark(true)
 	case replication.BEGIN_LOAD_QUERY_EVENT, replication.EXECUTE_LOAD_QUERY_EVENT:
 		return r.refuse("SET PERSIST binlog_format = ROW", "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)

@@ -61,6 +61,8 @@ type Source struct {
 	Published func(ctx context.Context, since time.Time, fn func(c *cdc.Change, cut bool) error) error
 	// Repair writes requests for rows to be read again, and returns when they are safe.
 	Repair func(ctx context.Context, requests []cdc.SnapshotRequest) error
+	// Requests tells of the snapshots that operators ask for. Nil: nobody does.
+	Requests Requests
 	// SkipGTID names the one transaction whose statement is passed over although
 	// it cannot be followed.
 	SkipGTID string
@@ -184,7 +186,7 @@ func (s *Source) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.stream(ctx, sets)
+	return s.alongside(ctx, func(ctx context.Context) error { return s.stream(ctx, sets) })
 }
 
 // prepare checks the server against the position and copies the tables whose
@@ -264,28 +266,14 @@ func (s *Source) begin(ctx context.Context, server *server) error {
 	return s.restoreGTIDs()
 }
 
-// copyTables copies the tables that are not in the position yet, all from one
-// consistent snapshot. The rows carry the version of the position: every change
-// after it, also those the snapshot already shows, comes later in the stream
-// with a higher version. Cut off anywhere, it begins again from the same place.
+// copyTables schedules the first copy of the tables that are not in the position
+// yet. From then on their changes are followed, and their rows come beside them.
 func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc.TableName) error {
-	var todo []cdc.TableName
-	for _, t := range tables {
-		if !s.copied(t) {
-			todo = append(todo, t)
-		}
-	}
-	if len(todo) == 0 {
-		return nil
-	}
-	s.Metrics.copying.Set(1)
-	defer s.Metrics.copying.Set(0)
-	version, err := s.pos.Version()
-	if err != nil {
-		return err
-	}
 	var layouts []*layout
-	for _, t := range todo { // all are looked at before the first row is copied
+	for _, t := range tables { // all are looked at before the first is scheduled
+		if s.copied(t) {
+			continue
+		}
 		l, err := tableLayout(conn, t, s.Config.ZeroDates)
 		if errors.Is(err, cdc.ErrNoTable) {
 			continue // dropped a moment ago; the log tells
@@ -300,22 +288,11 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 		}
 		layouts = append(layouts, l)
 	}
-	for _, q := range []string{"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"} {
-		if _, err := conn.Execute(q); err != nil {
-			return lost(fmt.Errorf("open a consistent snapshot: %s: %w", q, err))
-		}
+	if len(layouts) == 0 {
+		return nil
 	}
 	for _, l := range layouts {
-		c := copier{source: s, layout: l, version: version}
-		if err := c.run(ctx, conn); err != nil {
-			return err
-		}
-	}
-	if _, err := conn.Execute("COMMIT"); err != nil {
-		return lost(err)
-	}
-	for _, l := range layouts {
-		s.addCopied(l.table)
+		s.schedule(s.firstCopy(l.table))
 		if err := s.sameKey(l); err != nil {
 			return err
 		}
@@ -357,6 +334,7 @@ func (s *Source) forget() (left []string) {
 		db, table, _ := strings.Cut(name, ".")
 		if !s.Match(cdc.TableName{DB: db, Table: table}) {
 			left = append(left, name)
+			s.forgetSnapshots(name)
 			continue
 		}
 		kept = append(kept, name)

@@ -78,6 +78,9 @@ func (r *reader) ddl(st statement, query string) error {
 	if len(hit) == 0 {
 		return nil
 	}
+	for _, name := range hit {
+		r.snaps.disturbed(tableNamed(name))
+	}
 	tables := strings.Join(hit, ", ")
 	if st.verb == verbAlter {
 		r.Metrics.ddl.WithLabelValues("passed").Inc()
