@@ -210,6 +210,57 @@ func TestDifferentKeysHaveDifferentTexts(t *testing.T) {
 	})
 }
 
+// A key is told from that of another table's row by what stands in the row.
+func TestAKeyIsGivenByItsRowAndByNoOther(t *testing.T) {
+	table := TableName{"bank", "cases"}
+	for _, c := range []struct {
+		template, key string
+		row           map[string]string
+		want          bool
+	}{
+		{"question:{id}", "question:7", map[string]string{"id": "7", "title": "x"}, true},
+		{"question:{id}", "question:7:tags:3", map[string]string{"qid": "7", "tid": "3"}, false},
+		{"question:{id}", "question:7:tags:3", map[string]string{"id": "3", "qid": "7"}, false},
+		{"question:{pk}", "question:7:tags:3", map[string]string{"qid": "7", "tid": "3"}, false},
+		{"question:{pk}", "question:a:b%", map[string]string{"id": "a:b%"}, true},
+		{"q:{pk}", "q:7:de%3A", map[string]string{"id": "7", "lang": "de:", "n": "1"}, true},
+		{"q:{pk}", "q:7:7", map[string]string{"id": "7", "n": "1"}, false},
+		{"q:{pk}", "q:7:7", map[string]string{"id": "7", "other": "7"}, true},
+		{"{{{pk}}}:{db}.{table}:{pk}", "{7}:bank.cases:7", map[string]string{"id": "7"}, true},
+		{"{{{pk}}}:{db}.{table}:{pk}", "{7}:bank.cases:8", map[string]string{"id": "7", "n": "8"}, false},
+		{"{a}:{b}", "1%3A:2", map[string]string{"a": "1:", "b": "2"}, true},
+		{"q:{id}x", "q:", map[string]string{"id": ""}, false},
+		{"q:{pk}xy", "q:x", map[string]string{"id": ""}, false},
+	} {
+		template, err := ParseKeyTemplate(c.template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := template.Gives(table, c.key, c.row); got != c.want {
+			t.Errorf("%s, key %s, row %v: %v", c.template, c.key, c.row, got)
+		}
+	}
+}
+
+func TestEveryKeyIsGivenByItsRow(t *testing.T) {
+	part := rapid.StringOfN(rapid.SampledFrom([]rune(`ab:%3A25{}`)), 0, 5, -1)
+	rapid.Check(t, func(t *rapid.T) {
+		row := map[string]string{"a": part.Draw(t, "a"), "b": part.Draw(t, "b"), "c": part.Draw(t, "c")}
+		key := AppendString([]byte(`{"a":`), row["a"])
+		key = append(AppendString(append(key, `,"b":`...), row["b"]), '}')
+		for _, text := range []string{"q:{pk}", "q:{a}:{b}", "{b}{{{a}}}", "{pk}{pk}:"} {
+			template, err := ParseKeyTemplate(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := template.Render(TableName{"d", "t"}, key)
+			if err != nil || !template.Gives(TableName{"d", "t"}, got, row) {
+				t.Fatalf("%s of %v is %q, %v, and is not given by it", text, row, got, err)
+			}
+		}
+	})
+}
+
 func TestAKeyTemplateRendersOrSaysWhatIsWrong(t *testing.T) {
 	table := TableName{"bank", "cases"}
 	for _, c := range []struct{ template, key, want, wrong string }{

@@ -163,6 +163,64 @@ func (t KeyTemplate) Render(table TableName, key []byte) (string, error) {
 	return b.String(), nil
 }
 
+// Gives reports whether a row could have this key: its columns, given as the text
+// that a key has of each, fill the template so. It need not know which columns make
+// up the primary key, so {pk} is any column, or several of them joined.
+func (t KeyTemplate) Gives(table TableName, key string, row map[string]string) bool {
+	literal, pks := make([]string, 1), 0 // between the {pk}
+	add := func(text string) { literal[len(literal)-1] += text }
+	for i, name := range t.names {
+		add(t.parts[i])
+		switch name {
+		case "db":
+			add(table.DB)
+		case "table":
+			add(table.Table)
+		case "pk":
+			literal, pks = append(literal, ""), pks+1
+		default:
+			text, ok := row[name]
+			if !ok {
+				return false
+			}
+			if !t.single {
+				text = escapeKey.Replace(text)
+			}
+			add(text)
+		}
+	}
+	add(t.parts[len(t.parts)-1])
+	if pks == 0 {
+		return literal[0] == key
+	}
+	length := len(key) - len(strings.Join(literal, ""))
+	from := len(literal[0])
+	if length < 0 || length%pks != 0 || from+length/pks > len(key) {
+		return false
+	}
+	pk := key[from : from+length/pks]
+	return strings.Join(literal, pk) == key && madeOf(pk, row)
+}
+
+// madeOf reports whether text is one of the values of row, or several of them
+// joined as in KeyText.
+func madeOf(text string, row map[string]string) bool {
+	left := make(map[string]int, len(row))
+	for _, value := range row {
+		if value == text {
+			return true
+		}
+		left[escapeKey.Replace(value)]++
+	}
+	parts := strings.Split(text, ":")
+	for _, part := range parts {
+		if left[part]--; left[part] < 0 {
+			return false
+		}
+	}
+	return len(parts) > 1
+}
+
 func indexField(fields []KeyField, name string) int {
 	for i, f := range fields {
 		if f.Column == name {

@@ -139,12 +139,29 @@ func Sections() []any {
 // MatchTable returns the first entry that matches the table. It is false for a
 // table that is not captured.
 func (c *Config) MatchTable(name cdc.TableName) (*Table, bool) {
+	t := c.entry(name)
+	return t, t != nil && !t.Skip && !c.HelperTable(name)
+}
+
+// HelperTable reports whether a table would be captured, were its name not that of
+// a helper of an online schema change (see source.helper_tables).
+func (c *Config) HelperTable(name cdc.TableName) bool {
+	t := c.entry(name)
+	if t == nil || t.Skip || !c.Source.Helper(name.Table) {
+		return false
+	}
+	_, exact := t.exact()
+	return !exact
+}
+
+// entry is the first one that matches the table, or nil.
+func (c *Config) entry(name cdc.TableName) *Table {
 	for i := range c.Tables {
 		if c.Tables[i].matches(name) {
-			return &c.Tables[i], !c.Tables[i].Skip
+			return &c.Tables[i]
 		}
 	}
-	return nil, false
+	return nil
 }
 
 // ElasticTable is where the rows of a table go in Elasticsearch. It is false for

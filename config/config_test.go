@@ -246,3 +246,20 @@ func TestAFileIsLoadedAndOneThatIsMissingSaysHowToBegin(t *testing.T) {
 		t.Errorf("a folder gives %v", err)
 	}
 }
+
+// A pattern does not take the tables that gh-ost and pt-online-schema-change make
+// beside the one they alter.
+func TestHelperTablesAreTakenByTheirFullNameOnly(t *testing.T) {
+	c := config.Default()
+	c.Tables = []config.Table{{Match: "shop._kept_old"}, {Match: "shop.*"}}
+	for name, want := range map[string]bool{"orders": true, "_orders": true, "_orders_gho": false, "_kept_old": true} {
+		table := cdc.TableName{DB: "shop", Table: name}
+		if _, got := c.MatchTable(table); got != want || c.HelperTable(table) == want {
+			t.Errorf("%s: captured %v, a helper %v", name, got, c.HelperTable(table))
+		}
+	}
+	c.Source.HelperTables = "capture"
+	if _, got := c.MatchTable(cdc.TableName{DB: "shop", Table: "_orders_gho"}); !got {
+		t.Error("helper_tables: capture leaves one out")
+	}
+}

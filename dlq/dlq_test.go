@@ -355,6 +355,8 @@ type store struct {
 	calls int
 }
 
+func (s *store) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
+
 func (s *store) Apply(_ context.Context, changes []cdc.Change) []sinks.Outcome {
 	s.calls++
 	seen := map[string]bool{}
@@ -435,6 +437,30 @@ func TestAReplayClosesWhatTheStoreTakesAndBuriesTheRestAgain(t *testing.T) {
 	}
 	closing := log.records[l.Topic][6]
 	expect(t, "closing record", []string{string(closing.Key), fmt.Sprint(closing.Value == nil), fmt.Sprint(closing.Partition)}, []string{`{"id":1}`, "true", "3"})
+}
+
+// What a barrier has taken away comes back by no replay, and the store need not be
+// asked.
+func TestALetterFromBeforeABarrierIsSuperseded(t *testing.T) {
+	l, _ := newLetters()
+	for id := 1; id <= 3; id++ {
+		bury(t, l, refusal(id, base+cdc.Version(id), "a"))
+	}
+	letters := list(t, l, Filter{})
+	opt := ReplayOptions{Barriers: map[string]cdc.Version{letters[0].Table: base + 2, "other.table": base + 9}}
+	dry, s := opt, &store{rows: map[string]cdc.Version{}}
+	dry.DryRun = true
+	said, err := replayed(t, l, s, dry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "a dry run", said, map[string]string{"1": "parked", "2": "parked", "3": "parked"})
+	if said, err = replayed(t, l, s, opt); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "said", said, map[string]string{"1": "superseded", "2": "superseded", "3": "resolved"})
+	expect(t, "rows in the store", len(s.rows), 1)
+	expect(t, "open", rows(list(t, l, Filter{})), "")
 }
 
 func TestAnUnavailableStoreStopsTheReplayAndTheLettersStay(t *testing.T) {

@@ -40,6 +40,10 @@ type ReplayOptions struct {
 	// since and the delete forgotten, and then it would come back. 0 replays
 	// everything.
 	DeleteMemory time.Duration
+	// Barriers holds the version of each table's newest barrier, by db.table: a change
+	// that is not newer is of a row that was taken away with all others (TRUNCATE,
+	// DROP, or a new copy that has left it out), and is superseded.
+	Barriers map[string]cdc.Version
 	// Progress, if set, is called once for each letter.
 	Progress func(Letter, Result)
 }
@@ -47,7 +51,8 @@ type ReplayOptions struct {
 // Replay applies the recorded changes of letters to the store again, through its
 // guard, so that it may run twice, late or beside the live stream. A letter whose
 // change the store now has is closed as resolved, one whose row is newer there as
-// superseded. One that is refused again is buried again with a higher retry
+// superseded; so is one from before the newest barrier of its table, without asking
+// the store. One that is refused again is buried again with a higher retry
 // count. A record that could not be decoded stays: only Skip closes it.
 //
 // The letters are those of one List. An error says that it stopped: the store is
@@ -90,6 +95,17 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 	change, err := cdc.Decode(record.Key, record.Value, record.Headers)
 	if err != nil {
 		return stays("%v", err)
+	}
+	if change.Version <= r.opt.Barriers[change.Table.String()] {
+		const reason = "the table was emptied, dropped or copied anew since"
+		if r.opt.DryRun {
+			return stays("would be closed as superseded: %s", reason)
+		}
+		if err := r.finish(ctx, letter, Superseded, reason); err != nil {
+			return err
+		}
+		r.opt.Progress(letter, Result{Superseded, reason})
+		return nil
 	}
 	// A delete that the store has forgotten came after the change, so the change
 	// is at least that old. Rows of the initial copy carry no time; the first

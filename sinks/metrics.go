@@ -19,7 +19,7 @@ const (
 	outcomeStale      = "stale"
 	outcomeDuplicate  = "duplicate"
 	outcomeFiltered   = "filtered"
-	outcomeSuperseded = "superseded" // a newer change of the row arrived before this one was applied
+	outcomeSuperseded = "superseded" // a newer change of the row, or a barrier of its table, arrived before this one was applied
 	outcomeDead       = "dead"       // became a dead letter
 	outcomeReleased   = "released"   // given back to Kafka when the partition was left; it is received again
 )
@@ -38,6 +38,8 @@ type Metrics struct {
 	breaker  *prometheus.GaugeVec
 	apply    *prometheus.HistogramVec
 	newest   *prometheus.GaugeVec
+	sweeping *prometheus.GaugeVec
+	swept    *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -85,8 +87,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "lockstep_sink_applied_commit_timestamp_seconds",
 			Help: "Commit time of the newest change that was applied.",
 		}, []string{"sink"}),
+		sweeping: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_sweeping",
+			Help: "Tables whose rows from before a TRUNCATE, a DROP or a new copy are being removed, or wait for other partitions to be.",
+		}, []string{"sink"}),
+		swept: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_sink_swept_rows_total",
+			Help: "Rows removed because a TRUNCATE, a DROP or a new copy of their table left them out.",
+		}, []string{"sink", "table"}),
 	}
-	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest)
+	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
 	return m
 }
 
@@ -99,6 +109,7 @@ func (m *Metrics) Declare(sink string, tables []cdc.TableName) {
 	m.breaker.WithLabelValues(sink)
 	m.apply.WithLabelValues(sink)
 	m.newest.WithLabelValues(sink)
+	m.sweeping.WithLabelValues(sink)
 	for _, t := range tables {
 		m.account(sink, t.String())
 	}
@@ -110,6 +121,7 @@ type account struct {
 	settled  map[string]prometheus.Counter // by outcome
 	dead     map[Class]prometheus.Counter
 	latency  prometheus.Observer
+	swept    prometheus.Counter
 }
 
 func (m *Metrics) account(sink, table string) *account {
@@ -118,6 +130,7 @@ func (m *Metrics) account(sink, table string) *account {
 		settled:  make(map[string]prometheus.Counter, len(outcomes)),
 		dead:     make(map[Class]prometheus.Counter, len(Classes)),
 		latency:  m.latency.WithLabelValues(sink, table),
+		swept:    m.swept.WithLabelValues(sink, table),
 	}
 	for _, o := range outcomes {
 		a.settled[o] = m.changes.WithLabelValues(sink, table, o)

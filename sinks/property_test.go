@@ -97,6 +97,8 @@ func (w *world) Apply(_ context.Context, changes []cdc.Change) []Outcome {
 	return out
 }
 
+func (w *world) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
+
 func (w *world) bury(_ context.Context, r Refusal) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -225,6 +227,8 @@ func live(t *testing.T, seed uint64, records, restarts int) string {
 type plain func(ctx context.Context, changes []cdc.Change) []Outcome
 
 func (p plain) Apply(ctx context.Context, changes []cdc.Change) []Outcome { return p(ctx, changes) }
+
+func (p plain) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
 
 func (p plain) worker(bury func(context.Context, Refusal) error) (*Worker, *prometheus.Registry) {
 	reg := prometheus.NewRegistry()

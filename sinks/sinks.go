@@ -1,8 +1,8 @@
 // Package sinks applies row changes to a store and accounts for every one of
 // them.
 //
-// A Sink is a store; its one method answers with exactly one Outcome per change.
-// A Worker feeds it from Kafka: it decodes, keeps the newest change of each key,
+// A Sink is a store; Apply answers with exactly one Outcome per change, and Sweep
+// removes what a table no longer has. A Worker feeds it from Kafka: it decodes, keeps the newest change of each key,
 // retries what may pass, hands what the store refuses for good to Bury, and
 // commits an offset only behind changes that are settled.
 package sinks
@@ -19,9 +19,15 @@ import (
 //
 // Apply returns exactly one Outcome per change, in the order of changes. The
 // guard must make it safe to call with the same changes again, in any order.
-// The changes of one call have distinct (table, key) pairs.
+// The changes of one call have distinct (table, key) pairs, and none is a barrier.
+//
+// Sweep removes every row of the table whose version is not above v, each through
+// the guard as a delete at v, so that it may be repeated and changes may be applied
+// meanwhile. It returns how many rows it removed. An error means that rows may be
+// left; calling it again goes on.
 type Sink interface {
 	Apply(ctx context.Context, changes []cdc.Change) []Outcome
+	Sweep(ctx context.Context, table cdc.TableName, v cdc.Version) (removed int, err error)
 }
 
 // Verdict says what became of a change.

@@ -35,6 +35,10 @@ type Worker struct {
 	// Bury stores a dead letter. When it returns nil the letter is safe; until
 	// then the partition waits. It is called from several goroutines.
 	Bury func(ctx context.Context, r Refusal) error
+	// Progress gives for each partition of a topic the offset after its last record
+	// and the one that the sink's group has committed. A barrier is swept for when
+	// all partitions have passed it.
+	Progress func(ctx context.Context, topic string) (ends, committed map[int]int64, err error)
 	// Filter reports whether the sink takes a table; nil takes every table.
 	Filter  func(cdc.TableName) bool
 	Log     *slog.Logger
@@ -76,7 +80,8 @@ const buriers = 16
 // returns an error when the partition cannot go on.
 //
 // The committed offset is never ahead of what is settled: applied, stale,
-// duplicate, filtered, superseded by a newer change of the row, or buried. When
+// duplicate, filtered, superseded by a newer change of the row or by a barrier of
+// its table, or buried; a barrier of partition 0 is settled when the store is swept. When
 // ctx ends a call that is under way may finish within Config.StopWithin and its
 // changes are committed; changes that wait for a retry, or for a store that is
 // unavailable, are given back: whoever owns the partition next reads them again.
@@ -139,6 +144,11 @@ type lane struct {
 	pause pause
 	held  bool // the partition waits
 
+	barriers map[cdc.TableName]cdc.Version // the newest that was met
+	sweeps   []*item                       // barriers for which the store is not swept yet
+	sweeping *item                         // the one of sweeps that is being swept for
+	swept    chan bool                     // how that ended
+
 	next        int64   // offset behind the last record taken in; -1 before the first
 	left        []*item // taken in but not settled when told to stop
 	counted     int     // retries of this lane inside the gauge of all lanes
@@ -159,6 +169,8 @@ func newLane(w *Worker, p Partition) *lane {
 		books:     make(map[cdc.TableName]*account),
 		limit:     w.Config.BatchChanges,
 		pause:     pause{min: w.Config.HoldMin, max: w.Config.HoldMax},
+		barriers:  make(map[cdc.TableName]cdc.Version),
+		swept:     make(chan bool, 1),
 		next:      -1,
 		committed: -1,
 	}
@@ -224,6 +236,8 @@ func (l *lane) run(ctx, work context.Context, fetched <-chan []*item) error {
 			}
 			fresh = items
 		case <-wake:
+		case done := <-l.swept:
+			l.endSweep(done)
 		}
 		if err := l.lap(ctx, work, fresh); err != nil {
 			return err
@@ -252,6 +266,7 @@ func (l *lane) lap(ctx, work context.Context, fresh []*item) error {
 	l.bury(ctx, work, dead)
 	err := l.drain(ctx, work, pending)
 	l.countRetrying()
+	l.startSweep(ctx)
 	if !time.Now().Before(l.commitAfter) {
 		l.commit(work)
 	}
@@ -260,7 +275,8 @@ func (l *lane) lap(ctx, work context.Context, fresh []*item) error {
 
 // sift takes fresh records in and leaves, of each row, the newest change that is
 // known: of the fresh ones, those due for a retry, and those still waiting for
-// it. The other result is what nobody can read.
+// it. What a barrier has made void is left out. The other result is what nobody can
+// read.
 func (l *lane) sift(due, fresh []*item) (pending, dead []*item) {
 	pending = due
 	newest := make(map[rowKey]int, len(due)+len(fresh))
@@ -282,6 +298,9 @@ func (l *lane) sift(due, fresh []*item) (pending, dead []*item) {
 		case l.Filter != nil && !l.Filter(it.change.Table):
 			it.settle(outcomeFiltered)
 			continue
+		case it.change.Op == cdc.OpBarrier:
+			l.barrier(it)
+			continue
 		}
 		if waiting, ok := l.queue.byRow[it.row]; ok {
 			if !it.outranks(waiting) {
@@ -298,7 +317,7 @@ func (l *lane) sift(due, fresh []*item) (pending, dead []*item) {
 		newest[it.row] = len(pending)
 		pending = append(pending, it)
 	}
-	return pending, dead
+	return l.withoutGone(pending), dead
 }
 
 // outranks reports whether it is newer than other, and settles the loser. Of two
@@ -553,6 +572,9 @@ func (l *lane) settledTo() int64 {
 	for _, it := range l.left {
 		to = min(to, it.record.Offset)
 	}
+	for _, it := range l.sweeps {
+		to = min(to, it.record.Offset)
+	}
 	return to
 }
 
@@ -580,11 +602,17 @@ func (l *lane) commit(work context.Context) {
 
 // leave commits what is settled and gives the rest back.
 func (l *lane) leave(work context.Context) {
+	if l.sweeping != nil {
+		l.endSweep(<-l.swept)
+	}
 	l.commit(work)
 	for _, it := range l.queue.heap {
 		it.settle(outcomeReleased)
 	}
 	for _, it := range l.left {
+		it.settle(outcomeReleased)
+	}
+	for _, it := range l.sweeps {
 		it.settle(outcomeReleased)
 	}
 	l.queue = retryQueue{}

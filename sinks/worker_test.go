@@ -31,8 +31,11 @@ var update = flag.Bool("update", false, "write what happened into the stories")
 //
 //	sink b ~ ~      answers for key b: + applied, = duplicate, < stale, ~ transient, x poison, ! unavailable; then +
 //	bury ! !        the next two dead letters are not taken
+//	sweep ! !       the next two sweeps find the store unavailable
 //	batch 2         changes per call at most
-//	fetch a1 b2 ?   records that come in one fetch: key a with version 1, and so on; ? cannot be decoded, -x is of a table that is filtered
+//	partition 1     the partition's number; else it is 0
+//	others 3/5 2/2  of partition 1, 3 of 5 records are committed, of partition 2 all; else there is no other
+//	fetch a1 b2 ?   records that come in one fetch: key a with version 1, and so on; ? cannot be decoded, |5 is a barrier of version 5, -x is of a table that is filtered
 //	wait 3s         time passes
 //	stop            the partition is taken away
 func TestStories(t *testing.T) {
@@ -74,6 +77,9 @@ type stage struct {
 	minutes []string
 	answers map[string][]Verdict
 	refused int // letters still to be refused
+	away    int // sweeps that still find the store away
+	id      int
+	others  []string
 	records chan []kafka.Record
 	offset  int64
 }
@@ -85,7 +91,7 @@ func play(t *testing.T, script string) string {
 	reg := prometheus.NewRegistry()
 	cfg := DefaultConfig()
 	worker := &Worker{
-		Name: "es", Sink: s, Bury: s.bury,
+		Name: "es", Sink: s, Bury: s.bury, Progress: s.progress,
 		Filter:  func(n cdc.TableName) bool { return n.Table != "hidden" },
 		Log:     slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Metrics: NewMetrics(reg),
@@ -109,6 +115,14 @@ func play(t *testing.T, script string) string {
 			s.mu.Unlock()
 		case "bury":
 			s.refused = len(words)
+		case "sweep":
+			s.away = len(words)
+		case "partition":
+			s.id, _ = strconv.Atoi(rest)
+		case "others":
+			s.mu.Lock()
+			s.others = words
+			s.mu.Unlock()
 		case "batch":
 			cfg.BatchChanges, _ = strconv.Atoi(rest)
 		case "fetch":
@@ -156,7 +170,11 @@ func (s *stage) parse(t *testing.T, words []string) []kafka.Record {
 			if err != nil {
 				t.Fatalf("record %q: %v", w, err)
 			}
-			r = record(cdc.TableName{DB: "shop", Table: table}, w[:1], uint64(n))
+			if name := (cdc.TableName{DB: "shop", Table: table}); w[0] == '|' {
+				r = barrierRecord(name, uint64(n))
+			} else {
+				r = record(name, w[:1], uint64(n))
+			}
 		}
 		r.Topic, r.Offset = "p.shop.q", s.offset
 		s.offset++
@@ -212,6 +230,36 @@ func (s *stage) Apply(_ context.Context, changes []cdc.Change) []Outcome {
 	return outcomes
 }
 
+func (s *stage) Sweep(_ context.Context, t cdc.TableName, v cdc.Version) (int, error) {
+	time.Sleep(time.Millisecond)
+	s.mu.Lock()
+	away := s.away > 0
+	if away {
+		s.away--
+	}
+	s.mu.Unlock()
+	if away {
+		s.say("sweep %s to %d: away", t, v.Seq())
+		return 0, errors.New("away")
+	}
+	s.say("sweep %s to %d", t, v.Seq())
+	return 2, nil
+}
+
+func (s *stage) progress(context.Context, string) (ends, committed map[int]int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ends, committed = map[int]int64{0: 1 << 40}, map[int]int64{}
+	for i, w := range s.others {
+		var at, end int64
+		if _, err := fmt.Sscanf(w, "%d/%d", &at, &end); err != nil {
+			return nil, nil, err
+		}
+		ends[i+1], committed[i+1] = end, at
+	}
+	return ends, committed, nil
+}
+
 func (s *stage) bury(_ context.Context, r Refusal) error {
 	what := "?"
 	if r.Change != nil {
@@ -231,7 +279,7 @@ func (s *stage) bury(_ context.Context, r Refusal) error {
 	return nil
 }
 
-func (s *stage) Name() (string, int) { return "p.shop.q", 0 }
+func (s *stage) Name() (string, int) { return "p.shop.q", s.id }
 
 func (s *stage) Fetch(ctx context.Context) ([]kafka.Record, error) {
 	select {

@@ -396,7 +396,7 @@ func inspectTables(conn *client.Conn, tables []cdc.TableName, cfg Config) ([]Fin
 	var found []Finding
 	for _, t := range tables {
 		f := Finding{Check: "table " + t.String(), OK: true}
-		l, err := tableLayout(conn, t, cfg.ZeroDates)
+		l, err := tableLayout(conn, t, cfg.policy())
 		var stop *Stop
 		switch {
 		case errors.As(err, &stop):
@@ -429,7 +429,7 @@ func Tables(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([]
 	}
 	var tables []cdc.Table
 	for _, n := range names {
-		l, err := tableLayout(conn, n, cfg.ZeroDates)
+		l, err := tableLayout(conn, n, cfg.policy())
 		var stop *Stop
 		if errors.Is(err, cdc.ErrNoTable) || errors.As(err, &stop) {
 			continue

@@ -179,9 +179,6 @@ func (t *tableIn) rowJSON(key, row []byte, values []any, fields []gomysql.FieldV
 	if key, err = t.appendKey(key, values); err == nil {
 		row, err = t.appendRow(row, values)
 	}
-	if err == nil {
-		err = t.wholeKey(values)
-	}
 	return key, row, err
 }
 
@@ -191,25 +188,7 @@ func (t *tableIn) keyJSON(fields []gomysql.FieldValue) ([]byte, error) {
 	for n, i := range t.key {
 		values[i] = value(&fields[n])
 	}
-	if err := t.wholeKey(values); err != nil {
-		return nil, err
-	}
 	return t.appendKey(nil, values)
-}
-
-// wholeKey refuses a key with a zero date that becomes null.
-func (t *tableIn) wholeKey(values []any) error {
-	for _, i := range t.key {
-		c := &t.columns[i]
-		switch c.form {
-		case formDate, formDateTime, formStamp:
-			s, _ := values[i].(string)
-			if m, err := parseMoment(s); c.zeroDates == zeroNull && (err != nil || !m.exists()) {
-				return fmt.Errorf("%s: column %s of the primary key is the zero or invalid date %s; mend the row, or set source.zero_dates to as_text", t.table, c.name, s)
-			}
-		}
-	}
-	return nil
 }
 
 // values are the columns of a key in JSON as SQL literals, in the key's order.

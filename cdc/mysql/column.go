@@ -34,6 +34,8 @@ const (
 	formStamp                // text, ISO 8601 in UTC
 	formTime                 // text as MySQL prints it
 	formJSON                 // the JSON value
+	formGeometry             // as the policy says
+	formVector               // array of numbers
 )
 
 // column is one column of a layout.
@@ -42,16 +44,16 @@ type column struct {
 	field  []byte // `"name":`, ready to append
 	form   form
 	cs     charset
-	labels []string // of an enum or set, in UTF-8
+	labels [][]byte // of an enum or set, as JSON strings
 	// width is the declared length of BINARY(n), whose trailing zero bytes the log
 	// leaves out.
 	width int
 	// fraction is how many digits of a second a temporal column has, or behind its
 	// point a DECIMAL.
-	fraction  int
-	log       logged
-	unsigned  bool
-	zeroDates string
+	fraction int
+	log      logged
+	unsigned bool
+	policy   policy
 	// What the stores need to know.
 	kind    cdc.Kind
 	sqlType string
@@ -102,7 +104,12 @@ func (c *column) appendValue(dst []byte, v any) ([]byte, error) {
 		return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
 	}
 	switch c.form {
-	case formDecimal, formEnum:
+	case formDecimal:
+		for len(s) > 1 && s[0] == '0' && s[1] != '.' { // ZEROFILL
+			s = s[1:]
+		}
+		return cdc.AppendString(dst, s), nil
+	case formEnum:
 		return cdc.AppendString(dst, s), nil
 	case formSet:
 		return appendSelected(dst, s), nil
@@ -116,6 +123,10 @@ func (c *column) appendValue(dst []byte, v any) ([]byte, error) {
 		return c.cs.appendText(dst, []byte(s))
 	case formBytes:
 		return appendBase64(dst, []byte(s), c.width), nil
+	case formGeometry:
+		return c.appendGeometry(dst, []byte(s))
+	case formVector:
+		return appendVector(dst, []byte(s))
 	case formDate, formDateTime, formStamp:
 		m, err := parseMoment(s)
 		if err != nil {

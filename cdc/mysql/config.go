@@ -30,11 +30,26 @@ type Config struct {
 	// as_text (the digits as MySQL prints them) or stop. Default as_null. Use stop when
 	// a zero date is a mistake that must be seen.
 	ZeroDates string `yaml:"zero_dates"`
+	// Geometry says what a GEOMETRY, POINT and the like becomes: geojson (an object),
+	// wkt (text) or wkb (the server's bytes in base64: the SRID in four bytes, then
+	// WKB). Default geojson. Longitude comes before latitude in all of them. An SRID
+	// other than 0 stands in the object's crs, or before the text as SRID=4326;.
+	Geometry string `yaml:"geometry"`
 	// UnloggedCascades says what to do with a captured table whose foreign key changes
 	// rows by ON DELETE or ON UPDATE CASCADE or SET NULL on a server that does not log
 	// those changes (before MySQL 9.6, or with innodb_native_foreign_keys=ON): refuse
 	// or accept. Default refuse, because such rows would go missing quietly.
 	UnloggedCascades string `yaml:"unlogged_cascades"`
+	// AfterAlter says what becomes of rows that an ALTER TABLE has given other columns
+	// or values: recopy or leave. Default recopy: the table is copied anew beside the
+	// log, so that every row in the sinks has its new shape. With leave, rows keep
+	// their old shape there until they change; use it where a copy costs too much.
+	AfterAlter string `yaml:"after_alter"`
+	// HelperTables says what to do with the tables that gh-ost and pt-online-schema-change
+	// make beside the one they alter (_orders_gho, _orders_ghc, _orders_del, _orders_new,
+	// _orders_old): skip or capture. Default skip: a pattern of tables[].match does
+	// not take them; an entry that names one in full does.
+	HelperTables string `yaml:"helper_tables"`
 	// ConnectTimeout bounds one attempt to connect. Default 10s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// ReadTimeout is how long the log may be silent, heartbeats included, before
@@ -90,7 +105,10 @@ func DefaultConfig() Config {
 	return Config{
 		TLS:                TLS{Mode: "disabled"},
 		ZeroDates:          zeroNull,
+		Geometry:           geometryJSON,
 		UnloggedCascades:   "refuse",
+		AfterAlter:         alterRecopy,
+		HelperTables:       helpersSkip,
 		ConnectTimeout:     10 * time.Second,
 		ReadTimeout:        20 * time.Second,
 		CheckpointInterval: 200 * time.Millisecond,
@@ -117,8 +135,19 @@ func (c Config) Check() error {
 	default:
 		bad("zero_dates: %q is not known; use as_null, as_text or stop (default as_null)", c.ZeroDates)
 	}
+	switch c.Geometry {
+	case geometryJSON, geometryWKT, geometryWKB:
+	default:
+		bad("geometry: %q is not known; use geojson, wkt or wkb (default geojson)", c.Geometry)
+	}
 	if c.UnloggedCascades != "refuse" && c.UnloggedCascades != "accept" {
 		bad("unlogged_cascades: %q is not known; use refuse or accept (default refuse)", c.UnloggedCascades)
+	}
+	if c.AfterAlter != alterRecopy && c.AfterAlter != alterLeave {
+		bad("after_alter: %q is not known; use recopy or leave (default recopy)", c.AfterAlter)
+	}
+	if c.HelperTables != helpersSkip && c.HelperTables != helpersCapture {
+		bad("helper_tables: %q is not known; use skip or capture (default skip)", c.HelperTables)
 	}
 	if c.ConnectTimeout <= 0 {
 		bad("connect_timeout: %s is too short; use for example 10s (default 10s)", c.ConnectTimeout)
@@ -161,6 +190,11 @@ func (c Config) Check() error {
 	}
 	return errors.Join(errs...)
 }
+
+// policy is what the configuration says about values.
+type policy struct{ zeroDates, geometry string }
+
+func (c Config) policy() policy { return policy{c.ZeroDates, c.Geometry} }
 
 // client returns the TLS configuration, nil when TLS is disabled.
 func (t TLS) client(addr string) (*tls.Config, error) {

@@ -71,7 +71,7 @@ type chunk struct {
 // go on.
 func (s *Source) alongside(ctx context.Context, stream func(context.Context) error) error {
 	s.snaps.mu.Lock()
-	s.snaps.jobs, s.snaps.windows, s.snaps.hold = map[string]*job{}, nil, ""
+	s.snaps.jobs, s.snaps.windows, s.snaps.hold, s.snaps.placed = map[string]*job{}, nil, "", false
 	s.snaps.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var all sync.WaitGroup
@@ -415,7 +415,7 @@ func (c *copier) begin(ctx context.Context, j *job, t *tableIn) error {
 		c.snaps.mu.Unlock()
 		return errOver
 	}
-	low, keys, problem := c.gtids.String(), sn.Keys, c.sameKey(t.layout)
+	low, keys, problem := c.place(), sn.Keys, c.sameKey(t.layout)
 	c.snaps.mu.Unlock()
 	if problem != nil {
 		return problem
@@ -481,7 +481,7 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 		if t != nil {
 			return t, nil
 		}
-		l, err := tableLayout(c.conn, j.table, c.Config.ZeroDates)
+		l, err := tableLayout(c.conn, j.table, c.Config.policy())
 		if err != nil {
 			return nil, err
 		}
@@ -577,43 +577,6 @@ func (s *Source) adapt(j *job, rows int, took time.Duration) {
 		j.size = min(j.size, cfg.RowsPerSecond)
 	}
 	j.size = max(1, min(j.size, cfg.ChunkRows))
-}
-
-// between runs read so that it sees every transaction of low, and returns a set
-// that holds every transaction it can have seen. A transaction stands in the log a
-// moment before it can be seen.
-func (c *copier) between(ctx context.Context, low string, read func() error) (gtidSet, error) {
-	if flavorOf(c.conn) == flavorMariaDB {
-		return c.betweenMaria(ctx, low, read)
-	}
-	for {
-		late, err := queryOne(c.conn, "SELECT WAIT_FOR_EXECUTED_GTID_SET('"+low+"', 1)")
-		if err != nil {
-			return nil, err
-		}
-		if late == "0" {
-			break
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-	}
-	if err := read(); err != nil {
-		return nil, err
-	}
-	if err := c.connect(ctx); err != nil { // read has closed it when it was cut off
-		return nil, err
-	}
-	return executed(c.conn)
-}
-
-// executed is what can have been seen by now and is, or comes, in the log.
-func executed(conn *client.Conn) (gtidSet, error) {
-	text, err := queryOne(conn, "SELECT GTID_SUBTRACT(@@GLOBAL.gtid_executed, @@GLOBAL.gtid_purged)")
-	if err != nil {
-		return nil, err
-	}
-	return parseGTIDs(flavorMySQL, oneLine(text))
 }
 
 // errFull ends a SELECT whose rows are more than a chunk may hold.

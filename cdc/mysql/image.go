@@ -1,17 +1,19 @@
 package mysql
 
 import (
+	"bytes"
+	"compress/flate"
+	"compress/zlib"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strconv"
 
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
-
-	"lockstep/cdc"
 )
 
 // span is where a column's value stands in the JSON of its row.
@@ -76,11 +78,19 @@ type logged struct {
 	// precision of a DECIMAL; its scale and the digits of a second are the column's
 	// fraction.
 	precision int
+	// compressed says that MariaDB may have compressed the value.
+	compressed bool
 }
 
 // setLogged reads the metadata of a column of a table map. Width is the length in
 // bytes of CHAR, BINARY, ENUM and SET.
 func (c *column) setLogged(typ byte, meta uint16, width int) error {
+	switch typ {
+	case typeBlobCompressed:
+		typ, c.log.compressed = gomysql.MYSQL_TYPE_BLOB, true
+	case typeVarcharCompressed:
+		typ, c.log.compressed = gomysql.MYSQL_TYPE_VARCHAR, true
+	}
 	c.log.typ = typ
 	switch typ {
 	case gomysql.MYSQL_TYPE_TINY, gomysql.MYSQL_TYPE_YEAR:
@@ -185,17 +195,55 @@ func (c *column) appendLogged(dst, b []byte) (out []byte, n int, err error) {
 	}
 	v = b[n : n+int(length)]
 	n += int(length)
+	if c.log.compressed {
+		if v, err = inflateColumn(v); err != nil {
+			return dst, n, err
+		}
+	}
 	switch c.form {
 	case formText:
 		dst, err = c.cs.appendText(dst, v)
 	case formBytes:
 		dst = appendBase64(dst, v, c.width)
+	case formGeometry:
+		dst, err = c.appendGeometry(dst, v)
+	case formVector:
+		dst, err = appendVector(dst, v)
 	case formJSON:
 		dst, err = appendJSONB(dst, v)
 	default:
 		err = errDamaged
 	}
 	return dst, n, err
+}
+
+// inflateColumn unpacks a value of a MariaDB column that is COMPRESSED. Its first byte is
+// 0 before plain bytes; else it holds the method, 8 for zlib's, a bit that says
+// that zlib's own header and sum are left out, and how many bytes behind it are the
+// plain length.
+func inflateColumn(v []byte) ([]byte, error) {
+	if len(v) == 0 || v[0] == 0 {
+		return v[min(1, len(v)):], nil
+	}
+	method, bare, digits := v[0]>>4, v[0]&8 != 0, int(v[0]&7)
+	if method != 8 || digits < 1 || digits > 4 || len(v) < 1+digits {
+		return nil, errDamaged
+	}
+	length := bigEndian(v[1 : 1+digits])
+	packed := bytes.NewReader(v[1+digits:])
+	var plain io.Reader = flate.NewReader(packed)
+	if !bare {
+		var err error
+		if plain, err = zlib.NewReader(packed); err != nil {
+			return nil, errDamaged
+		}
+	}
+	// What is packed grows 1032 times at most, so a damaged length asks for no more.
+	out := bytes.NewBuffer(make([]byte, 0, min(length, 1032*uint64(len(v)))+bytes.MinRead))
+	if n, err := out.ReadFrom(io.LimitReader(plain, int64(length)+1)); err != nil || uint64(n) != length {
+		return nil, errDamaged
+	}
+	return out.Bytes(), nil
 }
 
 // littleEndian reads an unsigned integer of one to eight bytes, least first.
@@ -319,7 +367,7 @@ func (c *column) appendLabel(dst []byte, index uint64) ([]byte, error) {
 	if index > uint64(len(c.labels)) {
 		return dst, fmt.Errorf("enum index %d, but the table map names %d labels", index, len(c.labels))
 	}
-	return cdc.AppendString(dst, c.labels[index-1]), nil
+	return append(dst, c.labels[index-1]...), nil
 }
 
 // appendLabels appends the labels of a SET, which has a bit for each.
@@ -337,7 +385,7 @@ func (c *column) appendLabels(dst []byte, bits uint64) ([]byte, error) {
 			dst = append(dst, ',')
 		}
 		first = false
-		dst = cdc.AppendString(dst, c.labels[i])
+		dst = append(dst, c.labels[i]...)
 	}
 	return append(dst, ']'), nil
 }

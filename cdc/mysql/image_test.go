@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"log/slog"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -129,6 +130,11 @@ func (f *flavor) log(from, to gomysql.Position) (bodies []body, events [][]byte)
 		if err != nil {
 			f.t.Fatalf("read the log from %s to %s: %v", from, to, err)
 		}
+		if ev, ok := e.Event.(*replication.TableMapEvent); ok {
+			if err := mendTableMap(ev, e.RawData); err != nil {
+				f.t.Fatal(err)
+			}
+		}
 		if ev, ok := e.Event.(*replication.RowsEvent); ok && string(ev.Table.Schema) == f.home {
 			bodies = append(bodies, body{ev.Table, ev.Type(), ev.Rows[0][0].([]byte)})
 		}
@@ -143,13 +149,13 @@ func (f *flavor) log(from, to gomysql.Position) (bodies []body, events [][]byte)
 }
 
 // decoded is one change of the log as JSON.
-type decoded struct{ table, key, before, after string }
+type decoded struct{ table, keyBefore, key, before, after string }
 
 // decode turns row events into JSON.
 func (f *flavor) decode(bodies []body) (changes []decoded) {
 	f.t.Helper()
 	for _, b := range bodies {
-		l, err := layoutOf(b.table, f.sets, f.cfg.ZeroDates)
+		l, err := layoutOf(b.table, f.sets, f.cfg.policy())
 		if err != nil {
 			f.t.Fatal(err)
 		}
@@ -167,6 +173,7 @@ func (f *flavor) decode(bodies []body) (changes []decoded) {
 			}
 			if b.op != replication.EnumRowsEventTypeInsert {
 				d.before = image()
+				d.keyBefore = d.key
 			}
 			if b.op != replication.EnumRowsEventTypeDelete {
 				d.after = image()
@@ -180,24 +187,25 @@ func (f *flavor) decode(bodies []body) (changes []decoded) {
 // copied reads a table as a copy does: the rows by their keys.
 func (f *flavor) copied(table string) map[string]string {
 	f.t.Helper()
-	conn, err := connect(context.Background(), f.cfg)
+	conn, err := connectCopier(context.Background(), f.cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	defer conn.Close()
-	l, err := tableLayout(conn, cdc.TableName{DB: f.home, Table: table}, f.cfg.ZeroDates)
+	l, err := tableLayout(conn, cdc.TableName{DB: f.home, Table: table}, f.cfg.policy())
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	in := newTableIn(l, "")
-	query, err := in.selectRows(nil, nil, 1<<20)
+	query, err := in.selectRows(nil, nil, math.MaxInt32)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	rows := map[string]string{}
+	values := make([]any, len(l.columns))
 	var result gomysql.Result
 	err = conn.ExecuteSelectStreaming(query, &result, func(fields []gomysql.FieldValue) error {
-		key, row, err := in.rowJSON(nil, nil, make([]any, len(l.columns)), fields)
+		key, row, err := in.rowJSON(nil, nil, values, fields)
 		rows[string(key)] = string(row)
 		return err
 	}, nil)
@@ -221,12 +229,12 @@ func (f *flavor) compare(table string, from gomysql.Position) map[string]string 
 		if d.table != table {
 			continue
 		}
-		if d.before != "" && d.after != "" && last[d.key] != "" && last[d.key] != d.before {
-			f.t.Errorf("key %s: the image before is not the last one after (-want +got)\n%s", d.key, cmp.Diff(fields(last[d.key]), fields(d.before)))
+		if was := last[d.keyBefore]; d.before != was {
+			f.t.Errorf("key %s: the image before is not the last one after (-want +got)\n%s", d.keyBefore, cmp.Diff(fields(was), fields(d.before)))
 		}
-		last[d.key] = d.after
-		if d.after == "" {
-			delete(last, d.key)
+		delete(last, d.keyBefore)
+		if d.after != "" {
+			last[d.key] = d.after
 		}
 	}
 	for key, row := range rows {
@@ -265,7 +273,7 @@ func FuzzARowImageOfAnyBytes(f *testing.F) {
 		fl.exec("INSERT INTO v (" + allTypesColumns + ") VALUES (" + r + ")")
 	}
 	bodies, _ := fl.log(from, fl.end())
-	l, err := layoutOf(bodies[0].table, fl.sets, zeroNull)
+	l, err := layoutOf(bodies[0].table, fl.sets, DefaultConfig().policy())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -302,7 +310,7 @@ func BenchmarkRowImages(b *testing.B) {
 	f.exec(`INSERT INTO q SELECT n, n * 7, CONCAT('owner ', n), n / 100, n / 7, REPEAT('some words of text, ', 10), '2026-11-22 08:15:30.123456' + INTERVAL n SECOND, '2026-11-22 08:15:30',
 		1 + n % 2, JSON_OBJECT('n', n, 'list', JSON_ARRAY(1, 2.5, 'three')) FROM (SELECT a.n + 10 * b.n + 100 * c.n AS n FROM digits a, digits b, digits c) t`)
 	bodies, events := f.log(from, f.end())
-	l, err := layoutOf(bodies[0].table, f.sets, zeroNull)
+	l, err := layoutOf(bodies[0].table, f.sets, DefaultConfig().policy())
 	if err != nil {
 		b.Fatal(err)
 	}

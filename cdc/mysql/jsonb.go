@@ -221,6 +221,10 @@ func (j *jsonb) opaque(dst, b []byte) ([]byte, bool) {
 	dst = append(dst, `"base64:type`...)
 	dst = strconv.AppendUint(dst, uint64(typ), 10)
 	dst = append(dst, ':')
+	for len(v) > 57 { // the server breaks the line behind 76 characters
+		dst = base64.StdEncoding.AppendEncode(dst, v[:57])
+		dst, v = append(dst, '\\', 'n'), v[57:]
+	}
 	dst = base64.StdEncoding.AppendEncode(dst, v)
 	return append(dst, '"'), true
 }

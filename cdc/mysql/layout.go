@@ -2,6 +2,8 @@ package mysql
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 	"github.com/go-mysql-org/go-mysql/replication"
@@ -57,7 +59,7 @@ type collations map[uint64]string
 const binaryCollation = 63
 
 // layoutOf reads a table map. It stops on a table it cannot read exactly.
-func layoutOf(tm *replication.TableMapEvent, sets collations, zeroDates string) (*layout, error) {
+func layoutOf(tm *replication.TableMapEvent, sets collations, p policy) (*layout, error) {
 	name := cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}
 	names := tm.ColumnNameString()
 	if len(names) != int(tm.ColumnCount) || tm.SignednessBitmap == nil && hasNumber(tm) {
@@ -69,16 +71,13 @@ func layoutOf(tm *replication.TableMapEvent, sets collations, zeroDates string) 
 			"table %s has no primary key, so its rows cannot be told apart", name)
 	}
 	l := &layout{table: name, columns: make([]column, tm.ColumnCount)}
-	for _, i := range tm.PrimaryKey {
-		l.key = append(l.key, int(i))
-	}
 	unsigned := tm.UnsignedMap()
-	texts, enums := tm.CollationMap(), tm.EnumSetCollationMap()
+	texts, enums := textCollations(tm), tm.EnumSetCollationMap()
 	enumLabels, setLabels := tm.EnumStrValueMap(), tm.SetStrValueMap()
 	for i := range l.columns {
 		c := &l.columns[i]
 		c.setName(names[i])
-		c.zeroDates = zeroDates
+		c.policy = p
 		c.unsigned = unsigned[i]
 		meta := tm.ColumnMeta[i]
 		typ := tm.ColumnType[i]
@@ -109,15 +108,18 @@ func layoutOf(tm *replication.TableMapEvent, sets collations, zeroDates string) 
 			c.form, c.fraction = formTime, int(meta)
 		case gomysql.MYSQL_TYPE_JSON:
 			c.form = formJSON
-		case gomysql.MYSQL_TYPE_GEOMETRY, gomysql.MYSQL_TYPE_VECTOR:
-			c.form = formBytes
+		case gomysql.MYSQL_TYPE_GEOMETRY:
+			c.form = formGeometry
+		case gomysql.MYSQL_TYPE_VECTOR:
+			c.form = formVector
 		case gomysql.MYSQL_TYPE_ENUM:
 			c.form = formEnum
 			c.labels, err = decodeLabels(enumLabels[i], enums[i], sets)
 		case gomysql.MYSQL_TYPE_SET:
 			c.form = formSet
 			c.labels, err = decodeLabels(setLabels[i], enums[i], sets)
-		case gomysql.MYSQL_TYPE_STRING, gomysql.MYSQL_TYPE_VARCHAR, gomysql.MYSQL_TYPE_VAR_STRING, gomysql.MYSQL_TYPE_BLOB:
+		case gomysql.MYSQL_TYPE_STRING, gomysql.MYSQL_TYPE_VARCHAR, gomysql.MYSQL_TYPE_VAR_STRING, gomysql.MYSQL_TYPE_BLOB,
+			typeBlobCompressed, typeVarcharCompressed:
 			switch {
 			case !isText:
 				err = fmt.Errorf("the table map names no collation")
@@ -140,7 +142,104 @@ func layoutOf(tm *replication.TableMapEvent, sets collations, zeroDates string) 
 			return nil, stopf("", "%s: column %s: %v", name, names[i], err)
 		}
 	}
+	for _, i := range tm.PrimaryKey {
+		l.addKey(int(i))
+	}
 	return l, nil
+}
+
+// addKey makes a column the next one of the primary key. A zero date in a key
+// keeps its digits: null would be the same key for many rows.
+func (l *layout) addKey(i int) {
+	l.key = append(l.key, i)
+	if l.columns[i].policy.zeroDates == zeroNull {
+		l.columns[i].policy.zeroDates = zeroText
+	}
+}
+
+// The types of MariaDB's columns that are COMPRESSED.
+const (
+	typeBlobCompressed    = 140
+	typeVarcharCompressed = 141
+)
+
+func isCompressed(typ byte) bool { return typ == typeBlobCompressed || typ == typeVarcharCompressed }
+
+// textCollations gives the collations of a table map's text columns by their
+// index. The library does not count compressed columns and VECTOR, which the
+// servers do.
+func textCollations(tm *replication.TableMapEvent) map[int]uint64 {
+	if len(tm.DefaultCharset)+len(tm.ColumnCharset) == 0 {
+		return nil
+	}
+	texts := map[int]uint64{}
+	n := 0
+	for i := range int(tm.ColumnCount) {
+		if typ := tm.ColumnType[i]; !tm.IsCharacterColumn(i) && !isCompressed(typ) && typ != gomysql.MYSQL_TYPE_VECTOR {
+			continue
+		}
+		if n < len(tm.ColumnCharset) {
+			texts[i] = tm.ColumnCharset[n]
+		} else if len(tm.DefaultCharset) > 0 {
+			texts[i] = tm.DefaultCharset[0]
+			for j := 1; j+1 < len(tm.DefaultCharset); j += 2 {
+				if tm.DefaultCharset[j] == uint64(n) {
+					texts[i] = tm.DefaultCharset[j+1]
+				}
+			}
+		}
+		n++
+	}
+	return texts
+}
+
+// mendTableMap reads the columns' metadata of a table map anew where it has
+// compressed columns, because the library does not know that theirs has bytes. Raw
+// is the whole event. It must be called before layoutOf for a map of MariaDB.
+func mendTableMap(tm *replication.TableMapEvent, raw []byte) error {
+	if !slices.ContainsFunc(tm.ColumnType, isCompressed) {
+		return nil
+	}
+	short := fmt.Errorf("the table map of %s.%s ends too early", tm.Schema, tm.Table)
+	at := replication.EventHeaderSize + 6 + 2 + 1 + len(tm.Schema) + 2 + len(tm.Table) + 1
+	if at >= len(raw) {
+		return short
+	}
+	_, _, n := gomysql.LengthEncodedInt(raw[at:])
+	if at += n + len(tm.ColumnType); at >= len(raw) {
+		return short
+	}
+	size, _, n := gomysql.LengthEncodedInt(raw[at:])
+	if at += n; size > uint64(len(raw)-at) {
+		return short
+	}
+	meta := raw[at : at+int(size)]
+	for i, typ := range tm.ColumnType {
+		n := 0
+		switch typ {
+		case gomysql.MYSQL_TYPE_STRING, gomysql.MYSQL_TYPE_NEWDECIMAL, gomysql.MYSQL_TYPE_VAR_STRING, gomysql.MYSQL_TYPE_VARCHAR, gomysql.MYSQL_TYPE_BIT, typeVarcharCompressed:
+			n = 2
+		case gomysql.MYSQL_TYPE_BLOB, gomysql.MYSQL_TYPE_DOUBLE, gomysql.MYSQL_TYPE_FLOAT, gomysql.MYSQL_TYPE_GEOMETRY, gomysql.MYSQL_TYPE_JSON,
+			gomysql.MYSQL_TYPE_TIME2, gomysql.MYSQL_TYPE_DATETIME2, gomysql.MYSQL_TYPE_TIMESTAMP2, typeBlobCompressed:
+			n = 1
+		}
+		if n > len(meta) {
+			return short
+		}
+		tm.ColumnMeta[i] = uint16(littleEndian(meta[:n]))
+		if typ == gomysql.MYSQL_TYPE_STRING || typ == gomysql.MYSQL_TYPE_NEWDECIMAL {
+			tm.ColumnMeta[i] = uint16(bigEndian(meta[:n]))
+		}
+		meta = meta[n:]
+	}
+	return nil
+}
+
+// isSequence reports whether a table map is that of a MariaDB sequence, which logs
+// its values as rows of a table with these columns and no key.
+func isSequence(tm *replication.TableMapEvent) bool {
+	return len(tm.PrimaryKey) == 0 && strings.Join(tm.ColumnNameString(), " ") ==
+		"next_not_cached_value minimum_value maximum_value start_value increment cache_size cycle_option cycle_count"
 }
 
 func hasNumber(tm *replication.TableMapEvent) bool {
@@ -165,7 +264,7 @@ func realString(meta uint16) (typ byte, length int) {
 	return b0, int(b1)
 }
 
-func decodeLabels(raw []string, collation uint64, sets collations) ([]string, error) {
+func decodeLabels(raw []string, collation uint64, sets collations) ([][]byte, error) {
 	if len(raw) == 0 {
 		return nil, fmt.Errorf("the table map names no labels")
 	}
@@ -173,9 +272,9 @@ func decodeLabels(raw []string, collation uint64, sets collations) ([]string, er
 	if err != nil {
 		return nil, err
 	}
-	labels := make([]string, len(raw))
+	labels := make([][]byte, len(raw))
 	for i, r := range raw {
-		if labels[i], err = cs.text(r); err != nil {
+		if labels[i], err = cs.appendText(nil, []byte(r)); err != nil {
 			return nil, err
 		}
 	}

@@ -1,11 +1,9 @@
 package mysql
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/go-mysql-org/go-mysql/client"
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
@@ -80,8 +78,8 @@ func inflatedSize(data []byte) (uint64, error) {
 	return size, nil
 }
 
-// inflate unpacks what log_bin_compress has packed.
-func inflate(data []byte) ([]byte, error) {
+// inflateEvent unpacks what log_bin_compress has packed.
+func inflateEvent(data []byte) ([]byte, error) {
 	size, err := inflatedSize(data)
 	if err != nil {
 		return nil, err
@@ -94,58 +92,4 @@ func inflate(data []byte) ([]byte, error) {
 		return nil, errCompressed
 	}
 	return out, nil
-}
-
-// betweenMaria runs read so that it sees every transaction of low, and returns the
-// set of those it has seen. MariaDB has no way to wait for a transaction that is in
-// the log to be seen, but it tells at which place in the log a consistent snapshot
-// was opened.
-func (c *copier) betweenMaria(ctx context.Context, low string, read func() error) (gtidSet, error) {
-	wanted, err := parseGTIDs(flavorMariaDB, low)
-	if err != nil {
-		return nil, err
-	}
-	var seen gtidSet
-	for {
-		if _, err := c.conn.Execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"); err != nil {
-			return nil, err
-		}
-		rows, err := queryRows(c.conn, `SELECT @@GLOBAL.gtid_slave_pos, BINLOG_GTID_POS(MAX(IF(VARIABLE_NAME = 'BINLOG_SNAPSHOT_FILE', VARIABLE_VALUE, '')), MAX(IF(VARIABLE_NAME = 'BINLOG_SNAPSHOT_POSITION', 0 + VARIABLE_VALUE, 0)))
-			FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME LIKE 'BINLOG_SNAPSHOT_%'`)
-		if err != nil {
-			return nil, err
-		}
-		at, err := parseMariaGTIDs(rows[0][1])
-		if err != nil {
-			return nil, err
-		}
-		before, err := parseMariaGTIDs(rows[0][0])
-		if err != nil {
-			return nil, err
-		}
-		for domain, server := range before.last { // of a copy of a server, with a new log
-			if at.newest(domain) == 0 {
-				at.add(gtid{domain: domain, server: server, number: before.newest(domain)})
-			}
-		}
-		if seen = at; seen.contains(wanted) {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
-		if _, err := c.conn.Execute("COMMIT"); err != nil {
-			return nil, err
-		}
-	}
-	if err := read(); err != nil {
-		return nil, err
-	}
-	if c.conn == nil { // read has closed it when it was cut off
-		return seen, nil
-	}
-	_, err = c.conn.Execute("COMMIT")
-	return seen, err
 }

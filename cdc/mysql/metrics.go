@@ -62,13 +62,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		leftOut: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_snapshot_rows_left_out_total", Help: "Rows read by snapshots and not published, because the log brought something newer meanwhile."}),
 		ddl: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "lockstep_capture_ddl_total", Help: "Statements met in the log that change a captured table, by what was done: passed or skipped by the operator."}, []string{"action"}),
+			Name: "lockstep_capture_ddl_total", Help: "Statements met in the log that change a captured table, by what was done: emptied or dropped (the sinks are emptied), copied (the table is copied anew), passed (its rows stay as they are) or skipped by the operator."}, []string{"action"}),
 		ghostTransactions: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_capture_ghost_transactions_total", Help: "Transactions in Kafka that the source has lost, as when a replica took over without them; the rows they changed are read again."}),
 		ghostKeys: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_capture_ghost_keys_total", Help: "Rows read again because a transaction that the source has lost had changed them."}),
 	}
-	for _, action := range []string{"passed", "skipped"} {
+	for _, action := range []string{"emptied", "dropped", "copied", "passed", "skipped"} {
 		m.ddl.WithLabelValues(action)
 	}
 	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.estimated, m.copyState, m.held, m.leftOut, m.ddl, m.ghostTransactions, m.ghostKeys)

@@ -182,7 +182,7 @@ func (r *reader) statement(ev *event) error {
 	query := body[text:]
 	if ev.EventType == replication.MARIADB_QUERY_COMPRESSED_EVENT {
 		var err error
-		if query, err = inflate(query); err != nil {
+		if query, err = inflateEvent(query); err != nil {
 			return r.damaged(ev, err)
 		}
 	}

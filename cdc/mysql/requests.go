@@ -274,7 +274,7 @@ func CheckSnapshot(ctx context.Context, cfg Config, t cdc.TableName, where strin
 		return nil, err
 	}
 	defer until(ctx, conn)()
-	l, err := tableLayout(conn, t, cfg.ZeroDates)
+	l, err := tableLayout(conn, t, cfg.policy())
 	if err != nil {
 		return nil, err
 	}

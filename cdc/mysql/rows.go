@@ -66,8 +66,8 @@ func (r *reader) source(id uint64) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) {
-		l, err := layoutOf(tm, r.sets, r.Config.ZeroDates)
+	if name := (cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}); r.Match(name) && !isSequence(tm) {
+		l, err := layoutOf(tm, r.sets, r.Config.policy())
 		var stop *Stop
 		if errors.As(err, &stop) { // the rows are in the log for good, so mending the table is not enough
 			return &source{}, r.refuse(stop.Remedy, "%s (or leave the table out with tables[].skip)", stop.Problem)
@@ -223,7 +223,7 @@ func (r *reader) rows(ev *event) error {
 		return r.damaged(ev, fmt.Errorf("its rows have %d columns, and its table map %d", e.columns, len(l.columns)))
 	}
 	if isCompressedRows(ev.EventType) {
-		if e.images, err = inflate(e.images); err != nil {
+		if e.images, err = inflateEvent(e.images); err != nil {
 			return r.damaged(ev, err)
 		}
 	}

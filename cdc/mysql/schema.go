@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sort"
@@ -126,9 +127,10 @@ func readCollations(conn *client.Conn) (collations, error) {
 // systemSchemas are never captured.
 const systemSchemas = "'mysql','information_schema','performance_schema','sys'"
 
-// listTables returns the base tables that match, sorted.
+// listTables returns the base tables that match, sorted; also those that MariaDB
+// keeps the history of, which tableLayout refuses.
 func listTables(conn *client.Conn, match func(cdc.TableName) bool) ([]cdc.TableName, error) {
-	rows, err := queryRows(conn, "SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'BASE TABLE' AND TABLE_SCHEMA NOT IN ("+systemSchemas+")")
+	rows, err := queryRows(conn, "SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND TABLE_SCHEMA NOT IN ("+systemSchemas+")")
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +146,15 @@ func listTables(conn *client.Conn, match func(cdc.TableName) bool) ([]cdc.TableN
 
 // tableLayout reads the present shape of a table. It returns cdc.ErrNoTable for
 // a table that does not exist and a Stop for one that cannot be captured.
-func tableLayout(conn *client.Conn, t cdc.TableName, zeroDates string) (*layout, error) {
+func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) {
+	versioned, err := queryRows(conn, "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? AND TABLE_TYPE = 'SYSTEM VERSIONED'", t.DB, t.Table)
+	if err != nil {
+		return nil, err
+	}
+	if len(versioned) > 0 {
+		return nil, stopf(fmt.Sprintf("ALTER TABLE %s DROP SYSTEM VERSIONING (or leave the table out)", quoteTable(t)),
+			"table %s is system-versioned, so its log has rows that are history", t)
+	}
 	rows, err := queryRows(conn, `SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IFNULL(CHARACTER_SET_NAME, ''), IFNULL(DATETIME_PRECISION, 0)
 		FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION`, t.DB, t.Table)
 	if err != nil {
@@ -158,8 +168,8 @@ func tableLayout(conn *client.Conn, t cdc.TableName, zeroDates string) (*layout,
 	for i, r := range rows {
 		c := &l.columns[i]
 		c.setName(r[0])
-		c.sqlType = r[2]
-		c.zeroDates = zeroDates
+		c.sqlType, _, _ = strings.Cut(r[2], " /*") // MariaDB writes COMPRESSED as a comment
+		c.policy = p
 		c.unsigned = strings.Contains(r[2], "unsigned")
 		fmt.Sscan(r[4], &c.fraction)
 		if err := c.fromType(r[1], r[3]); err != nil {
@@ -177,13 +187,16 @@ func tableLayout(conn *client.Conn, t cdc.TableName, zeroDates string) (*layout,
 			"table %s has no primary key, so its rows cannot be told apart", t)
 	}
 	for _, k := range keys {
-		l.key = append(l.key, index[k[0]])
+		l.addKey(index[k[0]])
 	}
 	return l, nil
 }
 
 // fromType sets the form of a column from its declared type.
 func (c *column) fromType(dataType, charset string) error {
+	if c.sqlType == "year(2)" {
+		return errors.New("the log has its years with four digits and a SELECT with two; change it to YEAR")
+	}
 	switch dataType {
 	case "tinyint", "smallint", "mediumint", "int", "bigint", "year":
 		c.form, c.kind = formInt, cdc.KindInt
@@ -224,8 +237,14 @@ func (c *column) fromType(dataType, charset string) error {
 	case "tinytext", "text", "mediumtext", "longtext":
 		c.form, c.kind = formText, cdc.KindText
 		c.cs.name = "utf8mb4"
-	case "binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob", "vector",
-		"geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon", "geomcollection", "geometrycollection":
+	case "vector":
+		c.form, c.kind = formVector, cdc.KindFloat
+	case "geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon", "geomcollection", "geometrycollection":
+		c.form = formGeometry
+		c.kind = map[string]cdc.Kind{geometryJSON: cdc.KindJSON, geometryWKT: cdc.KindText, geometryWKB: cdc.KindBytes}[c.policy.geometry]
+	case "uuid", "inet4", "inet6": // of MariaDB, whose log does not tell them from BINARY
+		c.form, c.kind = formBytes, cdc.KindBytes
+	case "binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob":
 		c.form, c.kind = formBytes, cdc.KindBytes
 	default:
 		return fmt.Errorf("the type %s is not known", c.sqlType)
@@ -234,14 +253,20 @@ func (c *column) fromType(dataType, charset string) error {
 }
 
 // selectExpr is how the column is read by a SELECT so that append gets an exact
-// value: the text protocol rounds FLOAT, and gives BIT and YEAR as bytes.
+// value: the text protocol rounds FLOAT and DOUBLE(m,d), and gives BIT and YEAR as bytes.
 func (c *column) selectExpr() string {
 	name := quote(c.name)
 	switch {
-	case c.form == formFloat:
-		return "CAST(" + name + " AS DOUBLE)"
+	case c.form == formFloat || c.form == formDouble && strings.Contains(c.sqlType, "("):
+		return name + " * 1e0"
 	case c.form == formInt && (strings.HasPrefix(c.sqlType, "bit") || strings.HasPrefix(c.sqlType, "year")):
 		return "CAST(" + name + " AS UNSIGNED)"
+	}
+	switch c.sqlType {
+	case "uuid", "inet6":
+		return "CAST(" + name + " AS BINARY(16))"
+	case "inet4":
+		return "CAST(" + name + " AS BINARY(4))"
 	}
 	return name
 }
@@ -281,7 +306,7 @@ func Describe(ctx context.Context, cfg Config, name cdc.TableName) (cdc.Table, e
 		return cdc.Table{}, err
 	}
 	defer until(ctx, conn)()
-	l, err := tableLayout(conn, name, cfg.ZeroDates)
+	l, err := tableLayout(conn, name, cfg.policy())
 	if err != nil {
 		return cdc.Table{}, fmt.Errorf("describe %s: %w", name, err)
 	}

@@ -24,6 +24,7 @@ import (
 // back, and no lock is held on the server.
 type snapshots struct {
 	mu      sync.Mutex
+	placed  bool // the end of a transaction was read on this connection
 	half    bool // rows are published of a transaction whose end was not read yet
 	windows []*window
 	jobs    map[string]*job // what is under way in this session, by snapshot ID
@@ -41,7 +42,7 @@ type snapshots struct {
 type window struct {
 	table   cdc.TableName
 	open    bool
-	low     string // every transaction before it
+	low     mark
 	version cdc.Version
 	touched map[string]struct{} // keys that the log has named since
 	void    bool                // what was read in it must not be published
@@ -87,7 +88,7 @@ func (s *snapshots) touched(t cdc.TableName, key []byte) {
 
 // boundary hears that the position has moved behind a transaction.
 func (s *snapshots) boundary() {
-	s.half = false
+	s.half, s.placed = false, true
 	if len(s.jobs) > 0 {
 		s.endAt = time.Now()
 	}
@@ -106,7 +107,9 @@ func (s *snapshots) boundary() {
 // read before the connection was lost, and which is not in the log now, never ends.
 func (s *snapshots) idle() {
 	if s.half {
+		placed := s.placed
 		s.boundary()
+		s.placed = placed
 	}
 	s.endAt = time.Time{}
 }
@@ -158,7 +161,7 @@ func (s *Source) openWindow(ctx context.Context, t cdc.TableName) (*window, erro
 	var err error
 	w.grant = func() {
 		w.open, w.touched = true, map[string]struct{}{}
-		w.low = s.gtids.String()
+		w.low = s.place()
 		w.version, err = s.pos.Version()
 		w.changed.ring()
 	}

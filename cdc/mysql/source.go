@@ -274,7 +274,7 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 		if s.copied(t) {
 			continue
 		}
-		l, err := tableLayout(conn, t, s.Config.ZeroDates)
+		l, err := tableLayout(conn, t, s.Config.policy())
 		if errors.Is(err, cdc.ErrNoTable) {
 			continue // dropped a moment ago; the log tells
 		}
@@ -312,7 +312,7 @@ func (s *Source) sameKey(l *layout) error {
 	name, now := l.table.String(), l.keyNames()
 	was, known := s.pos.Keys[name]
 	if known && was != now {
-		return stopf("lockstep run --resnapshot (after the table's index is deleted and its keys are emptied)", "the primary key of %s has changed from (%s) to (%s)", name, was, now)
+		return keyChanged(name, was, now)
 	}
 	if !known {
 		keys := maps.Clone(s.pos.Keys) // checkpoints hold the old one

@@ -512,9 +512,6 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 		skippable         bool
 		mend              string
 	}{
-		"truncate":              {nil, []string{"TRUNCATE TABLE q"}, "TRUNCATE TABLE of the captured", true, ""},
-		"drop":                  {nil, []string{"DROP TABLE q"}, "DROP TABLE of the captured", true, ""},
-		"rename onto":           {[]string{"CREATE TABLE _q (id INT PRIMARY KEY)"}, []string{"RENAME TABLE _q TO r"}, "RENAME TABLE of the captured", true, ""},
 		"statement":             {nil, []string{"SET SESSION binlog_format = STATEMENT", "INSERT INTO q VALUES (5)", "SET SESSION binlog_format = ROW"}, "by statement", true, ""},
 		"minimal image":         {[]string{"CREATE TABLE m (id INT PRIMARY KEY, a INT, b INT)", "INSERT INTO m VALUES (1, 1, 1)"}, []string{"SET SESSION binlog_row_image = MINIMAL", "UPDATE m SET a = 2", "SET SESSION binlog_row_image = FULL"}, "incomplete rows of", true, ""},
 		"no primary key":        {nil, []string{"CREATE TABLE nokey (id INT)", "INSERT INTO nokey VALUES (1)"}, "has no primary key", true, "ALTER TABLE nokey ADD PRIMARY KEY (id)"},

@@ -1,9 +1,13 @@
 package mysql
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/go-mysql-org/go-mysql/replication"
+
+	"lockstep/cdc"
 )
 
 // query follows a statement. size is that of its event.
@@ -42,15 +46,15 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
 			return err
 		}
-	case verbCreate:
-		for _, t := range st.tables {
-			if r.Match(t) {
-				r.addCopied(t) // all its rows are in the log
-			}
+	default:
+		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+1)
+		if err != nil {
+			return err
 		}
-	case verbDatabase, verbTableWide, verbAlter:
-		r.clock += size
-		if err := r.ddl(st, string(ev.Query)); err != nil {
+		if st.verb.clocked() {
+			r.clock += size
+		}
+		if err := r.act(st, string(ev.Query), v); err != nil {
 			return err
 		}
 	}
@@ -60,35 +64,197 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 	return r.end(e)
 }
 
-// ddl decides about a statement that changes a table as a whole. Layouts come
-// with the next table map, so a change of shape is passed on; what takes rows away
-// without row events is refused.
-func (r *reader) ddl(st statement, query string) error {
-	var hit []string
-	for _, t := range st.tables {
-		if r.Match(t) {
-			hit = append(hit, t.String())
+// act follows a statement that changes tables as a whole. v lies above the versions
+// of all rows before it and below those of all rows behind it. Layouts come with the
+// next table map.
+func (r *reader) act(st statement, query string, v cdc.Version) error {
+	reason := st.words + " in " + r.txn.gtid
+	var err error
+	done := func(action string, t cdc.TableName) {
+		r.Metrics.ddl.WithLabelValues(action).Inc()
+		r.Log.Info("statement followed", "table", t.String(), "done", action, "gtid", r.txn.gtid, "statement", truncate(query, 200))
+	}
+	empty := func(t cdc.TableName) {
+		if err == nil && r.follows(t) {
+			err = r.emptied(t, v, reason)
+			done("emptied", t)
 		}
 	}
-	for _, name := range r.pos.Copied {
-		if st.verb == verbDatabase && strings.HasPrefix(name, st.db+".") {
-			hit = append(hit, name)
+	drop := func(t cdc.TableName) {
+		if err == nil && r.follows(t) {
+			err = r.emptied(t, v, reason)
+			r.unfollow(t)
+			done("dropped", t)
 		}
 	}
-	if len(hit) == 0 {
+	recopy := func(t cdc.TableName) {
+		if err == nil && r.Match(t) {
+			r.recopy(t, v, reason)
+			done("copied", t)
+		}
+	}
+	switch st.verb {
+	case verbCreate, verbReplace:
+		for _, t := range st.tables {
+			if st.verb == verbReplace {
+				drop(t)
+			}
+			if r.Match(t) {
+				r.addCopied(t) // all its rows are in the log
+			}
+		}
+	case verbMayCreate: // it may have been there, unseen
+		for _, t := range st.tables {
+			if !r.follows(t) {
+				recopy(t)
+			}
+		}
+	case verbEmpty:
+		for _, t := range st.tables {
+			empty(t)
+		}
+	case verbDrop:
+		for _, t := range st.tables {
+			drop(t)
+		}
+	case verbDatabase:
+		for _, name := range r.pos.Copied {
+			if db, table, _ := strings.Cut(name, "."); db == st.db {
+				drop(cdc.TableName{DB: db, Table: table})
+			}
+		}
+	case verbRename:
+		lost, got := st.renamed()
+		for _, t := range lost {
+			drop(t)
+		}
+		for _, t := range got {
+			recopy(t)
+		}
+	case verbPart:
+		for _, t := range st.tables {
+			if r.follows(t) {
+				recopy(t)
+			}
+		}
+	case verbReshape, verbTidy:
+		for _, t := range st.tables {
+			if !r.follows(t) {
+				continue
+			}
+			if err := r.keyStays(t, st); err != nil {
+				return err
+			}
+			switch {
+			case st.verb == verbReshape && r.Config.AfterAlter == alterRecopy:
+				recopy(t)
+			case st.verb == verbReshape:
+				r.Metrics.ddl.WithLabelValues("passed").Inc()
+				r.Log.Warn("a captured table was altered; rows written before keep their old shape in the sinks until they change (source.after_alter is leave)",
+					"table", t.String(), "gtid", r.txn.gtid, "statement", truncate(query, 200))
+			default:
+				done("passed", t)
+			}
+		}
+	}
+	for _, t := range st.touches() {
+		r.snaps.disturbed(t)
+	}
+	return err
+}
+
+// follows reports whether changes of a table are in Kafka.
+func (r *reader) follows(t cdc.TableName) bool { return r.Match(t) && r.copied(t) }
+
+// emptied tells the sinks that every row of t is gone. What is written later is in
+// the log, so a copy that is under way has nothing left to do.
+func (r *reader) emptied(t cdc.TableName, v cdc.Version, reason string) error {
+	r.cancelSnapshots(t, reason)
+	return r.barrier(t, v)
+}
+
+// recopy has t copied anew, and what is not written again by that swept.
+func (r *reader) recopy(t cdc.TableName, v cdc.Version, reason string) {
+	r.cancelSnapshots(t, reason)
+	r.schedule(cdc.Snapshot{ID: t.String() + "-" + v.String(), Table: t.String(), Reason: reason, Sweep: v})
+}
+
+// barrier publishes that no row of t whose version is not above v may stay.
+func (r *reader) barrier(t cdc.TableName, v cdc.Version) error {
+	c := cdc.Change{Table: t, Op: cdc.OpBarrier, Version: v, GTID: r.txn.gtid, CommitMicros: r.txn.commit}
+	if err := r.Out.Publish(r.ctx, &c); err != nil {
+		return err
+	}
+	barriers := maps.Clone(r.pos.Barriers) // checkpoints hold the old one
+	if barriers == nil {
+		barriers = map[string]cdc.Version{}
+	}
+	barriers[t.String()] = v
+	r.pos.Barriers = barriers
+	return nil
+}
+
+// unfollow forgets a table that is gone. Should one of its name be made, all its
+// rows are in the log, and its key may be another.
+func (r *reader) unfollow(t cdc.TableName) {
+	if i, found := slices.BinarySearch(r.pos.Copied, t.String()); found {
+		r.pos.Copied = slices.Delete(slices.Clone(r.pos.Copied), i, i+1)
+	}
+	keys := maps.Clone(r.pos.Keys)
+	delete(keys, t.String())
+	r.pos.Keys = keys
+}
+
+// keyStays refuses an ALTER TABLE that gives a table another primary key.
+func (r *reader) keyStays(t cdc.TableName, st statement) error {
+	was, known := r.pos.Keys[t.String()]
+	now := strings.Join(st.key, ", ")
+	if !known || st.key == nil && !st.dropsKey || strings.EqualFold(was, now) {
 		return nil
 	}
-	for _, name := range hit {
-		r.snaps.disturbed(tableNamed(name))
+	return keyChanged(t.String(), was, now)
+}
+
+func keyChanged(table, was, now string) error {
+	return stopf("lockstep run --resnapshot (after the table's index is deleted and its keys are emptied)", "the primary key of %s has changed from (%s) to (%s)", table, was, now)
+}
+
+// touches are all tables that the statement names.
+func (s statement) touches() []cdc.TableName {
+	tables := slices.Clone(s.tables)
+	for _, m := range s.moves {
+		tables = append(tables, m.from, m.to)
 	}
-	tables := strings.Join(hit, ", ")
-	if st.verb == verbAlter {
-		r.Metrics.ddl.WithLabelValues("passed").Inc()
-		r.Log.Warn("a captured table was altered; rows written before keep their old shape in the sinks until they change",
-			"table", tables, "gtid", r.txn.gtid, "statement", truncate(query, 200))
-		return nil
+	return tables
+}
+
+// renamed follows the moves one after another: lost are the names that hold nothing
+// in the end, got those that hold what another name held.
+func (s statement) renamed() (lost, got []cdc.TableName) {
+	holds := map[cdc.TableName]cdc.TableName{} // the name that its rows had before
+	var names []cdc.TableName
+	held := func(t cdc.TableName) cdc.TableName {
+		if _, known := holds[t]; !known {
+			names = append(names, t)
+			holds[t] = t
+		}
+		return holds[t]
 	}
-	return r.refuse("", "%s of the captured %s in transaction %s takes rows away that the log does not name", st.words, tables, r.txn.gtid)
+	for _, m := range s.moves {
+		rows := held(m.from)
+		held(m.to)
+		holds[m.from], holds[m.to] = cdc.TableName{}, rows
+	}
+	for _, t := range names {
+		switch holds[t] {
+		case cdc.TableName{}:
+			lost = append(lost, t)
+		case t:
+		default:
+			got = append(got, t)
+		}
+	}
+	return lost, got
 }
 
 func (r *reader) xa(e *replication.BinlogEvent, query string) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"lockstep/cdc"
 	"lockstep/dlq"
 	"lockstep/kafka"
 	"lockstep/sinks"
@@ -259,8 +260,8 @@ func newDLQReplayCommand(a *app) *cobra.Command {
 		Short: "Apply dead letters to their sink again",
 		Long: `Replay applies the recorded changes again, through the version guard: it can run
 twice, late or beside the live pipeline without harm. A letter whose change the
-store then has is closed as resolved, one whose row is newer there as superseded. A
-letter that is refused again stays, with a higher retry count.
+store then has is closed as resolved, one whose row is newer there as superseded, and
+so is one from before the last TRUNCATE, DROP or new copy of its table. A letter that is refused again stays, with a higher retry count.
 
 Name letters by ID, choose them with flags, or say --all. A row whose delete the
 store may have forgotten since is left alone unless --include-old is given.
@@ -323,6 +324,14 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 	results := []outcome{}
 	stay := 0
 	var failed error
+	var barriers map[string]cdc.Version
+	if len(letters) > 0 {
+		pos, _, err := kafka.LoadCheckpoint(ctx, o.kafka, o.cfg.Prefix)
+		if err != nil {
+			return err
+		}
+		barriers = pos.Barriers
+	}
 	for _, name := range o.cfg.SinkNames() {
 		if len(bySink[name]) == 0 {
 			continue
@@ -331,7 +340,7 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 		if err != nil {
 			return fmt.Errorf("sink %s: %w", name, err)
 		}
-		opt := dlq.ReplayOptions{DryRun: dryRun, DeleteMemory: s.deleteMemory, Progress: func(l dlq.Letter, r dlq.Result) {
+		opt := dlq.ReplayOptions{DryRun: dryRun, DeleteMemory: s.deleteMemory, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
 			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
 			if r.State == dlq.Parked {
 				stay++

@@ -107,6 +107,9 @@ func (p *process) examine(ctx context.Context, timeout time.Duration) []finding 
 		if err != nil {
 			return some, err
 		}
+		if helpers, err := mysql.TableNames(ctx, p.cfg.Source, p.cfg.HelperTable); err == nil && len(helpers) > 0 {
+			some = append(some, finding{Check: "helper tables", OK: true, Detail: fmt.Sprintf("left out, because tools for online schema changes give such names (source.helper_tables): %s", joined(helpers))})
+		}
 		tables, err = mysql.Tables(ctx, p.cfg.Source, p.captured)
 		if err != nil {
 			tables = nil // a table that cannot be captured is a finding already
@@ -175,3 +178,11 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+func joined(names []cdc.TableName) string {
+	texts := make([]string, len(names))
+	for i, n := range names {
+		texts[i] = n.String()
+	}
+	return strings.Join(texts, ", ")
+}

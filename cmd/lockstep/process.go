@@ -344,6 +344,9 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
 	worker := &sinks.Worker{
 		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes,
+		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
+			return p.kafka.Progress(ctx, p.group(name), topic)
+		},
 		Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
 	var owned atomic.Int64

@@ -78,7 +78,7 @@ row change to Kafka. Run one capture per pipeline, and any number of sinks besid
 it.`,
 		Example: `  lockstep capture -c lockstep.yaml
 
-  # capture stopped at a TRUNCATE; the sinks were emptied by hand
+  # capture stopped at a statement that changes rows; their new state was written by hand
   lockstep capture --skip-gtid 3e11fa47-71ca-11e1-9e33-c80aa9429562:23`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

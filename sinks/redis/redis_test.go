@@ -564,6 +564,58 @@ func TestInAClusterEveryRowIsGuardedAndAKeyWithoutASlotForItsMarkerIsPoison(t *t
 	if empty || err != nil {
 		t.Errorf("Empty is %v, %v", empty, err)
 	}
+	var back []cdc.Change
+	for _, c := range first {
+		c.Version, c.After = base+5, c.Key
+		back = append(back, c)
+	}
+	expect(t, "again", f.verdicts(t, back...), "applied, applied, applied, applied, "+untagged)
+	if n, err := f.Sweep(t.Context(), questions, base+5); n != 4 || err != nil {
+		t.Errorf("a sweep of the cluster removed %d rows, %v; want 4", n, err)
+	}
+	expect(t, "older than the sweep", f.verdicts(t, third...), "stale, stale, stale, stale, "+untagged)
+}
+
+// The keys of one table may look like those of another; what belongs to nobody
+// here is left alone as well.
+func TestASweepTakesTheRowsOfItsTableOnly(t *testing.T) {
+	for _, mode := range []string{ModeHash, ModeJSON} {
+		t.Run(mode, func(t *testing.T) {
+			addr, tags := server(t), cdc.TableName{DB: "bank", Table: "tags"}
+			f := open(t, addr, TableConfig{})
+			f.tables = func(name cdc.TableName) (TableConfig, bool) {
+				if name == tags {
+					return TableConfig{Key: "question:{qid}:tags:{tid}", Mode: mode}, true
+				}
+				return TableConfig{Key: "question:{pk}", Mode: mode}, true
+			}
+			tag := cdc.Change{Table: tags, Op: cdc.OpCreate, Version: base, Key: []byte(`{"qid":1,"tid":3}`), After: []byte(`{"qid":1,"tid":3,"name":"question"}`)}
+			expect(t, "rows", f.verdicts(t, upsert(1, base, `{"id":1}`), upsert(2, base, `{"id":2}`), tag), "applied, applied, applied")
+			f.plain.Set(t.Context(), "question:9", `{"id":9}`, 0)
+			f.plain.HSet(t.Context(), "question:10", "id", "10")
+			f.plain.LPush(t.Context(), "question:11", "x")
+			before := f.plain.DBSize(t.Context()).Val()
+			if err := f.plain.ScriptFlush(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Sweep(t.Context(), questions, base+1); err == nil {
+				t.Error("a sweep whose scripts were forgotten is done")
+			}
+			if n, err := f.Sweep(t.Context(), questions, base+1); n != 2 || err != nil {
+				t.Errorf("removed %d rows, %v; want 2", n, err)
+			}
+			if after := f.plain.DBSize(t.Context()).Val(); after != before { // a companion for each row
+				t.Errorf("%d keys, before %d", after, before)
+			}
+			expect(t, "late", f.verdicts(t, upsert(1, base, `{"id":1}`), tag), "stale, duplicate")
+			// The memory of a delete never goes back.
+			expect(t, "a newer delete", f.verdicts(t, remove(2, base+9)), "applied")
+			if _, err := f.Sweep(t.Context(), questions, base+5); err != nil {
+				t.Error(err)
+			}
+			expect(t, "older than it", f.verdicts(t, upsert(2, base+8, `{"id":2}`)), "stale")
+		})
+	}
 }
 
 func TestEmptySeesRowsAndMarkersOfItsTableAlone(t *testing.T) {

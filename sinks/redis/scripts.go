@@ -27,11 +27,19 @@ const (
 	// inside the row cannot be taken for the version.
 	jsonVersion = `local stored = string.match(redis.call('GETRANGE', KEYS[1], -48, -1), ',"_cdc":{"v":(%d+)}}$')`
 
-	guard = `
+	remembered = `
 if not stored then
 	stored = string.match(redis.call('GET', KEYS[2]) or '', '^%d+$')
 end
+`
+	guard = remembered + `
 if stored and tonumber(stored) >= tonumber(ARGV[1]) then
+	return tonumber(stored)
+end
+`
+	// A sweep takes a row of its own version, too.
+	sweepGuard = remembered + `
+if stored and tonumber(stored) > tonumber(ARGV[1]) then
 	return tonumber(stored)
 end
 `
@@ -72,6 +80,8 @@ var (
 	upsertJSON = newScript(upsertHead + jsonVersion + guard + writeJSON)
 	deleteHash = newScript(deleteHead + hashVersion + guard + writeDelete)
 	deleteJSON = newScript(deleteHead + jsonVersion + guard + writeDelete)
+	sweepHash  = newScript(deleteHead + hashVersion + sweepGuard + writeDelete)
+	sweepJSON  = newScript(deleteHead + jsonVersion + sweepGuard + writeDelete)
 
-	scripts = []script{upsertHash, upsertJSON, deleteHash, deleteJSON}
+	scripts = []script{upsertHash, upsertJSON, deleteHash, deleteJSON, sweepHash, sweepJSON}
 )

@@ -263,6 +263,68 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		s.expect(t, sinks.Applied, Upsert(4, 1, "goes on"))
 	})
 
+	claim("a sweep removes what is not newer, of its table only, and may be repeated", func(t *testing.T, s suite) {
+		sweep := func(v, want int) {
+			t.Helper()
+			if n, err := s.Sweep(t.Context(), Questions.Name, Version(v)); err != nil || n != want {
+				t.Fatalf("sweep to %d removed %d rows, error %v; want %d", v, n, err, want)
+			}
+		}
+		sweep(5, 0) // nothing was ever written
+		tag := cdc.Change{Table: Tags.Name, Op: cdc.OpCreate, Version: Version(1), Key: []byte(`{"name":"7"}`), After: []byte(`{"name":"7","uses":7}`)}
+		s.expect(t, sinks.Applied, Upsert(1, 9, "below"), Upsert(2, 10, "at"), Upsert(3, 11, "above"), Upsert(4, 2, "old"), tag)
+		s.expect(t, sinks.Applied, Delete(4, 12), Upsert(5, 3, "old"))
+		sweep(10, 3)
+		for _, id := range []int{1, 2, 4, 5} {
+			s.gone(t, id)
+		}
+		s.title(t, 3, 11, "above")
+		s.row(t, Tags.Name, tag.Key, 1, map[string]string{"name": "7", "uses": "7"})
+		sweep(10, 0)
+		sweep(9, 0)
+		s.title(t, 3, 11, "above")
+		s.expect(t, sinks.Stale, Upsert(1, 9, "late"), Upsert(2, 9, "late"), Upsert(4, 11, "late"), Upsert(5, 9, "late"))
+		s.gone(t, 1)
+		s.expect(t, sinks.Applied, Upsert(1, 13, "again"))
+		s.title(t, 1, 13, "again")
+	})
+
+	claim("a sweep of many rows takes them all, whatever is written meanwhile", func(t *testing.T, s suite) {
+		const many = 2500
+		var changes []cdc.Change
+		for id := range many {
+			changes = append(changes, Upsert(id, 1+id%3, "old"))
+		}
+		s.expect(t, sinks.Applied, changes...)
+		var writer sync.WaitGroup
+		writer.Go(func() {
+			for id := 0; id < many; id += 50 {
+				s.Apply(t.Context(), []cdc.Change{Upsert(id, 20, "new")})
+			}
+		})
+		if _, err := s.Sweep(t.Context(), Questions.Name, Version(10)); err != nil {
+			t.Error(err)
+		}
+		writer.Wait()
+		for id := range many {
+			if id%50 == 0 {
+				s.title(t, id, 20, "new")
+			} else {
+				s.gone(t, id)
+			}
+		}
+	})
+
+	claim("a sweep that is called off is an error", func(t *testing.T, s suite) {
+		s.expect(t, sinks.Applied, Upsert(1, 1, "one"))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.Sweep(ctx, Questions.Name, Version(5)); err == nil {
+			t.Error("it says that everything is swept")
+		}
+		s.title(t, 1, 1, "one")
+	})
+
 	claim("whatever is delivered again, late or out of order, the newest change wins and no reader sees a step back", chaos)
 }
 

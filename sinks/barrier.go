@@ -1,0 +1,139 @@
+package sinks
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+)
+
+// sweepPause is how often a barrier asks how far the other partitions are.
+const sweepPause = 200 * time.Millisecond
+
+// barrier takes a barrier in: no change of its table that is not newer is applied
+// from now on, and those that wait are superseded by it. In partition 0, where a
+// barrier arrives last, it is kept until the store is swept; in the others it has
+// done its work.
+func (l *lane) barrier(it *item) {
+	t := it.change.Table
+	l.barriers[t] = max(l.barriers[t], it.change.Version)
+	for _, waiting := range slices.Clone(l.queue.heap) {
+		if l.behindBarrier(waiting) {
+			l.queue.remove(waiting)
+			waiting.settle(outcomeSuperseded)
+		}
+	}
+	if l.id != 0 {
+		it.settle(outcomeApplied)
+		return
+	}
+	l.sweeps = append(l.sweeps, it.detached())
+}
+
+// behindBarrier reports whether a row is gone by a barrier that this lane has met.
+func (l *lane) behindBarrier(it *item) bool {
+	return it.change.Version <= l.barriers[it.change.Table]
+}
+
+// withoutGone leaves out, and settles, what a barrier has made void.
+func (l *lane) withoutGone(pending []*item) []*item {
+	return slices.DeleteFunc(pending, func(it *item) bool {
+		gone := l.behindBarrier(it)
+		if gone {
+			it.settle(outcomeSuperseded)
+		}
+		return gone
+	})
+}
+
+// startSweep begins to sweep for the newest barrier that waits, unless a sweep is
+// under way. Changes go on meanwhile: the guard keeps what is newer.
+func (l *lane) startSweep(ctx context.Context) {
+	if l.sweeping != nil || len(l.sweeps) == 0 {
+		return
+	}
+	l.sweeping = slices.MaxFunc(l.sweeps, func(a, b *item) int { return cmp.Compare(a.change.Version, b.change.Version) })
+	it := l.sweeping
+	go func() { l.swept <- l.sweep(ctx, it) }()
+}
+
+// endSweep settles the barrier that was swept for and those it covers.
+func (l *lane) endSweep(done bool) {
+	it := l.sweeping
+	l.sweeping = nil
+	if !done {
+		return
+	}
+	l.sweeps = slices.DeleteFunc(l.sweeps, func(other *item) bool {
+		switch {
+		case other == it:
+			it.settle(outcomeApplied)
+		case other.change.Version <= it.change.Version && other.change.Table == it.change.Table:
+			other.settle(outcomeSuperseded)
+		default:
+			return false
+		}
+		return true
+	})
+}
+
+// sweep removes the rows of a barrier's table from the store, once no older change
+// of them can come any more. It reports false when ctx ended before.
+func (l *lane) sweep(ctx context.Context, it *item) bool {
+	table, version := it.change.Table, it.change.Version
+	l.Metrics.sweeping.WithLabelValues(l.Name).Inc()
+	defer l.Metrics.sweeping.WithLabelValues(l.Name).Dec()
+	if !l.othersPassed(ctx) {
+		return false
+	}
+	began, said, rows := time.Now(), false, 0
+	wait := pause{min: l.Config.HoldMin, max: l.Config.HoldMax}
+	for {
+		n, err := l.Sink.Sweep(ctx, table, version)
+		rows += n
+		it.book.swept.Add(float64(n))
+		if err == nil {
+			l.log.Info("barrier: table swept", "table", table.String(), "version", version.String(), "gtid", it.change.GTID, "rows", rows, "took", time.Since(began).Round(time.Millisecond).String())
+			return true
+		}
+		if !said && ctx.Err() == nil {
+			said = true
+			l.log.Warn("barrier: table not swept yet, trying again", "table", table.String(), "version", version.String(), "error", err)
+		}
+		if !wait.sleep(ctx) {
+			return false
+		}
+	}
+}
+
+// othersPassed waits until every other partition has settled what stood in it when
+// this was called, the barrier included: what is older than the barrier has come
+// to the store, or never will.
+func (l *lane) othersPassed(ctx context.Context) bool {
+	var ends map[int]int64
+	wait := pause{min: sweepPause, max: 5 * sweepPause}
+	for {
+		now, committed, err := l.Progress(ctx, l.topic)
+		if err == nil {
+			if ends == nil {
+				ends = now
+				delete(ends, l.id)
+			}
+			if allPassed(ends, committed) {
+				return true
+			}
+		}
+		if !wait.sleep(ctx) {
+			return false
+		}
+	}
+}
+
+func allPassed(ends, committed map[int]int64) bool {
+	for id, end := range ends {
+		if committed[id] < end {
+			return false
+		}
+	}
+	return true
+}
