@@ -272,7 +272,7 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 			return out.error
 		}
 		c.disconnect()
-		if problem := c.judge(ctx, j, err); problem != nil && !c.reshaped(ctx, j) {
+		if problem := c.judge(ctx, j, err); problem != nil {
 			return c.give(ctx, j, problem)
 		}
 		c.snaps.mu.Lock()
