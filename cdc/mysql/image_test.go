@@ -195,16 +195,23 @@ func (f *flavor) copied(table string) map[string]string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	c := copier{layout: l}
 	rows := map[string]string{}
+	exprs, values := make([]string, len(l.columns)), make([]any, len(l.columns))
+	for i := range l.columns {
+		exprs[i] = l.columns[i].selectExpr()
+	}
 	var result gomysql.Result
-	err = conn.ExecuteSelectStreaming(c.query(), &result, func(fields []gomysql.FieldValue) error {
-		var change cdc.Change
-		if err := c.read(&change, fields); err != nil {
+	err = conn.ExecuteSelectStreaming("SELECT "+strings.Join(exprs, ", ")+" FROM "+quoteTable(l.table), &result, func(fields []gomysql.FieldValue) error {
+		for i := range fields {
+			values[i] = value(&fields[i])
+		}
+		key, err := l.appendKey(nil, values)
+		if err != nil {
 			return err
 		}
-		rows[string(change.Key)] = string(change.After)
-		return nil
+		row, err := l.appendRow(nil, values)
+		rows[string(key)] = string(row)
+		return err
 	}, nil)
 	if err != nil {
 		f.t.Fatal(err)
