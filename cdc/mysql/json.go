@@ -12,7 +12,7 @@ import (
 // space between tokens, and doubles in their shortest form. The server's own text
 // and the one decoded from the log differ in just these two. Keys keep their
 // order, strings and integers their bytes.
-func appendJSON(dst, s []byte) []byte {
+func appendJSON[T string | []byte](dst []byte, s T) []byte {
 	dst = slices.Grow(dst, len(s))
 	for i := 0; i < len(s); {
 		switch b := s[i]; {

@@ -143,6 +143,9 @@ func layoutOf(tm *replication.TableMapEvent, sets collations, p policy) (*layout
 		}
 	}
 	for _, i := range tm.PrimaryKey {
+		if i >= uint64(len(l.columns)) {
+			return nil, fmt.Errorf("the table map of %s names column %d in the primary key, and has %d", name, i, len(l.columns))
+		}
 		l.addKey(int(i))
 	}
 	return l, nil

@@ -225,3 +225,15 @@ func FuzzADocumentOfAnyBytes(f *testing.F) {
 		}
 	})
 }
+
+// A document of more than 64 KB has wider offsets, and more numbers lie in them.
+func TestALargeDocument(t *testing.T) {
+	f := newFlavor(t, gomysql.MySQLFlavor)
+	f.exec("CREATE TABLE q (id INT PRIMARY KEY, j JSON)")
+	from := f.end()
+	f.exec(`INSERT INTO q VALUES (1, JSON_OBJECT('text', REPEAT('x', 70000), 'list', JSON_ARRAY(1, -1, 40000, -40000, 3000000000, -3000000000, 1.5, TRUE, NULL, JSON_OBJECT('in', 70000)))),
+		(2, CONCAT('[', REPEAT('{"k": 70000},', 70000), '-70000]')), (3, JSON_ARRAY(REPEAT('"', 2000000)))`)
+	if rows := f.compare("q", from); len(rows[`{"id":3}`]) < 4000000 {
+		t.Errorf("a text of 2 MB became %d bytes", len(rows[`{"id":3}`]))
+	}
+}
