@@ -189,3 +189,16 @@ func TestARowHasTheSizeItIsSaidToHave(t *testing.T) {
 		t.Errorf("rows have %d to %d bytes, want about 420", least, most)
 	}
 }
+
+func TestOnlyTheChosenPartsAreMeasured(t *testing.T) {
+	var b bench
+	if !b.wants("large") || !b.sinks() {
+		t.Error("without a choice everything is measured")
+	}
+	if err := b.only("capture,ack"); err != nil || !b.wants("ack") || !b.wants("capture", "search") || b.wants("large") || b.sinks() {
+		t.Errorf("chosen are %v, %v", b.parts, err)
+	}
+	if err := b.only("capture,everything"); err == nil {
+		t.Error("a part that does not exist was chosen")
+	}
+}

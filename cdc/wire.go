@@ -107,6 +107,9 @@ func (e *Encoder) Set(c *Change) {
 	e.tail = append(dst, '}')
 }
 
+// Done lets go of the change.
+func (e *Encoder) Done() { e.change = nil }
+
 // Headers are the record headers.
 func (e *Encoder) Headers() []Header { return e.headers }
 

@@ -79,6 +79,7 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 		l.topics[c.Table] = topic
 	}
 	topic.encoder.Set(c)
+	defer topic.encoder.Done()
 	r := Record{Key: c.Key, Headers: topic.encoder.Headers(), encoder: topic.encoder}
 	if c.CommitMicros != 0 {
 		r.Time = time.UnixMicro(c.CommitMicros)

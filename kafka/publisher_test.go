@@ -150,6 +150,14 @@ func TestPublishWaitsWhileTheBudgetIsUsedUp(t *testing.T) {
 	}
 }
 
+func noise(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rand.Uint32())
+	}
+	return b
+}
+
 func TestEveryRecordComesBackAsItWas(t *testing.T) {
 	at := time.UnixMilli(1700000000123)
 	records := []Record{
@@ -157,16 +165,20 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 		{Key: nil, Value: nil, Time: at.Add(-time.Hour)},
 		{Key: []byte{}, Value: []byte{}, Time: at.Add(time.Hour)},
 		{Key: bytes.Repeat([]byte("k"), 200), Value: bytes.Repeat([]byte("value "), 50_000), Time: at},
+		{Key: []byte("noise"), Value: noise(2 << 20), Time: at}, // compression does not make it smaller
+		{Key: []byte("huge"), Value: bytes.Repeat([]byte("value "), 1<<20), Time: at},
+		{Key: []byte("huge noise"), Value: noise(6 << 20), Time: at},
+		{Key: []byte("huge and then noise"), Value: append(bytes.Repeat([]byte("value "), 1<<18), noise(6<<20)...), Time: at},
 	}
 	for name := range compressions {
 		t.Run(name, func(t *testing.T) {
 			_, cfg := fake(t, kfake.NumBrokers(1))
-			cfg.Compression = name
+			cfg.Compression, cfg.PublishBufferBytes = name, 64<<20
 			c := open(t, cfg)
 			ctx := deadline(t, 20*time.Second)
 			must(t, c.EnsureTopic(ctx, TopicSpec{Name: "t", Partitions: 1, Configs: map[string]string{"message.timestamp.type": "CreateTime"}}))
 			p := NewPublisher(c, cfg, metrics(), quiet)
-			for _, r := range records { // before Run: they make one batch
+			for _, r := range records { // before Run: the small ones make one batch
 				r.Topic = "t"
 				must(t, p.Publish(ctx, r))
 			}

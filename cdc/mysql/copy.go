@@ -124,6 +124,7 @@ type copier struct {
 	conn  *client.Conn
 	close func()
 	buf   buffer
+	shape *tableIn // what was read with last
 
 	key, after []byte // reused from row to row
 	values     []any
@@ -312,20 +313,17 @@ func (c *copier) judge(ctx context.Context, j *job, err error) error {
 	return nil
 }
 
-// reshaped reports whether a table has other columns now than when a job last looked:
-// it was altered, and the log will tell.
+// reshaped reports whether the table has another shape by now than the one that was
+// read with, so that what did not fit may fit.
 func (c *copier) reshaped(ctx context.Context, j *job) bool {
-	c.snaps.mu.Lock()
-	was := j.layout
-	c.snaps.mu.Unlock()
-	if c.connect(ctx) != nil {
-		return true // ask again
-	}
-	now, err := tableLayout(c.conn, j.table, c.Config.policy())
-	if _, stop := errors.AsType[*Stop](err); stop {
+	was := c.shape // of the job it may be another reader's, and newer
+	if was == nil || was.table != j.table || c.connect(ctx) != nil {
 		return false
 	}
-	return err != nil || was == nil || !slices.EqualFunc(was.columns, now.columns, func(a, b column) bool { return a.name == b.name && a.sqlType == b.sqlType })
+	now, err := tableLayout(c.conn, j.table, c.Config.policy())
+	return err == nil && (now.keyNames() != was.keyNames() || !slices.EqualFunc(now.columns, was.columns, func(a, b column) bool {
+		return a.name == b.name && a.sqlType == b.sqlType
+	}))
 }
 
 func missing(err error) bool {
@@ -435,11 +433,8 @@ func (c *copier) begin(ctx context.Context, j *job, t *tableIn) error {
 		c.snaps.mu.Unlock()
 		return errOver
 	}
-	low, keys, problem := c.place(), sn.Keys, c.sameKey(t.layout)
+	low, keys := c.place(), sn.Keys
 	c.snaps.mu.Unlock()
-	if problem != nil {
-		return problem
-	}
 	estimate := uint64(keys)
 	if keys == 0 {
 		if err := checkWhere(c.conn, j.table, j.where); err != nil {
@@ -499,6 +494,7 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return nil, errOver
 		}
 		if t != nil {
+			c.shape = t
 			return t, nil
 		}
 		l, err := tableLayout(c.conn, j.table, c.Config.policy())
@@ -506,10 +502,13 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return nil, err
 		}
 		c.snaps.mu.Lock()
-		if j.shape == shape { // else it has changed meanwhile
+		if err = c.sameKey(l); err == nil && j.shape == shape { // else it has changed meanwhile
 			j.layout = newTableIn(l, j.where)
 		}
 		c.snaps.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -828,10 +827,16 @@ func connectCopier(ctx context.Context, cfg Config) (*client.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn.ReadTimeout = time.Hour // a condition without an index is silent for long
+	noLimit := "SET max_execution_time = 0"
+	if flavorOf(conn) == flavorMariaDB {
+		noLimit = "SET max_statement_time = 0"
+	}
 	for _, set := range []string{
+		"SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
 		"SET sql_mode = 'ALLOW_INVALID_DATES'", // a key may be one
 		"SET max_sort_length = 65536",          // a key that is a prefix is sorted, and must be sorted whole
-		"SET max_execution_time = 0",
+		noLimit,
 	} {
 		if _, err := conn.Execute(set); err != nil {
 			conn.Close()

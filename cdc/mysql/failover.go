@@ -93,7 +93,7 @@ func (s *Source) takeUp(ctx context.Context, conn *client.Conn, now *server, tab
 		s.published = tail.published
 		return err
 	case catchingUp:
-		return &lostError{fmt.Errorf("the server at %s is a replica that has not applied yet what was read from %s: %s; waiting for it (should those transactions be lost, stop its replication and they are repaired)", s.Config.Addr, s.pos.ServerUUID, gtids)}
+		return s.behind(gtids)
 	case gap:
 		what := fmt.Sprintf("the server at %s has purged log that was not read yet: %s is missing between the saved position (%s) and the oldest log; %s", s.Config.Addr, gtids, s.gtids, headroom(conn, now))
 		if cmp.Or(s.pos.Flavor, flavorMySQL) != now.flavor {
@@ -102,6 +102,12 @@ func (s *Source) takeUp(ctx context.Context, conn *client.Conn, now *server, tab
 		return s.overGap(ctx, now, tables, what)
 	}
 	return s.switchTo(ctx, now, tables, gtids)
+}
+
+// behind says that a replica may still get what it lacks; Run tries again.
+func (s *Source) behind(lacks gtidSet) error {
+	return &lostError{fmt.Errorf("the server at %s is a replica that has not applied yet what was read from %s: %s; waiting for it (should those transactions be lost, stop its replication and they are repaired)",
+		s.Config.Addr, s.pos.ServerUUID, lacks)}
 }
 
 // overGap goes on behind a gap when the operator has allowed it.
@@ -212,6 +218,9 @@ func (s *Source) switchTo(ctx context.Context, now *server, tables []cdc.TableNa
 	if err != nil {
 		return err
 	}
+	if now.applying && !tail.ghosts.empty() { // the position is in it, but not what is in Kafka behind
+		return s.behind(tail.ghosts)
+	}
 	ghosts = ghosts.union(tail.ghosts)
 	epoch, err := nextEpoch(max(s.pos.Epoch, tail.epoch))
 	if err != nil {
@@ -227,7 +236,9 @@ func (s *Source) switchTo(ctx context.Context, now *server, tables []cdc.TableNa
 		}
 	}
 	old := s.pos
-	s.gtids = s.gtids.minus(ghosts)
+	if s.gtids, err = parseGTIDs(now.flavor, s.gtids.minus(ghosts).String()); err != nil {
+		return err
+	}
 	s.pos.ServerUUID, s.pos.Epoch, s.pos.Seq = now.id, epoch, 0
 	s.pos.File, s.pos.Pos, s.pos.LastGTID, s.pos.Replaced = "", 0, "", 0
 	if s.published = tail.published; len(tail.published) > 0 {
@@ -522,6 +533,9 @@ func (s *Source) firstBehind(ctx context.Context, set gtidSet) (first gtid, comm
 		return first, 0, err
 	}
 	defer until(ctx, conn)()
+	if err := s.sameServer(conn); err != nil { // another one's log says nothing
+		return first, 0, err
+	}
 	checksums, err := s.askForLog(conn, set)
 	if err != nil {
 		return first, 0, err

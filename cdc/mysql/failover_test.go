@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"lockstep/cdc"
@@ -134,7 +135,17 @@ func (s *stage) source(from *cdc.Position, before ...*memory) (*Source, *memory)
 // awaitStart waits until the tables are copied.
 func (m *memory) awaitStart(t *testing.T) {
 	t.Helper()
-	m.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	m.await(t, "the first copy", func(_ []cdc.Change, p []cdc.Position) bool {
+		if len(p) == 0 || len(p[len(p)-1].Copied) == 0 {
+			return false
+		}
+		for _, sn := range p[len(p)-1].Snapshots {
+			if sn.State != cdc.SnapshotDone {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func (m *memory) lastPos() cdc.Position {
@@ -249,20 +260,27 @@ func TestWhatIsInKafkaBehindThePositionIsLeftOut(t *testing.T) {
 	first.awaitKey(t, `{"id":3}`)
 	first.awaitGTIDs(t, s.a)
 	from := first.lastPos()
+	s.b.CatchUp(t, s.a)
+	s.b.Exec(t, "STOP REPLICA SQL_THREAD")
 	s.a.Exec(t, "BEGIN; UPDATE shop.q SET v = 1 WHERE id = 1; UPDATE shop.q SET v = 2 WHERE id = 1; UPDATE shop.q SET v = 1 WHERE id = 2; UPDATE shop.q SET v = 3 WHERE id = 1; COMMIT",
 		"UPDATE shop.q SET v = 9 WHERE id = 3")
 	all := first.awaitChanges(t, 8)
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
+	before := newMemory()
+	before.changes = append(slices.Clone(all[:5]), all[3:5]...) // two of the three updates of row 1, and these twice
+	s.relay.Point(s.b.Addr)
+	again, out := s.source(&from, before)
+	stop = s.run(again)
+	eventually(t, "a replica is waited for that has the position, and not what is behind it", func() bool { return testutil.ToFloat64(again.Metrics.reconnects) >= 1 })
+	if len(out.pos) > 0 {
+		t.Fatalf("it went on to %+v", out.pos)
+	}
+	s.b.Exec(t, "START REPLICA SQL_THREAD")
 	s.b.CatchUp(t, s.a)
 	s.b.Unfollow(t)
 	insert(t, s.b.DB(), 4, 4)
-	s.relay.Point(s.b.Addr)
-	before := newMemory()
-	before.changes = append(slices.Clone(all[:5]), all[3:5]...) // two of the three updates of row 1, and these twice
-	again, out := s.source(&from, before)
-	stop = s.run(again)
 	out.awaitKey(t, `{"id":4}`)
 	out.awaitGTIDs(t, s.b)
 	// Killed again before the end of the tail, it goes on the same way.
@@ -624,6 +642,123 @@ func TestTheEpochsAreUsedUp(t *testing.T) {
 	}
 	if len(out.pos) != 0 {
 		t.Errorf("%d positions were saved", len(out.pos))
+	}
+}
+
+// Where Kafka does not hold the lost changes any more, nobody can tell the rows.
+func TestGhostsThatKafkaHasForgottenAreAGap(t *testing.T) {
+	s, pos := newSolo(t, testenv.NewMariaDB)
+	s.a.Exec(t, "RESET MASTER")
+	src, out := s.source(&pos, s.last)
+	all := src.Published
+	src.Published = func(ctx context.Context, since time.Time, fn func(*cdc.Change, bool) error) error {
+		oldest := true
+		return all(ctx, since, func(c *cdc.Change, _ bool) error {
+			if c.Op == cdc.OpRead || string(c.Key) == `{"id":1}` {
+				return nil
+			}
+			cut := oldest
+			oldest = false
+			return fn(c, cut)
+		})
+	}
+	if err := s.runToEnd(src); err == nil || !strings.Contains(err.Error(), "Kafka does not hold all of their changes") || !strings.Contains(err.Error(), "--on-gap resnapshot") {
+		t.Fatalf("ended with %v", err)
+	}
+	if len(out.pos) != 0 || len(out.repairs()) != 0 {
+		t.Errorf("%d positions were saved, and rows asked for: %s", len(out.pos), out.repairs())
+	}
+}
+
+// A statement that emptied a table named no rows; when it is lost, all are read again.
+func TestALostTruncateHasTheTableReadAgain(t *testing.T) {
+	q := cdc.TableName{DB: "shop", Table: "q"}
+	read, err1 := parseGTIDs(flavorMariaDB, "0-1-9")
+	left, err2 := parseGTIDs(flavorMariaDB, "0-1-7,0-2-20")
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	ghosts := read.minus(left)
+	out := newMemory()
+	s := &Source{Log: testLog(t), Metrics: NewMetrics(prometheus.NewRegistry()),
+		Published: func(_ context.Context, _ time.Time, fn func(*cdc.Change, bool) error) error {
+			return errors.Join(fn(&cdc.Change{Table: q, Op: cdc.OpBarrier, GTID: "0-1-8"}, false), fn(&cdc.Change{Table: q, Op: cdc.OpCreate, GTID: "0-1-9", Key: []byte(`{"id":1}`)}, false),
+				fn(&cdc.Change{Table: q, Op: cdc.OpCreate, GTID: "0-2-9", Key: []byte(`{"id":2}`)}, false))
+		},
+		Repair: func(_ context.Context, r []cdc.SnapshotRequest) error { out.requests = r; return nil },
+	}
+	whole, err := s.repair(t.Context(), &server{flavor: flavorMariaDB}, ghosts, 4)
+	if err != nil || !whole || len(out.requests) != 2 || out.requests[0].ID != "repair-4-shop.q" || len(out.requests[0].Keys) != 0 || len(out.requests[1].Keys) != 1 {
+		t.Errorf("%t, %v: %+v", whole, err, out.requests)
+	}
+}
+
+func TestRequestsForKeysAreBoundedAndHaveTheSameNamesAgain(t *testing.T) {
+	var keys []string
+	for i := range 12_000 {
+		keys = append(keys, fmt.Sprintf(`{"id":%d}`, i))
+	}
+	keys = append(keys, `{"id":"`+strings.Repeat("x", 300<<10)+`"}`, `{"id":"`+strings.Repeat("y", 300<<10)+`"}`)
+	requests := keyRequests(cdc.TableName{DB: "shop", Table: "q"}, keys, 2, "why")
+	again := keyRequests(cdc.TableName{DB: "shop", Table: "q"}, keys, 2, "why")
+	var got []string
+	ids := map[string]bool{}
+	for i, r := range requests {
+		size := 0
+		for _, k := range r.Keys {
+			size += len(k)
+			got = append(got, string(k))
+		}
+		if len(r.Keys) > requestKeys || size > requestBytes || ids[r.ID] || again[i].ID != r.ID {
+			t.Errorf("request %s has %d keys and %d bytes", r.ID, len(r.Keys), size)
+		}
+		ids[r.ID] = true
+	}
+	if !slices.Equal(got, keys) {
+		t.Errorf("%d of %d keys are asked for", len(got), len(keys))
+	}
+}
+
+// Asked for a new copy, the capture begins an epoch, copies every table and has what
+// is not in the source any more swept out; a table that is gone is swept at once.
+func TestANewCopyOfEveryTable(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "CREATE TABLE r (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1), (2)", "INSERT INTO r VALUES (1)")
+	out := newMemory()
+	stop := w.run(w.source(out, nil))
+	out.awaitStart(t)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.exec("DELETE FROM q WHERE id = 2", "DROP TABLE r", "CREATE TABLE n (id INT PRIMARY KEY)", "INSERT INTO n VALUES (1)")
+	again := newMemory()
+	s := w.source(again, new(out.lastPos()))
+	s.Resnapshot = true
+	s.FirstEpoch = func(context.Context) (uint16, error) { return 5, nil }
+	stop = w.run(s)
+	again.awaitStart(t)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	sweep, _ := cdc.NewVersion(4, cdc.MaxSeq)
+	barriers := map[string]cdc.Version{}
+	var rows []string
+	for _, c := range again.changes {
+		if c.Op == cdc.OpBarrier {
+			barriers[c.Table.Table] = c.Version
+			continue
+		}
+		rows = append(rows, fmt.Sprintf("%s %s%s epoch %d", c.Op, c.Table.Table, c.Key, c.Version.Epoch()))
+	}
+	slices.Sort(rows)
+	if diff := cmp.Diff([]string{`r n{"id":1} epoch 5`, `r q{"id":1} epoch 5`}, rows); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]cdc.Version{"q": sweep, "r": sweep}, barriers); diff != "" {
+		t.Errorf("barriers (-want +got)\n%s", diff)
+	}
+	if pos := again.lastPos(); pos.Epoch != 5 || pos.Barriers[w.name+".q"] != sweep || pos.Barriers[w.name+".r"] != sweep {
+		t.Errorf("the position is %+v", pos)
 	}
 }
 

@@ -247,10 +247,11 @@ type mariaGTIDs struct {
 	// a server begins with 1, and only what minus leaves begins elsewhere.
 	runs map[mariaStream]run
 	last map[uint32]uint32 // of each domain, the server of its newest transaction
+	part bool              // what minus has left: nothing is in it that it does not name
 }
 
 func parseMariaGTIDs(s string) (*mariaGTIDs, error) {
-	set := &mariaGTIDs{map[mariaStream]run{}, map[uint32]uint32{}}
+	set := &mariaGTIDs{runs: map[mariaStream]run{}, last: map[uint32]uint32{}}
 	for part := range strings.SplitSeq(s, ",") {
 		if part = strings.TrimSpace(part); part == "" {
 			continue
@@ -301,7 +302,9 @@ func (s *mariaGTIDs) String() string {
 
 func (s *mariaGTIDs) empty() bool { return len(s.runs) == 0 }
 
-func (s *mariaGTIDs) clone() gtidSet { return &mariaGTIDs{maps.Clone(s.runs), maps.Clone(s.last)} }
+func (s *mariaGTIDs) clone() gtidSet {
+	return &mariaGTIDs{maps.Clone(s.runs), maps.Clone(s.last), s.part}
+}
 
 func (s *mariaGTIDs) add(g gtid) {
 	m := mariaStream{g.domain, g.server}
@@ -328,8 +331,8 @@ func (s *mariaGTIDs) has(g gtid) bool {
 // another one has nothing in its log of those who wrote before; where its own log
 // has got past a number, it has that.
 func (s *mariaGTIDs) known(m mariaStream) (run, bool) {
-	if r, ok := s.runs[m]; ok {
-		return r, true
+	if r, ok := s.runs[m]; ok || s.part {
+		return r, ok
 	}
 	n := s.newest(m.domain)
 	return run{1, n}, n > 0
@@ -340,6 +343,7 @@ func (s *mariaGTIDs) contains(other gtidSet) bool { return other.minus(s).empty(
 func (s *mariaGTIDs) union(other gtidSet) gtidSet {
 	u := s.clone().(*mariaGTIDs)
 	o := other.(*mariaGTIDs)
+	u.part = s.part || o.part
 	for m, r := range o.runs {
 		if have, ok := u.runs[m]; ok {
 			r = run{min(have.first, r.first), max(have.last, r.last)}
@@ -351,7 +355,7 @@ func (s *mariaGTIDs) union(other gtidSet) gtidSet {
 }
 
 func (s *mariaGTIDs) minus(other gtidSet) gtidSet {
-	left := &mariaGTIDs{map[mariaStream]run{}, map[uint32]uint32{}}
+	left := &mariaGTIDs{runs: map[mariaStream]run{}, last: map[uint32]uint32{}, part: true}
 	for m, r := range s.runs {
 		var gone []run
 		if g, ok := other.(*mariaGTIDs).known(m); ok {

@@ -58,12 +58,12 @@ func inspectGTIDs(conn *client.Conn, cfg Config, saved *cdc.Position) ([]Finding
 	tail := Finding{Check: "lost tail", OK: lost == "", Detail: "the server has every transaction that is in Kafka"}
 	if !tail.OK {
 		tail.Detail = "transactions that are in Kafka already are not on this server: " + lost
-		tail.Fix = "see that " + cfg.Addr + " is the server that is meant and has caught up; if it is and they are lost for good, their rows must be read again: lockstep run --resnapshot"
+		tail.Fix = "see that " + cfg.Addr + " is the server that is meant and has caught up; if they are lost for good, start the capture: it reads their rows again under a new epoch"
 	}
 	hole := Finding{Check: "gap", OK: gap == "", Detail: "the log is there from the saved position on"}
 	if !hole.OK {
 		hole.Detail = "the server has purged log that was not read yet: " + gap
-		hole.Fix = "read a replica that still has this log, or copy every table again: lockstep run --resnapshot"
+		hole.Fix = "read a replica that still has this log, or copy every table again: lockstep run --on-gap resnapshot"
 	}
 	way := Finding{Check: "position", OK: true, Detail: "it is at the end of the log, " + saved.GTIDSet}
 	if n := countGTIDs(behind); n > 0 {

@@ -225,8 +225,14 @@ const progressEvery = 10 * time.Second
 func (s *Source) report() (running bool) {
 	s.snaps.mu.Lock()
 	defer s.snaps.mu.Unlock()
-	for i := range s.pos.Snapshots { // the newest of a table comes last
-		sn := &s.pos.Snapshots[i]
+	// Of a table the one under way counts, of several the newest.
+	order := slices.Clone(s.pos.Snapshots)
+	slices.SortStableFunc(order, func(a, b cdc.Snapshot) int {
+		rank := map[bool]int{true: 1}
+		return cmp.Compare(rank[underway(a.State)], rank[underway(b.State)])
+	})
+	for i := range order {
+		sn := &order[i]
 		s.Metrics.copied.WithLabelValues(sn.Table).Set(float64(sn.Rows))
 		s.Metrics.estimated.WithLabelValues(sn.Table).Set(float64(sn.Estimate))
 		for _, state := range []cdc.SnapshotState{cdc.SnapshotRunning, cdc.SnapshotPaused, cdc.SnapshotDone, cdc.SnapshotCancelled, cdc.SnapshotFailed} {

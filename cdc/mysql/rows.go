@@ -252,6 +252,7 @@ func (r *reader) rows(ev *event) error {
 		r.txn.rows += int(images)
 		r.change.Origin.Row++
 	}
+	r.change = cdc.Change{}
 	r.before.release()
 	r.after.release()
 	return nil

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"lockstep/cdc"
+	"lockstep/internal/testenv"
 )
 
 // appendEvent appends an event as the log has it.
@@ -198,5 +199,46 @@ func TestTheLogComesThroughTLS(t *testing.T) {
 	}
 	if changes[0].Op != cdc.OpCreate || len(changes[0].After) < 300_000 {
 		t.Errorf("%s of %d bytes", changes[0].Op, len(changes[0].After))
+	}
+}
+
+// One connection reads files with and without checksums, whatever the server writes
+// when it is opened.
+func TestChecksumsMayComeAndGo(t *testing.T) {
+	w := newWorld(t)
+	admin := testenv.OpenMySQL(t, testenv.MySQL(t), "")
+	checksums := func(algorithm string) {
+		t.Helper()
+		if _, err := admin.Exec("SET GLOBAL binlog_checksum = " + algorithm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { checksums("CRC32") })
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY)")
+	out := newMemory()
+	stop := w.run(w.source(out, nil))
+	out.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	w.exec("INSERT INTO q VALUES (1)")
+	checksums("NONE")
+	w.exec("INSERT INTO q VALUES (2)")
+	checksums("CRC32")
+	w.exec("INSERT INTO q VALUES (3)")
+	first := out.awaitChanges(t, 3)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, algorithm := range []string{"NONE", "CRC32"} {
+		checksums(algorithm)
+		again := newMemory()
+		stop := w.run(w.source(again, &out.pos[1]))
+		changes := again.awaitChanges(t, 3)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		for i, c := range changes {
+			if c.Version != first[i].Version || c.Origin.File != first[i].Origin.File || string(c.Key) != string(first[i].Key) {
+				t.Errorf("opened under %s: %s %s in %s; want %s %s in %s", algorithm, c.Key, c.Version, c.Origin.File, first[i].Key, first[i].Version, first[i].Origin.File)
+			}
+		}
 	}
 }

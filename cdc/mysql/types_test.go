@@ -211,7 +211,7 @@ func FuzzADocumentOfAnyBytes(f *testing.F) {
 			},
 			"vector": func(b []byte) ([]byte, error) { return appendVector(nil, b) },
 			"packed": func(b []byte) ([]byte, error) {
-				v, err := inflate(b)
+				v, err := inflateColumn(b)
 				return cdc.AppendString(nil, fmt.Sprintf("%x", v)), err
 			},
 		} {

@@ -290,6 +290,11 @@ snapshots: ID.1, ID.2 and so on.`,
 	flags.StringVar(&f.reason, "reason", "", "why, to be kept with it")
 	flags.BoolVar(&f.wait, "wait", false, "wait until it has ended and show how far it is")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything, say what would be copied and ask for nothing")
+	for _, name := range []string{"table", "where", "id", "reason"} {
+		if err := cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
+			panic(err)
+		}
+	}
 	return cmd
 }
 
@@ -445,6 +450,9 @@ func (a *app) showPlan(f snapshotFlags, plan mysql.SnapshotPlan) error {
 
 // awaitSnapshots shows how far a snapshot is until it has ended.
 func (a *app) awaitSnapshots(ctx context.Context, d *desk, id string) error {
+	if err := d.look(ctx); err != nil { // what was asked for just now
+		return err
+	}
 	if err := a.watchSnapshots(ctx, d, a.stderr, func() []listedSnapshot { return d.named(id) }); err != nil {
 		return err
 	}

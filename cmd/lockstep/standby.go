@@ -17,10 +17,11 @@ func (p *process) captureGroup() string { return p.group(config.CapturePart) }
 // standby runs the capture while no other process of the pipeline does, and stands
 // by while one does. A capture that loses its lease, because this process stood
 // still or was cut off, ends, and this process stands by again. The flags are for
-// the first time it is active.
+// the first time it is active, but for --on-gap, which holds for all of them.
 func (p *process) standby(ctx context.Context, flags captureFlags) error {
 	log := p.log.With("part", "capture")
-	if flags != (captureFlags{}) {
+	always := captureFlags{onGap: flags.onGap}
+	if flags != always {
 		log.Info("the flags of this start take effect when this process becomes active", "resnapshot", flags.resnapshot, "epoch", flags.epoch, "skip_gtid", flags.skipGTID)
 	}
 	metrics := mysql.NewMetrics(p.registry)
@@ -31,7 +32,7 @@ func (p *process) standby(ctx context.Context, flags captureFlags) error {
 		Hold: func(ctx context.Context) error {
 			defer running.Store(nil)
 			now := flags
-			flags = captureFlags{}
+			flags = always
 			return p.capture(ctx, now, metrics, running.Store)
 		},
 	}
