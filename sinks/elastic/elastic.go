@@ -219,14 +219,24 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 			looks[d.table] = l
 		}
 		switch {
-		case errors.Is(l.err, cdc.ErrNoTable): // its rows stay refused
+		case errors.Is(l.err, cdc.ErrNoTable):
+			d.outcome.Verdict = sinks.Transient
 		case l.err != nil:
 			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: d.outcome.Reason + "; the table could not be looked at: " + l.err.Error()}
 		case l.wider:
 			again = append(again, d)
+		default: // a row from before a column was dropped: its new shape, or its end, comes behind it
+			d.outcome.Verdict = sinks.Transient
+			d.outcome.Reason += "; the table has no such column any more"
 		}
 	}
 	return again
+}
+
+// outdated reports whether a change was refused for a column that the table no
+// longer has.
+func (d *document) outdated() bool {
+	return d.outcome.Verdict == sinks.Transient && d.outcome.Class == sinks.ClassMapping
 }
 
 // overtaken looks at what is refused for good: Elasticsearch reads a document
@@ -237,7 +247,7 @@ func (s *Sink) overtaken(ctx context.Context, docs []*document) {
 	body := []byte(`{"docs":[`)
 	var refused []*document
 	for _, d := range docs {
-		if d.outcome.Verdict != sinks.Poison {
+		if d.outcome.Verdict != sinks.Poison && !d.outdated() {
 			continue
 		}
 		id, err := cdc.KeyText(d.change.Key)

@@ -223,8 +223,18 @@ func TestAColumnAddedToTheTableIsAddedToTheMappingByItsFirstRow(t *testing.T) {
 	}
 	row := sinktest.Upsert(1, 2, "after")
 	row.After = []byte(`{"id":1,"title":"after","level":7}`)
-	if out := verdictOf(t, s, row); out.Verdict != sinks.Poison || out.Class != sinks.ClassMapping {
-		t.Fatalf("a column that the table does not have: %+v; want poison", out)
+	if out := verdictOf(t, s, row); out.Verdict != sinks.Transient || out.Class != sinks.ClassMapping {
+		t.Fatalf("a column that the table does not have: %+v; want transient", out)
+	}
+	newer := sinktest.Upsert(1, 5, "newer")
+	newer.Key = sinktest.Key(2)
+	older := row
+	older.Key = newer.Key
+	if out := verdictOf(t, s, newer); out.Verdict != sinks.Applied {
+		t.Fatal(out)
+	}
+	if out := verdictOf(t, s, older); out.Verdict != sinks.Stale {
+		t.Fatalf("such a column in a row that is newer already: %+v; want stale", out)
 	}
 	table := s.tables[row.Table]
 	table.Columns = append(append([]cdc.Column{}, table.Columns...), cdc.Column{Name: "level", Kind: cdc.KindInt})
@@ -272,8 +282,8 @@ func TestATableThatIsGoneAndHasNoIndexIsRefusedAndOneThatHasIsServed(t *testing.
 	gone := sinktest.Upsert(1, 1, "x")
 	table := s.tables[gone.Table]
 	delete(s.tables, gone.Table)
-	if out := verdictOf(t, s, gone); out.Verdict != sinks.Poison || out.Class != sinks.ClassNoTable {
-		t.Fatalf("%+v; want poison no_table", out)
+	if out := verdictOf(t, s, gone); out.Verdict != sinks.Transient || out.Class != sinks.ClassNoTable {
+		t.Fatalf("%+v; want transient no_table", out)
 	}
 	s.tables[gone.Table] = table
 	if out := verdictOf(t, s, gone); out.Verdict != sinks.Applied {

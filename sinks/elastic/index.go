@@ -105,7 +105,8 @@ func (s *Sink) ready(ctx context.Context, t *table) *sinks.Outcome {
 		s.log.Error("index is not ready", "table", t.name.String(), "index", t.alias, "error", err)
 	}
 	if errors.Is(err, cdc.ErrNoTable) {
-		return &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassNoTable, Reason: err.Error()}
+		// The barrier of its DROP stands behind the change and makes it void.
+		return &sinks.Outcome{Verdict: sinks.Transient, Class: sinks.ClassNoTable, Reason: err.Error()}
 	}
 	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
 }
