@@ -106,6 +106,7 @@ func (b *bench) comparePeers(ctx context.Context) (err error) {
 	for _, measure := range []func(context.Context, peer, side) error{b.peerBacklog, b.peerKill, b.peerSnapshot, b.peerLatency} {
 		for _, p := range peers {
 			if err := measure(ctx, p, measured[p.name]); err != nil {
+				fmt.Print(peersTable(header, measured)) // what there is
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
 		}
