@@ -12,10 +12,10 @@ RACE ?= $(if $(shell command -v gcc || command -v cc),-race)
 NO_RACE := /bench|/deploy/
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status clean build test demo bench generate
+.PHONY: help up down status clean build test demo bench bench-peers generate
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: ## install and start the local servers
 	@$(SERVERS) up
@@ -53,6 +53,12 @@ bench: ## measure it beside bare loops, as ratios
 	@$(SERVERS) up
 	@$(MAKE) --no-print-directory build
 	@go run ./bench
+
+# ROWS= and DURATION= make it smaller for a try.
+bench-peers: ## measure the capture beside Debezium, which it downloads
+	@$(SERVERS) up mysql kafka redis
+	@$(MAKE) --no-print-directory build
+	@go run ./bench -peers -out .local/bench-peers.json $(if $(ROWS),-rows $(ROWS)) $(if $(DURATION),-duration $(DURATION))
 
 generate: ## rewrite everything that is generated
 	go generate ./...

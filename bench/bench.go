@@ -26,7 +26,6 @@ const (
 	backlog  = "questions" // the table whose changes are drained
 	live     = "live"      // the table that is written while latency is measured
 	acked    = "acked"     // the same while acknowledgements are measured
-	large    = "large"     // the table of what is large
 	search   = "search"    // the sink that is Elasticsearch
 	cache    = "cache"     // the sink that is Redis
 )

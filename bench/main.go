@@ -58,6 +58,7 @@ func main() {
 	flag.StringVar(&b.binary, "lockstep", "bin/lockstep", "the lockstep `binary`")
 	flag.StringVar(&b.dir, "dir", ".local/bench", "`directory` for configurations and logs")
 	flag.Func("only", "measure only these `parts`, separated by commas; search and cache need what capture leaves, so that is measured, too", b.only)
+	peers := flag.Bool("peers", false, "compare the capture with Debezium instead, which is downloaded where it is not")
 	role := flag.String("child", "", "what a child process of the measurement does; not for people")
 	flag.Usage = func() {
 		_, _ = io.WriteString(flag.CommandLine.Output(), usage)
@@ -78,7 +79,11 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	err := b.run(ctx)
+	measure := b.run
+	if *peers {
+		measure = b.comparePeers
+	}
+	err := measure(ctx)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil && !errors.Is(err, errLeftovers) && !errors.Is(err, errUnclean):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -132,7 +133,7 @@ func (b *bench) writeBacklog(ctx context.Context) error {
 // earlier ones are through, so that a slow moment is not hidden by writing less.
 type schedule struct {
 	db          *sql.DB
-	table       string
+	table       string // live when empty
 	rate        float64
 	connections int
 	rows        int // that the table has
@@ -146,6 +147,7 @@ type writerStats struct {
 
 // run writes for that long and returns what it did.
 func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats, error) {
+	table := database + "." + cmp.Or(s.table, live)
 	total := int(s.rate * duration.Seconds())
 	began := time.Now()
 	var next atomic.Int64
@@ -170,8 +172,8 @@ func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats,
 				sent := time.Now()
 				// Neighbours in time are different rows: nobody waits for a lock.
 				id := i*7919%s.rows + 1
-				if _, err := conn.ExecContext(ctx, "UPDATE "+database+"."+s.table+" SET views = views + 1, updated_at = NOW(6) WHERE id = "+strconv.Itoa(id)); err != nil {
-					return fmt.Errorf("update %s: %w", s.table, err)
+				if _, err := conn.ExecContext(ctx, "UPDATE "+table+" SET views = views + 1, updated_at = NOW(6) WHERE id = "+strconv.Itoa(id)); err != nil {
+					return fmt.Errorf("update %s: %w", table, err)
 				}
 				late[i], commit[i] = sent.Sub(due), time.Since(sent)
 			}

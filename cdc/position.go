@@ -10,6 +10,9 @@ type Position struct {
 	// Run names the start that this position goes on from. Of two first starts at
 	// the same moment only one counts.
 	Run string `json:"run,omitempty"`
+	// Term counts the captures that went on from one another. What a capture saves
+	// that was taken over from, and did not notice yet, counts no more.
+	Term uint64 `json:"term,omitempty"`
 	// Flavor is the kind of the server: mariadb, or empty for mysql.
 	Flavor string `json:"flavor,omitempty"`
 	// ServerUUID of the server whose log the clock was counted on; of a MariaDB, what

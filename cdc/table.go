@@ -9,7 +9,7 @@ type Kind string
 const (
 	KindInt       Kind = "int"       // number, -2^63 to 2^63-1
 	KindUint      Kind = "uint"      // number, 0 to 2^64-1: BIGINT UNSIGNED and BIT(64)
-	KindFloat     Kind = "float"     // number: FLOAT
+	KindFloat     Kind = "float"     // number: FLOAT; array of numbers: VECTOR
 	KindDouble    Kind = "double"    // number: DOUBLE
 	KindDecimal   Kind = "decimal"   // text with every digit: "12.30"
 	KindKeyword   Kind = "keyword"   // text: CHAR, VARCHAR, ENUM, TIME
@@ -18,8 +18,8 @@ const (
 	KindDate      Kind = "date"      // text: "2026-11-22"
 	KindDateTime  Kind = "datetime"  // text without zone: "2026-11-22T08:15:30.123456"
 	KindTimestamp Kind = "timestamp" // text in UTC: "2026-11-22T08:15:30.123456Z"
-	KindBytes     Kind = "bytes"     // text in base64: BINARY, VARBINARY, BLOB, GEOMETRY, VECTOR
-	KindJSON      Kind = "json"      // the JSON value itself
+	KindBytes     Kind = "bytes"     // text in base64: BINARY, VARBINARY, BLOB
+	KindJSON      Kind = "json"      // the JSON value itself, and GEOMETRY as GeoJSON
 )
 
 // Column is a column of a table as a store needs to know it.

@@ -157,7 +157,7 @@ func (c *Config) HelperTable(name cdc.TableName) bool {
 // entry is the first one that matches the table, or nil.
 func (c *Config) entry(name cdc.TableName) *Table {
 	for i := range c.Tables {
-		if c.Tables[i].matches(name) {
+		if c.Tables[i].Matches(name) {
 			return &c.Tables[i]
 		}
 	}
@@ -195,7 +195,9 @@ func (c *Config) has(store string) bool {
 	return false
 }
 
-func (t *Table) matches(name cdc.TableName) bool {
+// Matches reports whether the pattern of the entry takes a table; an entry before it
+// may have it all the same.
+func (t *Table) Matches(name cdc.TableName) bool {
 	db, table, ok := strings.Cut(t.Match, ".")
 	return ok && glob(db, name.DB) && glob(table, name.Table)
 }
@@ -263,6 +265,9 @@ func (c *Config) Check() error {
 	return errors.Join(errs...)
 }
 
+// CapturePart names the capture beside the sinks: in its consumer group, for one.
+const CapturePart = "capture"
+
 func (c *Config) checkSinks() []error {
 	if len(c.Sinks) == 0 {
 		return []error{errors.New("sinks: none is named; name at least one, for example search: {elastic: {addresses: [http://127.0.0.1:9200]}}")}
@@ -274,6 +279,8 @@ func (c *Config) checkSinks() []error {
 		case !sinkPattern.MatchString(name):
 			// Such a name may not pass for a path, so the place is that of all sinks.
 			errs = append(errs, fmt.Errorf("sinks: %q is no name for a sink; use 1 to 50 small letters, digits and -", name))
+		case name == CapturePart:
+			errs = append(errs, fmt.Errorf("%s: the consumer group of that name is the capture's; give the sink another name", path))
 		case s.Elastic == nil && s.Redis == nil:
 			errs = append(errs, fmt.Errorf("%s: no store is named; write elastic: or redis: under it", path))
 		case s.Elastic != nil && s.Redis != nil:
@@ -350,7 +357,7 @@ func (c *Config) shadow(i int) int {
 	for j := range c.Tables[:i] {
 		// A * of the later pattern is, to the earlier one, a character that only
 		// its own * takes.
-		if c.Tables[j].matches(cdc.TableName{DB: db, Table: table}) {
+		if c.Tables[j].Matches(cdc.TableName{DB: db, Table: table}) {
 			return j
 		}
 	}

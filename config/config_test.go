@@ -86,6 +86,8 @@ func TestWhatTheSectionsMustAgreeOn(t *testing.T) {
 			`5:3: sinks.cache: a sink is one store; give elastic and redis a name each`},
 		"a sink whose name makes no topic": {"cache:", "Cache:",
 			`3:1: sinks: "Cache" is no name for a sink; use 1 to 50 small letters, digits and -`},
+		"a sink with the name of the capture's group": {"  cache:", "  capture:",
+			`5:3: sinks.capture: the consumer group of that name is the capture's; give the sink another name`},
 		"a login inside an address": {"http://127", "http://elastic:hunter2@127",
 			`4:34: sinks.search.elastic.addresses[0]: holds a login; use the fields username and password`},
 		"no table": {"tables:\n  - match: bank.questions\n", "",

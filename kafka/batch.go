@@ -138,10 +138,21 @@ func varintLen(v int64) int {
 	return n
 }
 
+// huge reports whether b is one record of many megabytes.
+func (b *batch) huge() bool { return len(b.buf) > 4*maxBatchBytes }
+
 // compress replaces the records by their compressed form, written into into, and
 // returns the buffer that is no longer needed. Records that do not get smaller stay
 // as they are.
 func (b *batch) compress(codec compress.Compression, into []byte) (spare []byte, err error) {
+	if b.huge() {
+		// Whether it is worth it, and how much memory it takes, shows in the first part.
+		part := batch{buf: b.buf[:maxBatchBytes]}
+		if into, err = part.compress(codec, into); err != nil || part.codec == compress.None {
+			return into, err
+		}
+		into = make([]byte, 0, len(part.buf)*(len(b.buf)/maxBatchBytes+2))
+	}
 	out := boundedWriter{buf: append(into[:0], b.buf[:atRecords]...), most: len(b.buf)}
 	w := newWriter(codec, &out)
 	_, err = w.Write(b.buf[atRecords:])

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"lockstep/cdc"
 )
 
@@ -38,6 +40,9 @@ type ChangeLog struct {
 
 	wake  chan struct{}
 	hurry chan struct{}
+
+	writer string // makes the keys of saved positions this change log's own
+	tidied bool   // Run's: older positions are taken out of the topic
 }
 
 // NewChangeLog makes a change log whose topics begin with prefix. Publisher must
@@ -49,6 +54,7 @@ func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Confi
 		moved:  make(chan struct{}),
 		wake:   make(chan struct{}, 1),
 		hurry:  make(chan struct{}, 1),
+		writer: uuid.NewString(),
 	}
 }
 
@@ -168,10 +174,7 @@ func (l *ChangeLog) Flush(ctx context.Context) error {
 // Run saves positions until ctx ends or one cannot be saved.
 func (l *ChangeLog) Run(ctx context.Context) error {
 	defer l.move(func() { l.ended = true })
-	if err := CheckPrefix(l.prefix); err != nil {
-		return err
-	}
-	if err := l.client.EnsureTopic(ctx, checkpointSpec(l.prefix)); err != nil {
+	if err := EnsureCheckpoint(ctx, l.client, l.prefix); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -215,7 +218,7 @@ func (l *ChangeLog) save(ctx context.Context) error {
 	if err := l.publisher.Flush(ctx); err != nil {
 		return err
 	}
-	r, err := checkpointRecord(l.prefix, pos)
+	r, err := checkpointRecord(l.prefix, l.writer, pos)
 	if err != nil {
 		return err
 	}
@@ -227,6 +230,25 @@ func (l *ChangeLog) save(ctx context.Context) error {
 	}
 	l.metrics.checkpoints.Inc()
 	l.move(func() { l.saved = asked })
+	return l.tidy(ctx, r.Key, pos)
+}
+
+// tidy deletes, once, what earlier captures have saved: this one's first position
+// is safe now and stands above theirs.
+func (l *ChangeLog) tidy(ctx context.Context, own []byte, pos cdc.Position) error {
+	if l.tidied {
+		return nil
+	}
+	l.tidied = true
+	keys, err := l.client.superseded(ctx, l.prefix, own, pos)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := l.publisher.Publish(ctx, Record{Topic: CheckpointTopic(l.prefix), Key: key}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -206,7 +206,7 @@ func TestTheHighestEpochAndClockIsThePosition(t *testing.T) {
 		{Epoch: 1, Seq: 10}, {Epoch: 2, Seq: 5}, {Epoch: 2, Seq: 7, GTIDSet: "first"}, {Epoch: 2, Seq: 7, GTIDSet: "second"},
 		{Epoch: 2, Seq: 6}, {Epoch: 1, Seq: 99}, // a reader that should be dead
 	} {
-		r, err := checkpointRecord("p", pos)
+		r, err := checkpointRecord("p", "w", pos)
 		must(t, err)
 		must(t, p.Publish(ctx, r))
 	}
@@ -217,13 +217,22 @@ func TestTheHighestEpochAndClockIsThePosition(t *testing.T) {
 		t.Fatalf("got %+v", pos)
 	}
 	for _, pos := range []cdc.Position{{Epoch: 3, Run: "first"}, {Epoch: 3, Run: "second"}, {Epoch: 3, Run: "first", Seq: 2}, {Epoch: 3, Run: "second", Seq: 50}} {
-		r, err := checkpointRecord("p", pos)
+		r, err := checkpointRecord("p", "w", pos)
 		must(t, err)
 		must(t, p.Publish(ctx, r))
 	}
 	must(t, p.Flush(ctx))
 	if pos, _, err = LoadCheckpoint(ctx, c, "p"); err != nil || pos.Run != "first" || pos.Seq != 2 {
 		t.Fatalf("two runs began epoch 3 and the position is %+v, %v; want the newest of the first", pos, err)
+	}
+	for _, pos := range []cdc.Position{{Epoch: 3, Run: "first", Seq: 1, Term: 1}, {Epoch: 3, Run: "first", Seq: 9}} {
+		r, err := checkpointRecord("p", "w", pos)
+		must(t, err)
+		must(t, p.Publish(ctx, r))
+	}
+	must(t, p.Flush(ctx))
+	if pos, _, err = LoadCheckpoint(ctx, c, "p"); err != nil || pos.Term != 1 || pos.Seq != 1 {
+		t.Fatalf("a capture that was taken over from has saved last and the position is %+v, %v; want that of the next term", pos, err)
 	}
 	future, _ := json.Marshal(cdc.Position{Format: 9, Epoch: 3})
 	must(t, p.Publish(ctx, Record{Topic: CheckpointTopic("p"), Key: []byte("epoch-3"), Value: future}))
@@ -305,5 +314,56 @@ func BenchmarkPublish(b *testing.B) {
 			b.StopTimer()
 			must(b, stop())
 		})
+	}
+}
+
+// A capture that was taken over from saves under a key of its own, so whatever it
+// writes last, the position of the new one stays; and what earlier captures saved
+// is deleted.
+func TestACaptureThatWasTakenOverFromCannotPushOutTheNewPosition(t *testing.T) {
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	c := open(t, cfg)
+	ctx := deadline(t, 20*time.Second)
+	p, _ := publisher(t, c, cfg)
+	save := func(pos cdc.Position) func(cdc.Position) {
+		l := NewChangeLog(c, p, "p", cfg, metrics(), quiet)
+		running(t, l.Run)
+		again := func(pos cdc.Position) {
+			must(t, l.Checkpoint(ctx, pos))
+			must(t, l.Flush(ctx))
+		}
+		again(pos)
+		return again
+	}
+	// newest is what compaction leaves.
+	newest := func() map[string]uint64 {
+		must(t, p.Flush(ctx))
+		left := map[string]*cdc.Position{}
+		must(t, c.ReadAll(ctx, CheckpointTopic("p"), func(r Record) error {
+			left[string(r.Key)] = nil
+			if r.Value != nil {
+				left[string(r.Key)] = new(cdc.Position)
+				return json.Unmarshal(r.Value, left[string(r.Key)])
+			}
+			return nil
+		}))
+		terms := map[string]uint64{}
+		for key, pos := range left {
+			if pos != nil {
+				terms[key] = pos.Term
+			}
+		}
+		return terms
+	}
+	save(cdc.Position{Epoch: 1, Run: "of another time", Seq: 70})
+	old := save(cdc.Position{Epoch: 2, Run: "a", Seq: 1})
+	save(cdc.Position{Epoch: 2, Run: "a", Seq: 5, Term: 1})
+	until(t, "the older positions to be deleted", func() bool { return len(newest()) == 1 })
+	old(cdc.Position{Epoch: 2, Run: "a", Seq: 3})
+	if left := newest(); len(left) != 2 {
+		t.Errorf("compaction would leave %v; want the position of each of the two", left)
+	}
+	if pos, _, err := LoadCheckpoint(ctx, c, "p"); err != nil || pos.Term != 1 || pos.Seq != 5 {
+		t.Errorf("the position is %+v, %v; want that of the capture that took over", pos, err)
 	}
 }

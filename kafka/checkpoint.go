@@ -1,44 +1,87 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"lockstep/cdc"
 )
 
-// checkpointSpec is the topic of saved positions.
-func checkpointSpec(prefix string) TopicSpec {
+// CheckpointSpec is the topic of saved positions.
+func CheckpointSpec(prefix string) TopicSpec {
 	return TopicSpec{Name: CheckpointTopic(prefix), Partitions: 1, Compacted: true}
 }
 
-// checkpointRecord is a position as it is saved. The key is epoch and run, so
-// that compaction keeps the last position of each: a reader of an older epoch
-// that is still alive somewhere cannot push out the newest one.
-func checkpointRecord(prefix string, pos cdc.Position) (Record, error) {
+// EnsureCheckpoint makes the topic of saved positions if it is not there.
+func EnsureCheckpoint(ctx context.Context, c *Client, prefix string) error {
+	if err := CheckPrefix(prefix); err != nil {
+		return err
+	}
+	return c.EnsureTopic(ctx, CheckpointSpec(prefix))
+}
+
+// checkpointRecord is a position as it is saved. The key is epoch, run and the
+// writer's own, so that compaction keeps the last position of each: a capture that
+// was taken over from and still writes somewhere cannot push out the newest one.
+func checkpointRecord(prefix, writer string, pos cdc.Position) (Record, error) {
 	pos.Format = cdc.PositionFormat
 	value, err := json.Marshal(pos)
 	if err != nil {
 		return Record{}, fmt.Errorf("save the source's position: %w", err)
 	}
-	return Record{Topic: CheckpointTopic(prefix), Key: fmt.Appendf(nil, "epoch-%d-%s", pos.Epoch, pos.Run), Value: value}, nil
+	return Record{Topic: CheckpointTopic(prefix), Key: fmt.Appendf(nil, "epoch-%d-%s-%s", pos.Epoch, pos.Run, writer), Value: value}, nil
+}
+
+// older orders positions by epoch, term and log clock.
+func older(a, b cdc.Position) bool {
+	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Term, b.Term), cmp.Compare(a.Seq, b.Seq)) < 0
 }
 
 // LoadCheckpoint returns the saved position of the pipeline: the one with the
-// highest epoch and log clock, of equal ones the last. Within an epoch only the
-// positions of the run that began it first count: another one has counted its
+// highest epoch, term and log clock, of equal ones the last. Within an epoch only
+// the positions of the run that began it first count: another one has counted its
 // clock from another place in the log. It makes the topic when it
 // is not there, so that "nothing saved" is Kafka's word and not a stale listing's.
 func LoadCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Position, found bool, err error) {
-	if err := CheckPrefix(prefix); err != nil {
+	if err := EnsureCheckpoint(ctx, c, prefix); err != nil {
 		return pos, false, err
 	}
-	if err := c.EnsureTopic(ctx, checkpointSpec(prefix)); err != nil {
-		return pos, false, err
+	return findCheckpoint(ctx, c, prefix)
+}
+
+// PeekCheckpoint is LoadCheckpoint for who only looks: it makes no topic.
+func PeekCheckpoint(ctx context.Context, c *Client, prefix string) (cdc.Position, bool, error) {
+	topics, err := c.Topics(ctx)
+	if err != nil || !slices.Contains(topics, CheckpointTopic(prefix)) {
+		return cdc.Position{}, false, err
 	}
+	return findCheckpoint(ctx, c, prefix)
+}
+
+func findCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Position, found bool, err error) {
 	began := map[uint16]string{} // the run of each epoch
-	err = c.ReadAll(ctx, CheckpointTopic(prefix), func(r Record) error {
+	err = c.readCheckpoints(ctx, prefix, func(_ []byte, saved cdc.Position) {
+		if first, known := began[saved.Epoch]; known && first != saved.Run {
+			return
+		}
+		began[saved.Epoch] = saved.Run
+		if !found || !older(saved, pos) {
+			pos, found = saved, true
+		}
+	})
+	if err != nil {
+		return cdc.Position{}, false, err
+	}
+	return pos, found, nil
+}
+
+// readCheckpoints calls fn with every position that is saved and its key, in the
+// order in which they were.
+func (c *Client) readCheckpoints(ctx context.Context, prefix string, fn func(key []byte, saved cdc.Position)) error {
+	return c.ReadAll(ctx, CheckpointTopic(prefix), func(r Record) error {
 		if r.Value == nil {
 			return nil
 		}
@@ -50,17 +93,21 @@ func LoadCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Posi
 			return fmt.Errorf("saved position at %s/%d offset %d has format %d and this program knows only %d; run the program that wrote it, or a newer one",
 				r.Topic, r.Partition, r.Offset, saved.Format, cdc.PositionFormat)
 		}
-		if first, known := began[saved.Epoch]; known && first != saved.Run {
-			return nil
-		}
-		began[saved.Epoch] = saved.Run
-		if !found || saved.Epoch > pos.Epoch || (saved.Epoch == pos.Epoch && saved.Seq >= pos.Seq) {
-			pos, found = saved, true
-		}
+		fn(r.Key, saved)
 		return nil
 	})
-	if err != nil {
-		return cdc.Position{}, false, err
+}
+
+// superseded lists the keys whose last position pos has made useless: those of its
+// own run and of earlier epochs. A capture that was taken over from may still write
+// under such a key; what it writes is older by its term.
+func (c *Client) superseded(ctx context.Context, prefix string, own []byte, pos cdc.Position) (keys [][]byte, err error) {
+	last := map[string]cdc.Position{}
+	err = c.readCheckpoints(ctx, prefix, func(key []byte, saved cdc.Position) { last[string(key)] = saved })
+	for key, saved := range last {
+		if key != string(own) && older(saved, pos) && (saved.Epoch < pos.Epoch || saved.Run == pos.Run) {
+			keys = append(keys, []byte(key))
+		}
 	}
-	return pos, found, nil
+	return keys, err
 }

@@ -33,6 +33,8 @@ type Config struct {
 	FetchMaxBytes int `yaml:"fetch_max_bytes"`
 	// SessionTimeout is how long a worker may be silent before its partitions go to another one. Half of it is the time a worker has to finish what is in flight when partitions move. Default 10s.
 	SessionTimeout time.Duration `yaml:"session_timeout"`
+	// LeaseTimeout is how long the active capture may be silent before another one takes over. Brokers take no less than their group.min.session.timeout.ms, which is 6s unless it was lowered. Default 8s.
+	LeaseTimeout time.Duration `yaml:"lease_timeout"`
 	// TLS of the connections to the brokers.
 	TLS TLS `yaml:"tls"`
 	// SASL login at the brokers.
@@ -74,6 +76,7 @@ func DefaultConfig() Config {
 		PublishBufferBytes: 16 << 20,
 		FetchMaxBytes:      1 << 20,
 		SessionTimeout:     10 * time.Second,
+		LeaseTimeout:       8 * time.Second,
 	}
 }
 
@@ -115,6 +118,9 @@ func (c Config) Check() error {
 	between("fetch_max_bytes", c.FetchMaxBytes, 1024, 1<<30, def.FetchMaxBytes)
 	if c.SessionTimeout < 6*time.Second || c.SessionTimeout > 30*time.Minute {
 		bad("session_timeout: %s is outside what brokers take; use 6s to 30m (default 10s)", c.SessionTimeout)
+	}
+	if c.LeaseTimeout < 2*time.Second || c.LeaseTimeout > 30*time.Minute {
+		bad("lease_timeout: %s is outside what makes sense; use 2s to 30m, and 6s or more unless the brokers' group.min.session.timeout.ms was lowered (default 8s)", c.LeaseTimeout)
 	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		bad("tls.cert_file: a client certificate needs both cert_file and key_file; set both or neither")

@@ -141,3 +141,21 @@ func values(t testing.TB, c *Client, topic string) map[int][]string {
 }
 
 func text(i int) []byte { return fmt.Appendf(nil, "%d", i) }
+
+// lines keeps what is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), s)
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -148,25 +149,27 @@ func (p *Publisher) Run(ctx context.Context) error {
 	if err != ErrStopped {
 		return err
 	}
-	if left := p.left(); left > 0 {
+	left, cost := p.left()
+	p.metrics.unacked.Sub(float64(cost)) // another publisher may follow in this process
+	if left > 0 {
 		p.log.Info("kafka publisher stopped", "records_not_acknowledged", left)
 	}
 	return nil
 }
 
-// left counts the records that are queued.
-func (p *Publisher) left() int {
+// left counts the records that are queued, and what they take of the budget.
+func (p *Publisher) left() (n int, cost int64) {
 	p.partsMu.Lock()
 	defer p.partsMu.Unlock()
-	n := 0
 	for _, part := range p.parts {
 		part.mu.Lock()
 		for _, b := range part.queue {
 			n += b.count
+			cost += b.cost
 		}
 		part.mu.Unlock()
 	}
-	return n
+	return n, cost
 }
 
 // Publish queues r behind everything published to its partition before. It
@@ -381,6 +384,9 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 		if err := p.newProducer(ctx, part); err != nil {
 			return 0, err
 		}
+	}
+	if b.huge() {
+		runtime.GC() // what the reader had of it, because sending takes as much again
 	}
 	if p.codec != compress.None {
 		p.mu.Lock()

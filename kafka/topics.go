@@ -180,6 +180,29 @@ func (c *Client) partitions(ctx context.Context, topic string) (int, error) {
 }
 
 func (c *Client) createTopic(ctx context.Context, spec TopicSpec) error {
+	res, err := c.api.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{c.newTopic(spec)}})
+	if err != nil {
+		return err
+	}
+	return res.Errors[spec.Name]
+}
+
+// newTopic is the request to make a topic.
+func (c *Client) newTopic(spec TopicSpec) kafkago.TopicConfig {
+	configs := c.topicConfigs(spec)
+	entries := make([]kafkago.ConfigEntry, 0, len(configs))
+	for k, v := range configs {
+		entries = append(entries, kafkago.ConfigEntry{ConfigName: k, ConfigValue: v})
+	}
+	replicas := c.cfg.ReplicationFactor
+	if replicas == 0 {
+		replicas = -1
+	}
+	return kafkago.TopicConfig{Topic: spec.Name, NumPartitions: spec.Partitions, ReplicationFactor: replicas, ConfigEntries: entries}
+}
+
+// topicConfigs are set on a new topic.
+func (c *Client) topicConfigs(spec TopicSpec) map[string]string {
 	configs := map[string]string{"max.message.bytes": strconv.Itoa(c.cfg.MaxRecordBytes + batchRoom)}
 	if c.cfg.MinInsyncReplicas > 0 {
 		configs["min.insync.replicas"] = strconv.Itoa(c.cfg.MinInsyncReplicas)
@@ -202,21 +225,7 @@ func (c *Client) createTopic(ctx context.Context, spec TopicSpec) error {
 	for k, v := range spec.Configs {
 		configs[k] = v
 	}
-	entries := make([]kafkago.ConfigEntry, 0, len(configs))
-	for k, v := range configs {
-		entries = append(entries, kafkago.ConfigEntry{ConfigName: k, ConfigValue: v})
-	}
-	replicas := c.cfg.ReplicationFactor
-	if replicas == 0 {
-		replicas = -1
-	}
-	res, err := c.api.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{
-		Topic: spec.Name, NumPartitions: spec.Partitions, ReplicationFactor: replicas, ConfigEntries: entries,
-	}}})
-	if err != nil {
-		return err
-	}
-	return res.Errors[spec.Name]
+	return configs
 }
 
 // checkCleanup refuses a topic that would delete what must stay, or compact away

@@ -171,8 +171,9 @@ func firstOfLog(conn *client.Conn) (gtidSet, error) {
 // inspectLog asks what the server leaves out of its log.
 func (s *server) inspectLog(conn *client.Conn) error {
 	status, err := queryRows(conn, "SHOW BINARY LOG STATUS")
-	if err != nil { // MariaDB, and MySQL before 8.2
-		if status, err = queryRows(conn, "SHOW MASTER STATUS"); err != nil {
+	if err != nil { // MariaDB, MySQL before 8.2, or not allowed
+		var older error
+		if status, older = queryRows(conn, "SHOW MASTER STATUS"); older != nil {
 			return err
 		}
 	}
@@ -327,29 +328,31 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 		return nil, err
 	}
 	defer until(ctx, conn)()
+	found, err := inspectPrivileges(conn, flavorOf(conn), cfg.User)
+	if err != nil {
+		return nil, err
+	}
+	denied := slices.ContainsFunc(found, func(f Finding) bool { return !f.OK })
 	s, err := inspect(conn)
-	if err != nil {
-		found, failed := inspectPrivileges(conn, flavorOf(conn), cfg.User)
-		if failed == nil && slices.ContainsFunc(found, func(f Finding) bool { return !f.OK }) {
-			return found, nil // that is why
-		}
-		return nil, err
+	switch {
+	case err == nil:
+		found = append(found, Finding{Check: "server", OK: true, Detail: s.title()})
+		found = append(found, s.findings()...)
+	case !denied:
+		return found, err
 	}
-	found := append([]Finding{{Check: "server", OK: true, Detail: s.title()}}, s.findings()...)
-	more, err := inspectPrivileges(conn, s.flavor, cfg.User)
-	if err != nil {
-		return nil, err
-	}
-	found = append(found, more...)
 	tables, err := listTables(conn, match)
 	if err != nil {
 		return nil, err
 	}
-	more, err = inspectTables(conn, tables, cfg)
+	more, err := inspectTables(conn, tables, cfg)
 	if err != nil {
 		return nil, err
 	}
 	found = append(found, more...)
+	if s == nil {
+		return found, nil // what the server may not tell us is a finding already
+	}
 	names, err := cascades(conn, tables)
 	if err != nil {
 		return nil, err
@@ -382,6 +385,10 @@ func inspectPrivileges(conn *client.Conn, flavor, user string) ([]Finding, error
 		if !f.OK {
 			f.Detail = fmt.Sprintf("%s is not granted to %s", p, user)
 			f.Fix = fmt.Sprintf("GRANT %s ON *.* TO '%s'@'%%'", p, user)
+			if idleRoles(conn) {
+				f.Detail += " itself, and none of its roles is active when it logs in"
+				f.Fix += fmt.Sprintf(", or SET DEFAULT ROLE ALL TO '%s'@'%%'", user)
+			}
 		}
 		found = append(found, f)
 	}

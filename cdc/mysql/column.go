@@ -1,10 +1,10 @@
 package mysql
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"strconv"
-	"strings"
 
 	"lockstep/cdc"
 )
@@ -16,8 +16,8 @@ const (
 	zeroStop = "stop"
 )
 
-// form says how a column's value becomes JSON. There is one encoder for values
-// from the log and from a SELECT; each form takes the Go types of both.
+// form says how a column's value becomes JSON, whether it comes from the log
+// (appendLogged) or from a SELECT (append).
 type form uint8
 
 const (
@@ -53,7 +53,7 @@ type column struct {
 	fraction int
 	log      logged
 	unsigned bool
-	policy   policy
+	policy
 	// What the stores need to know.
 	kind    cdc.Kind
 	sqlType string
@@ -64,8 +64,8 @@ func (c *column) setName(name string) {
 	c.field = append(cdc.AppendString(nil, name), ':')
 }
 
-// append appends v as JSON. v is nil, or what go-mysql gives for the column from
-// the log or from a SELECT.
+// append appends v as JSON: nil, or what value gives for the field of a SELECT of
+// the column's selectExpr.
 func (c *column) append(dst []byte, v any) ([]byte, error) {
 	if v == nil {
 		return append(dst, "null"...), nil
@@ -78,112 +78,78 @@ func (c *column) append(dst []byte, v any) ([]byte, error) {
 }
 
 func (c *column) appendValue(dst []byte, v any) ([]byte, error) {
-	switch c.form {
-	case formInt:
-		return c.appendInt(dst, v)
-	case formFloat:
-		if f, ok := v.(float64); ok {
-			v = float32(f)
-		}
-		if f, ok := v.(float32); ok {
-			return appendFloat(dst, float64(f), 32), nil
-		}
-	case formDouble:
-		if f, ok := v.(float64); ok {
-			return appendFloat(dst, f, 64), nil
-		}
-	case formEnum, formSet:
-		if n, ok := v.(int64); ok && c.form == formEnum {
-			return c.appendLabel(dst, uint64(n))
-		} else if ok {
-			return c.appendLabels(dst, uint64(n))
-		}
-	}
-	s, ok := asString(v)
-	if !ok {
-		return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
-	}
-	switch c.form {
-	case formDecimal:
-		for len(s) > 1 && s[0] == '0' && s[1] != '.' { // ZEROFILL
-			s = s[1:]
-		}
-		return cdc.AppendString(dst, s), nil
-	case formEnum:
-		return cdc.AppendString(dst, s), nil
-	case formSet:
-		return appendSelected(dst, s), nil
-	case formTime:
-		t, err := parseClock(s)
-		if err != nil {
-			return dst, err
-		}
-		return c.appendTime(dst, t), nil
-	case formText:
-		return c.cs.appendText(dst, []byte(s))
-	case formBytes:
-		return appendBase64(dst, []byte(s), c.width), nil
-	case formGeometry:
-		return c.appendGeometry(dst, []byte(s))
-	case formVector:
-		return appendVector(dst, []byte(s))
-	case formDate, formDateTime, formStamp:
-		m, err := parseMoment(s)
-		if err != nil {
-			return dst, err
-		}
-		return c.appendMoment(dst, m)
-	case formJSON:
-		if s == "" { // INSERT IGNORE of a NULL; MySQL reads it as the JSON null
-			s = "null"
-		}
-		return appendJSON(dst, s), nil
-	}
-	return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
-}
-
-func (c *column) appendInt(dst []byte, v any) ([]byte, error) {
-	switch n := v.(type) {
+	switch v := v.(type) {
 	case int64:
-		if c.unsigned { // BIT(64) comes as the same 64 bits, signed
-			return strconv.AppendUint(dst, uint64(n), 10), nil
+		if c.form == formInt {
+			return strconv.AppendInt(dst, v, 10), nil
 		}
-		return strconv.AppendInt(dst, n, 10), nil
 	case uint64:
-		return strconv.AppendUint(dst, n, 10), nil
-	case int32:
-		return strconv.AppendInt(dst, int64(n), 10), nil
-	case uint32:
-		return strconv.AppendUint(dst, uint64(n), 10), nil
-	case int16:
-		return strconv.AppendInt(dst, int64(n), 10), nil
-	case uint16:
-		return strconv.AppendUint(dst, uint64(n), 10), nil
-	case int8:
-		return strconv.AppendInt(dst, int64(n), 10), nil
-	case uint8:
-		return strconv.AppendUint(dst, uint64(n), 10), nil
-	case int: // YEAR
-		return strconv.AppendInt(dst, int64(n), 10), nil
+		if c.form == formInt {
+			return strconv.AppendUint(dst, v, 10), nil
+		}
+	case float64:
+		switch c.form {
+		case formFloat:
+			return appendFloat(dst, float64(float32(v)), 32), nil
+		case formDouble:
+			return appendFloat(dst, v, 64), nil
+		}
+	case []byte:
+		switch c.form {
+		case formDecimal:
+			for len(v) > 1 && v[0] == '0' && v[1] != '.' { // ZEROFILL
+				v = v[1:]
+			}
+			return cdc.AppendString(dst, v), nil
+		case formEnum:
+			return c.cs.appendText(dst, v)
+		case formSet:
+			return c.appendSet(dst, v)
+		case formTime:
+			t, err := parseClock(string(v))
+			if err != nil {
+				return dst, err
+			}
+			return c.appendTime(dst, t), nil
+		case formText:
+			return c.cs.appendText(dst, v)
+		case formBytes:
+			return appendBase64(dst, v, c.width), nil
+		case formGeometry:
+			return c.appendGeometry(dst, v)
+		case formVector:
+			return appendVector(dst, v)
+		case formDate, formDateTime, formStamp:
+			m, err := parseMoment(string(v))
+			if err != nil {
+				return dst, err
+			}
+			return c.appendMoment(dst, m)
+		case formJSON:
+			if len(v) == 0 { // INSERT IGNORE of a NULL; MySQL reads it as the JSON null
+				return append(dst, "null"...), nil
+			}
+			return appendJSON(dst, v), nil
+		}
 	}
 	return dst, fmt.Errorf("a %T does not fit the type %s", v, c.sqlType)
 }
 
-// appendSelected appends the text that a SELECT gives for a SET.
-func appendSelected(dst []byte, s string) []byte {
+// appendSet appends the labels of a SET as the server lists them, which leaves out
+// the empty one.
+func (c *column) appendSet(dst, list []byte) (out []byte, err error) {
 	dst = append(dst, '[')
-	first := true
-	for label := range strings.SplitSeq(s, ",") {
-		if s == "" {
-			break
-		}
-		if !first {
+	for n := 0; len(list) > 0; n++ {
+		label, rest, _ := bytes.Cut(list, []byte{','})
+		if n > 0 {
 			dst = append(dst, ',')
 		}
-		first = false
-		dst = cdc.AppendString(dst, label)
+		if dst, err = c.cs.appendText(dst, label); err != nil {
+			return dst, err
+		}
+		list = rest
 	}
-	return append(dst, ']')
+	return append(dst, ']'), nil
 }
 
 // appendFloat writes the shortest decimal that reads back as the same value, in
@@ -197,14 +163,4 @@ func appendFloat(dst []byte, f float64, bits int) []byte {
 		}
 	}
 	return strconv.AppendFloat(dst, f, format, -1, bits)
-}
-
-func asString(v any) (string, bool) {
-	switch s := v.(type) {
-	case string:
-		return s, true
-	case []byte:
-		return string(s), true
-	}
-	return "", false
 }

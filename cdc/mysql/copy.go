@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -123,6 +124,7 @@ type copier struct {
 	conn  *client.Conn
 	close func()
 	buf   buffer
+	shape *tableIn // what was read with last
 
 	key, after []byte // reused from row to row
 	values     []any
@@ -270,7 +272,7 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 			return out.error
 		}
 		c.disconnect()
-		if problem := c.judge(ctx, j, err); problem != nil {
+		if problem := c.judge(ctx, j, err); problem != nil && !c.reshaped(ctx, j) {
 			return c.give(ctx, j, problem)
 		}
 		c.snaps.mu.Lock()
@@ -293,6 +295,9 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 // judge returns what reading again will not mend, nil for everything else.
 func (c *copier) judge(ctx context.Context, j *job, err error) error {
 	if stop, ok := errors.AsType[*Stop](lost(err)); ok {
+		if c.reshaped(ctx, j) { // what was read does not fit the columns it was asked by
+			return nil
+		}
 		return stop
 	}
 	if my, ok := errors.AsType[*gomysql.MyError](err); ok && j.where != "" {
@@ -306,6 +311,19 @@ func (c *copier) judge(ctx context.Context, j *job, err error) error {
 		c.gone(ctx, j)
 	}
 	return nil
+}
+
+// reshaped reports whether the table has another shape by now than the one that was
+// read with, so that what did not fit may fit.
+func (c *copier) reshaped(ctx context.Context, j *job) bool {
+	was := c.shape // of the job it may be another reader's, and newer
+	if was == nil || was.table != j.table || c.connect(ctx) != nil {
+		return false
+	}
+	now, err := tableLayout(c.conn, j.table, c.Config.policy())
+	return err == nil && (now.keyNames() != was.keyNames() || !slices.EqualFunc(now.columns, was.columns, func(a, b column) bool {
+		return a.name == b.name && a.sqlType == b.sqlType
+	}))
 }
 
 func missing(err error) bool {
@@ -347,7 +365,7 @@ func (c *copier) gone(ctx context.Context, j *job) {
 func (c *copier) give(ctx context.Context, j *job, problem error) error {
 	c.snaps.mu.Lock()
 	defer c.snaps.mu.Unlock()
-	if _, asked := c.snaps.requests[j.id]; !asked {
+	if sn := c.snapshot(j.id); sn == nil || sn.Sweep != 0 || strings.HasPrefix(j.id, firstPrefix) {
 		return problem
 	}
 	c.Log.Error("a snapshot has failed", "snapshot", j.id, "table", j.table, "problem", problem)
@@ -415,11 +433,8 @@ func (c *copier) begin(ctx context.Context, j *job, t *tableIn) error {
 		c.snaps.mu.Unlock()
 		return errOver
 	}
-	low, keys, problem := c.place(), sn.Keys, c.sameKey(t.layout)
+	low, keys := c.place(), sn.Keys
 	c.snaps.mu.Unlock()
-	if problem != nil {
-		return problem
-	}
 	estimate := uint64(keys)
 	if keys == 0 {
 		if err := checkWhere(c.conn, j.table, j.where); err != nil {
@@ -479,6 +494,7 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return nil, errOver
 		}
 		if t != nil {
+			c.shape = t
 			return t, nil
 		}
 		l, err := tableLayout(c.conn, j.table, c.Config.policy())
@@ -486,10 +502,13 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return nil, err
 		}
 		c.snaps.mu.Lock()
-		if j.shape == shape { // else it has changed meanwhile
+		if err = c.sameKey(l); err == nil && j.shape == shape { // else it has changed meanwhile
 			j.layout = newTableIn(l, j.where)
 		}
 		c.snaps.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -808,11 +827,13 @@ func connectCopier(ctx context.Context, cfg Config) (*client.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn.ReadTimeout = time.Hour // a condition without an index is silent for long
 	noLimit := "SET max_execution_time = 0"
 	if flavorOf(conn) == flavorMariaDB {
 		noLimit = "SET max_statement_time = 0"
 	}
 	for _, set := range []string{
+		"SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
 		"SET sql_mode = 'ALLOW_INVALID_DATES'", // a key may be one
 		"SET max_sort_length = 65536",          // a key that is a prefix is sorted, and must be sorted whole
 		noLimit,

@@ -161,7 +161,7 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 		return err
 	}
 	old := s.pos
-	s.pos = cdc.Position{Format: cdc.PositionFormat, Run: old.Run, Flavor: flavorName(now.flavor), ServerUUID: now.id, Epoch: epoch,
+	s.pos = cdc.Position{Format: cdc.PositionFormat, Run: old.Run, Term: old.Term, Flavor: flavorName(now.flavor), ServerUUID: now.id, Epoch: epoch,
 		Copied: []string{}, Barriers: map[string]cdc.Version{}}
 	s.gtids = now.executed.clone()
 	for _, t := range tables {
@@ -541,7 +541,6 @@ func (s *Source) firstBehind(ctx context.Context, set gtidSet) (first gtid, comm
 		return first, 0, err
 	}
 	log := newEventLog(conn, s.Config.ReadTimeout, checksums)
-	defer log.close()
 	for {
 		var ev event
 		if err := log.next(&ev); err != nil {

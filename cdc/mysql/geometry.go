@@ -36,14 +36,14 @@ var geometryNames = [...][2]string{{}, {"Point", "POINT"}, {"LineString", "LINES
 // first whatever the reference system says; ST_AsText turns them around for
 // some.
 func (c *column) appendGeometry(dst, v []byte) ([]byte, error) {
-	if c.policy.geometry == geometryWKB {
+	if c.geometry == geometryWKB {
 		return appendBase64(dst, v, 0), nil
 	}
 	if len(v) < 4 {
 		return dst, errDamaged
 	}
 	srid := binary.LittleEndian.Uint32(v)
-	w := wkb{b: v[4:], text: c.policy.geometry == geometryWKT}
+	w := wkb{b: v[4:], text: c.geometry == geometryWKT}
 	if w.text {
 		dst = append(dst, '"')
 		if srid != 0 {

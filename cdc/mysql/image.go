@@ -381,6 +381,9 @@ func (c *column) appendLabels(dst []byte, bits uint64) ([]byte, error) {
 		if i >= len(c.labels) {
 			return dst, fmt.Errorf("set bit %d, but the table map names %d labels", i, len(c.labels))
 		}
+		if len(c.labels[i]) == len(`""`) { // the server leaves it out of its list
+			continue
+		}
 		if !first {
 			dst = append(dst, ',')
 		}

@@ -3,6 +3,7 @@ package mysql
 import (
 	"math"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -11,7 +12,8 @@ import (
 // space between tokens, and doubles in their shortest form. The server's own text
 // and the one decoded from the log differ in just these two. Keys keep their
 // order, strings and integers their bytes.
-func appendJSON(dst []byte, s string) []byte {
+func appendJSON(dst, s []byte) []byte {
+	dst = slices.Grow(dst, len(s))
 	for i := 0; i < len(s); {
 		switch b := s[i]; {
 		case b == '"':
@@ -31,7 +33,7 @@ func appendJSON(dst []byte, s string) []byte {
 			for end < len(s) && strings.IndexByte("0123456789+-.eE", s[end]) >= 0 {
 				end++
 			}
-			dst = appendNumber(dst, s[i:end])
+			dst = appendNumber(dst, string(s[i:end]))
 			i = end
 		default:
 			dst = append(dst, b)

@@ -152,8 +152,8 @@ func layoutOf(tm *replication.TableMapEvent, sets collations, p policy) (*layout
 // keeps its digits: null would be the same key for many rows.
 func (l *layout) addKey(i int) {
 	l.key = append(l.key, i)
-	if l.columns[i].policy.zeroDates == zeroNull {
-		l.columns[i].policy.zeroDates = zeroText
+	if l.columns[i].zeroDates == zeroNull {
+		l.columns[i].zeroDates = zeroText
 	}
 }
 

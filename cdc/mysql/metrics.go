@@ -52,11 +52,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		copying: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_capture_copying", Help: "1 while rows are being copied beside the log, else 0."}),
 		copied: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "lockstep_snapshot_rows", Help: "Rows of the table that its newest snapshot has in Kafka."}, []string{"table"}),
+			Name: "lockstep_snapshot_rows", Help: "Rows that the table's snapshot under way, or its newest, has in Kafka."}, []string{"table"}),
 		estimated: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "lockstep_snapshot_estimated_rows", Help: "About how many rows the newest snapshot of the table will have; 0 when nobody knows."}, []string{"table"}),
+			Name: "lockstep_snapshot_estimated_rows", Help: "About how many rows that snapshot will have; 0 when nobody knows."}, []string{"table"}),
 		copyState: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "lockstep_snapshot_state", Help: "1 for the state of the table's newest snapshot, 0 for the others: running, paused, done, cancelled or failed."}, []string{"table", "state"}),
+			Name: "lockstep_snapshot_state", Help: "1 for the state of that snapshot, 0 for the others: running, paused, done, cancelled or failed."}, []string{"table", "state"}),
 		held: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_snapshot_held", Help: "1 while snapshots wait because the source is busy or the capture is behind, else 0."}),
 		leftOut: prometheus.NewCounter(prometheus.CounterOpts{

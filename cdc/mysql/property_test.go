@@ -19,20 +19,19 @@ type columnType struct {
 	name   string // as the page of types has it
 	flavor string // empty: both servers have it
 	key    bool   // it may stand in a primary key
-	make   func(*rand.Rand) column1
+	make   func(*rand.Rand) randomColumn
 }
 
-// column1 is a random column: its declaration behind the name, and a maker of
-// values as SQL.
-type column1 struct {
+// A randomColumn is a declaration, behind the name, and a maker of values as SQL.
+type randomColumn struct {
 	sql   string
 	value func() string
 }
 
 func integers(name string, bits int) columnType {
-	return columnType{name: name, key: true, make: func(r *rand.Rand) column1 {
+	return columnType{name: name, key: true, make: func(r *rand.Rand) randomColumn {
 		sql := name + pick(r, "", " UNSIGNED", " UNSIGNED ZEROFILL")
-		return column1{sql, func() string {
+		return randomColumn{sql, func() string {
 			u := r.Uint64() >> (64 - bits) >> r.IntN(bits)
 			if sql != name {
 				return fmt.Sprint(pick(r, u, 0, 1<<(bits-1), math.MaxUint64>>(64-bits)))
@@ -43,15 +42,15 @@ func integers(name string, bits int) columnType {
 }
 
 func texts(name, length string, key bool) columnType {
-	return columnType{name: name, key: key, make: func(r *rand.Rand) column1 {
+	return columnType{name: name, key: key, make: func(r *rand.Rand) randomColumn {
 		set := pick(r, "utf8mb4", "utf8mb4", "utf8mb3", "latin1", "ascii", "sjis", "cp932", "ujis", "eucjpms", "gbk", "gb2312", "big5", "euckr", "latin2", "cp1251", "swe7", "ucs2", "utf16", "utf16le", "utf32")
-		return column1{name + length + " CHARACTER SET " + set, func() string { return textIn(r, set, 12) }}
+		return randomColumn{name + length + " CHARACTER SET " + set, func() string { return textIn(r, set, 12) }}
 	}}
 }
 
 func binaries(name, length string, key bool) columnType {
-	return columnType{name: name, key: key, make: func(r *rand.Rand) column1 {
-		return column1{name + length, func() string {
+	return columnType{name: name, key: key, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{name + length, func() string {
 			b := make([]byte, r.IntN(21))
 			for i := range b {
 				b[i] = pick(r, 0, byte(r.Uint32()))
@@ -62,18 +61,18 @@ func binaries(name, length string, key bool) columnType {
 }
 
 func temporal(name string, value func(*rand.Rand) string) columnType {
-	return columnType{name: name, key: true, make: func(r *rand.Rand) column1 {
+	return columnType{name: name, key: true, make: func(r *rand.Rand) randomColumn {
 		sql := fmt.Sprintf("%s(%d)", name, r.IntN(7))
 		if name == "TIMESTAMP" {
 			sql += " DEFAULT '2001-01-01 00:00:00'"
 		}
-		return column1{sql, func() string { return "'" + value(r) + "'" }}
+		return randomColumn{sql, func() string { return "'" + value(r) + "'" }}
 	}}
 }
 
 func shapes(name string) columnType {
-	return columnType{name: name, make: func(r *rand.Rand) column1 {
-		return column1{name, func() string {
+	return columnType{name: name, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{name, func() string {
 			var fit []string
 			for _, g := range append(geometries, "MULTIPOINT(1 2,3 4)") {
 				if name == "GEOMETRY" || strings.HasPrefix(g, name+"(") {
@@ -90,17 +89,17 @@ func shapes(name string) columnType {
 
 var columnTypes = []columnType{
 	integers("TINYINT", 8), integers("SMALLINT", 16), integers("MEDIUMINT", 24), integers("INT", 32), integers("BIGINT", 64),
-	{name: "BIT", key: true, make: func(r *rand.Rand) column1 {
+	{name: "BIT", key: true, make: func(r *rand.Rand) randomColumn {
 		n := 1 + r.IntN(64)
-		return column1{fmt.Sprintf("BIT(%d)", n), func() string { return fmt.Sprintf("b'%b'", pick(r, 0, r.Uint64()>>(64-n), math.MaxUint64>>(64-n))) }}
+		return randomColumn{fmt.Sprintf("BIT(%d)", n), func() string { return fmt.Sprintf("b'%b'", pick(r, 0, r.Uint64()>>(64-n), math.MaxUint64>>(64-n))) }}
 	}},
-	{name: "YEAR", key: true, make: func(r *rand.Rand) column1 {
-		return column1{"YEAR", func() string { return fmt.Sprint(pick(r, 0, 1901, 2155, 1901+r.IntN(255))) }}
+	{name: "YEAR", key: true, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"YEAR", func() string { return fmt.Sprint(pick(r, 0, 1901, 2155, 1901+r.IntN(255))) }}
 	}},
-	{name: "DECIMAL", key: true, make: func(r *rand.Rand) column1 {
+	{name: "DECIMAL", key: true, make: func(r *rand.Rand) randomColumn {
 		p := 1 + r.IntN(65)
 		s := r.IntN(min(p, 30) + 1)
-		return column1{fmt.Sprintf("DECIMAL(%d,%d)%s", p, s, pick(r, "", " UNSIGNED", " ZEROFILL")), func() string {
+		return randomColumn{fmt.Sprintf("DECIMAL(%d,%d)%s", p, s, pick(r, "", " UNSIGNED", " ZEROFILL")), func() string {
 			digits := func(n int) string {
 				b := []byte("0")
 				for range r.IntN(n + 1) {
@@ -111,8 +110,8 @@ var columnTypes = []columnType{
 			return pick(r, "", "-") + digits(p-s) + "." + digits(s)
 		}}
 	}},
-	{name: "FLOAT", make: func(r *rand.Rand) column1 {
-		return column1{"FLOAT" + pick(r, "", "(7,3)"), func() string {
+	{name: "FLOAT", make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"FLOAT" + pick(r, "", "(7,3)"), func() string {
 			f := math.Float32frombits(r.Uint32())
 			if f != f || math.IsInf(float64(f), 0) {
 				f = 0.1
@@ -120,8 +119,8 @@ var columnTypes = []columnType{
 			return strconv.FormatFloat(float64(pick(r, f, float32(r.NormFloat64()*1000), 16777216, -0.1)), 'e', -1, 32)
 		}}
 	}},
-	{name: "DOUBLE", make: func(r *rand.Rand) column1 {
-		return column1{"DOUBLE" + pick(r, "", "(12,3)"), func() string {
+	{name: "DOUBLE", make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"DOUBLE" + pick(r, "", "(12,3)"), func() string {
 			f := math.Float64frombits(r.Uint64())
 			if f != f || math.IsInf(f, 0) {
 				f = 0.1
@@ -129,8 +128,8 @@ var columnTypes = []columnType{
 			return strconv.FormatFloat(pick(r, f, r.NormFloat64()*1000, 1e15, -0.1, 1e21), 'e', -1, 64)
 		}}
 	}},
-	{name: "DATE", key: true, make: func(r *rand.Rand) column1 {
-		return column1{"DATE", func() string { return "'" + date(r) + "'" }}
+	{name: "DATE", key: true, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"DATE", func() string { return "'" + date(r) + "'" }}
 	}},
 	temporal("DATETIME", func(r *rand.Rand) string { return date(r) + " " + daytime(r, 24) }),
 	temporal("TIMESTAMP", func(r *rand.Rand) string {
@@ -143,18 +142,18 @@ var columnTypes = []columnType{
 	texts("TINYTEXT", "", false), texts("TEXT", "", false), texts("MEDIUMTEXT", "", false), texts("LONGTEXT", "", false),
 	binaries("BINARY", "(20)", true), binaries("VARBINARY", "(20)", true), binaries("VARBINARY", "(300)", false),
 	binaries("TINYBLOB", "", false), binaries("BLOB", "", false), binaries("MEDIUMBLOB", "", false), binaries("LONGBLOB", "", false),
-	{name: "ENUM", key: true, make: func(r *rand.Rand) column1 {
+	{name: "ENUM", key: true, make: func(r *rand.Rand) randomColumn {
 		n := pick(r, 3, 300)
 		sql, set := labels(r, n)
-		return column1{"ENUM(" + sql + ") CHARACTER SET " + set, func() string { return fmt.Sprint(pick(r, 1+r.IntN(n), n, n+1)) }}
+		return randomColumn{"ENUM(" + sql + ") CHARACTER SET " + set, func() string { return fmt.Sprint(pick(r, 1+r.IntN(n), n, n+1)) }}
 	}},
-	{name: "SET", key: true, make: func(r *rand.Rand) column1 {
+	{name: "SET", key: true, make: func(r *rand.Rand) randomColumn {
 		n := pick(r, 3, 30, 60)
 		sql, set := labels(r, n)
-		return column1{"SET(" + strings.ReplaceAll(sql, ",_", "_") + ") CHARACTER SET " + set, func() string { return fmt.Sprint(pick(r, 0, r.Uint64()>>(64-n), math.MaxUint64>>(64-n))) }}
+		return randomColumn{"SET(" + strings.ReplaceAll(sql, ",_", "_") + ") CHARACTER SET " + set, func() string { return fmt.Sprint(pick(r, 0, r.Uint64()>>(64-n), math.MaxUint64>>(64-n))) }}
 	}},
-	{name: "JSON", make: func(r *rand.Rand) column1 {
-		return column1{"JSON", func() string {
+	{name: "JSON", make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"JSON", func() string {
 			text, _ := json.Marshal(document(r, 0))
 			doc := fmt.Sprintf("CONVERT(X'%X' USING utf8mb4)", text)
 			if r.IntN(3) > 0 {
@@ -165,24 +164,24 @@ var columnTypes = []columnType{
 		}}
 	}},
 	shapes("GEOMETRY"), shapes("POINT"), shapes("LINESTRING"), shapes("POLYGON"), shapes("MULTIPOINT"), shapes("MULTILINESTRING"), shapes("MULTIPOLYGON"), shapes("GEOMETRYCOLLECTION"),
-	{name: "VECTOR", flavor: gomysql.MySQLFlavor, make: func(r *rand.Rand) column1 {
-		return column1{"VECTOR(3)", func() string {
+	{name: "VECTOR", flavor: gomysql.MySQLFlavor, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"VECTOR(3)", func() string {
 			return fmt.Sprintf("TO_VECTOR('[%g,%g,%g]')", r.Float32(), r.NormFloat64(), pick(r, 0.0, -0.0, 1e-30))
 		}}
 	}},
-	{name: "UUID", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) column1 {
-		return column1{"UUID", func() string {
-			return pick(r, "UUID()", fmt.Sprintf("'%08x-%04x-%04x-%04x-%012x'", r.Uint32(), r.Uint32()>>16, r.Uint32()>>16, r.Uint32()>>16, r.Uint64()>>16))
+	{name: "UUID", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"UUID", func() string {
+			return pick(r, "UUID()", fmt.Sprintf("'%08x-%04x-%d%03x-%x%03x-%012x'", r.Uint32(), r.Uint32()>>16, 1+r.IntN(7), r.Uint32()>>20, 8+r.IntN(4), r.Uint32()>>20, r.Uint64()>>16))
 		}}
 	}},
-	{name: "INET4", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) column1 {
-		return column1{"INET4", func() string { return fmt.Sprintf("'%d.%d.0.%d'", r.IntN(256), r.IntN(256), r.IntN(2)) }}
+	{name: "INET4", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"INET4", func() string { return fmt.Sprintf("'%d.%d.0.%d'", r.IntN(256), r.IntN(256), r.IntN(2)) }}
 	}},
-	{name: "INET6", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) column1 {
-		return column1{"INET6", func() string { return fmt.Sprintf("'%x::%x:0'", r.IntN(1<<16), r.IntN(1<<16)) }}
+	{name: "INET6", flavor: gomysql.MariaDBFlavor, key: true, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{"INET6", func() string { return fmt.Sprintf("'%x::%x:0'", r.IntN(1<<16), r.IntN(1<<16)) }}
 	}},
-	{name: "COMPRESSED", flavor: gomysql.MariaDBFlavor, make: func(r *rand.Rand) column1 {
-		return column1{pick(r, "VARCHAR(900) COMPRESSED CHARACTER SET latin1", "TEXT COMPRESSED", "VARBINARY(90) COMPRESSED", "LONGBLOB COMPRESSED"), func() string {
+	{name: "COMPRESSED", flavor: gomysql.MariaDBFlavor, make: func(r *rand.Rand) randomColumn {
+		return randomColumn{pick(r, "VARCHAR(900) COMPRESSED CHARACTER SET latin1", "TEXT COMPRESSED", "VARBINARY(90) COMPRESSED", "LONGBLOB COMPRESSED"), func() string {
 			return fmt.Sprintf("REPEAT('%x', %d)", r.Uint32(), r.IntN(20)*r.IntN(20))
 		}}
 	}},

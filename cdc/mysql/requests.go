@@ -225,8 +225,14 @@ const progressEvery = 10 * time.Second
 func (s *Source) report() (running bool) {
 	s.snaps.mu.Lock()
 	defer s.snaps.mu.Unlock()
-	for i := range s.pos.Snapshots { // the newest of a table comes last
-		sn := &s.pos.Snapshots[i]
+	// Of a table the one under way counts, of several the newest.
+	order := slices.Clone(s.pos.Snapshots)
+	slices.SortStableFunc(order, func(a, b cdc.Snapshot) int {
+		rank := map[bool]int{true: 1}
+		return cmp.Compare(rank[underway(a.State)], rank[underway(b.State)])
+	})
+	for i := range order {
+		sn := &order[i]
 		s.Metrics.copied.WithLabelValues(sn.Table).Set(float64(sn.Rows))
 		s.Metrics.estimated.WithLabelValues(sn.Table).Set(float64(sn.Estimate))
 		for _, state := range []cdc.SnapshotState{cdc.SnapshotRunning, cdc.SnapshotPaused, cdc.SnapshotDone, cdc.SnapshotCancelled, cdc.SnapshotFailed} {
@@ -265,31 +271,39 @@ func (s *Source) sayProgress(sn *cdc.Snapshot, j *job) {
 	s.Log.Info("copying table", args...)
 }
 
-// CheckSnapshot asks the server whether a snapshot of a table by this condition or
-// these keys can be made, and returns the keys as rows have them. An error that
-// wraps BadKey names the key.
-func CheckSnapshot(ctx context.Context, cfg Config, t cdc.TableName, where string, keys [][]byte) ([][]byte, error) {
+// SnapshotPlan is what a snapshot would read.
+type SnapshotPlan struct {
+	Keys     [][]byte // as rows have them
+	Estimate uint64   // about how many rows; 0 when nobody knows
+}
+
+// PlanSnapshot asks the server whether a snapshot of a table by this condition or
+// these keys can be made. A BadKey in the error says which key cannot.
+func PlanSnapshot(ctx context.Context, cfg Config, t cdc.TableName, where string, keys [][]byte) (SnapshotPlan, error) {
+	plan := SnapshotPlan{Estimate: uint64(len(keys))}
 	conn, err := connect(ctx, cfg)
 	if err != nil {
-		return nil, err
+		return plan, err
 	}
 	defer until(ctx, conn)()
 	l, err := tableLayout(conn, t, cfg.policy())
 	if err != nil {
-		return nil, err
+		return plan, err
 	}
 	if err := checkWhere(conn, t, where); err != nil {
-		return nil, err
+		return plan, err
 	}
 	in := newTableIn(l, "")
-	out := make([][]byte, len(keys))
 	for n, key := range keys {
 		if _, err := in.values(key); err != nil {
-			return nil, BadKey{n, err}
+			return plan, BadKey{n, err}
 		}
-		out[n] = in.ordered(key)
+		plan.Keys = append(plan.Keys, in.ordered(key))
 	}
-	return out, nil
+	if where == "" && len(keys) == 0 {
+		plan.Estimate, err = estimateRows(conn, t)
+	}
+	return plan, err
 }
 
 // BadKey says which of the keys is none of the table's.
@@ -317,7 +331,7 @@ func (t *tableIn) ordered(key []byte) []byte {
 		case gjson.String:
 			out = cdc.AppendString(out, v.Str)
 		case gjson.JSON:
-			out = appendJSON(out, v.Raw)
+			out = appendJSON(out, []byte(v.Raw))
 		default:
 			out = append(out, v.Raw...)
 		}

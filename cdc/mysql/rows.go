@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -94,7 +95,8 @@ func (r *reader) readTableMap(data []byte) (*replication.TableMapEvent, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parsed.Event.(*replication.TableMapEvent), nil
+	tm := parsed.Event.(*replication.TableMapEvent)
+	return tm, mendTableMap(tm, data)
 }
 
 // rowsEvent is the fixed part of an event of rows.
@@ -229,69 +231,79 @@ func (r *reader) rows(ev *event) error {
 	}
 	r.change = cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit,
 		Origin: cdc.Origin{ServerID: ev.ServerID, File: r.file, Pos: ev.LogPos}}
-	for data := e.images; len(data) > 0; r.change.Origin.Row++ {
-		n, images, err := r.row(src, e.typ, data, clock)
+	data := e.images
+	e.images, ev.data = nil, nil // a large one is not to stay while its rows are published
+	for len(data) > 0 {
+		n, images, err := r.read(l, e.typ, data)
 		if err != nil {
-			return err
+			return stopf("", "transaction %s: %v", r.txn.gtid, err)
 		}
 		data = data[n:]
+		if len(data) == 0 {
+			data = nil
+		}
+		if n > hugeRow {
+			runtime.GC()
+		}
+		if err := r.row(src, e.typ, clock); err != nil {
+			return err
+		}
 		clock += images
 		r.txn.rows += int(images)
+		r.change.Origin.Row++
 	}
 	r.before.release()
 	r.after.release()
 	return nil
 }
 
+// hugeRow is how many bytes of the log make a row for which what was needed before
+// it is collected at once, because the next step needs as much again.
+const hugeRow = 8 << 20
+
 func (r *reader) damaged(ev *event, err error) error {
 	return stopf("", "the event of type %s at %s:%d in transaction %s cannot be read: %v", ev.EventType, r.file, ev.LogPos, r.txn.gtid, err)
 }
 
-// row publishes the change that data begins with. It returns how many bytes and
-// row images that took.
-func (r *reader) row(src *source, typ replication.EnumRowsEventType, data []byte, clock uint64) (n int, images uint64, err error) {
+// read reads the row change that data begins with. It returns how many bytes and row
+// images that took.
+func (r *reader) read(l *layout, typ replication.EnumRowsEventType, data []byte) (n int, images uint64, err error) {
+	switch typ {
+	case replication.EnumRowsEventTypeInsert:
+		n, err = r.after.read(l, data, 1)
+		return n, 1, err
+	case replication.EnumRowsEventTypeDelete:
+		n, err = r.before.read(l, data, 1)
+		return n, 1, err
+	}
+	if n, err = r.before.read(l, data, 2); err != nil {
+		return 0, 0, err
+	}
+	m, err := r.after.read(l, data[n:], 1)
+	return n + m, 2, err
+}
+
+// row publishes the row change that was read.
+func (r *reader) row(src *source, typ replication.EnumRowsEventType, clock uint64) error {
 	l := src.layout
 	switch typ {
 	case replication.EnumRowsEventTypeInsert:
-		if n, err = r.read(&r.after, l, data, 1); err != nil {
-			return 0, 0, err
-		}
 		r.key = l.appendKeyOf(r.key[:0], r.after.json, r.after.spans)
-		return n, 1, r.publish(src, cdc.OpCreate, r.key, nil, r.after.json, clock+1)
+		return r.publish(src, cdc.OpCreate, r.key, nil, r.after.json, clock+1)
 	case replication.EnumRowsEventTypeDelete:
-		if n, err = r.read(&r.before, l, data, 1); err != nil {
-			return 0, 0, err
-		}
 		r.key = l.appendKeyOf(r.key[:0], r.before.json, r.before.spans)
-		return n, 1, r.publish(src, cdc.OpDelete, r.key, r.before.json, nil, clock+1)
-	}
-	if n, err = r.read(&r.before, l, data, 2); err != nil {
-		return 0, 0, err
-	}
-	m, err := r.read(&r.after, l, data[n:], 1)
-	if err != nil {
-		return 0, 0, err
+		return r.publish(src, cdc.OpDelete, r.key, r.before.json, nil, clock+1)
 	}
 	r.oldKey = l.appendKeyOf(r.oldKey[:0], r.before.json, r.before.spans)
 	r.key = l.appendKeyOf(r.key[:0], r.after.json, r.after.spans)
 	if bytes.Equal(r.oldKey, r.key) {
-		return n + m, 2, r.publish(src, cdc.OpUpdate, r.key, r.before.json, r.after.json, clock+2)
+		return r.publish(src, cdc.OpUpdate, r.key, r.before.json, r.after.json, clock+2)
 	}
 	// An update of the primary key: to the stores, one row goes and one comes.
 	if err := r.publish(src, cdc.OpDelete, r.oldKey, r.before.json, nil, clock+1); err != nil {
-		return 0, 0, err
+		return err
 	}
-	return n + m, 2, r.publish(src, cdc.OpCreate, r.key, nil, r.after.json, clock+2)
-}
-
-// read reads the image that data begins with. Of is how many images share a large
-// event.
-func (r *reader) read(into *image, l *layout, data []byte, of int) (int, error) {
-	n, err := into.read(l, data, of)
-	if err != nil {
-		return 0, stopf("", "transaction %s: %v", r.txn.gtid, err)
-	}
-	return n, nil
+	return r.publish(src, cdc.OpCreate, r.key, nil, r.after.json, clock+2)
 }
 
 // image is a row as JSON. Its buffer is reused from row to row.
@@ -300,12 +312,18 @@ type image struct {
 	spans []span
 }
 
+// read reads the image that data begins with. Of is how many images share a large
+// event.
 func (i *image) read(l *layout, data []byte, of int) (n int, err error) {
 	if len(i.spans) != len(l.columns) {
 		i.spans = make([]span, len(l.columns))
 	}
 	if room := len(data) / of; room > largeBuffer { // growing as it is written would take twice the memory
-		i.json = slices.Grow(i.json[:0], room+room/8)
+		room += room / 16
+		if slices.ContainsFunc(l.columns, func(c column) bool { return c.form == formBytes }) {
+			room += room / 3 // base64
+		}
+		i.json = slices.Grow(i.json[:0], room)
 	}
 	i.json, n, err = l.appendImage(i.json[:0], data, i.spans)
 	return n, err

@@ -172,6 +172,10 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 		c.policy = p
 		c.unsigned = strings.Contains(r[2], "unsigned")
 		fmt.Sscan(r[4], &c.fraction)
+		if c.fraction > 0 && strings.Contains(r[2], "/* mariadb-5.3 */") {
+			return nil, stopf("SET GLOBAL mysql56_temporal_format = ON, then ALTER TABLE "+quoteTable(t)+" FORCE",
+				"%s: column %s is kept in the format of MariaDB 5.3, of which the log does not say how long it is", t, r[0])
+		}
 		if err := c.fromType(r[1], r[3]); err != nil {
 			return nil, stopf("", "%s: column %s: %v", t, r[0], err)
 		}
@@ -241,7 +245,7 @@ func (c *column) fromType(dataType, charset string) error {
 		c.form, c.kind = formVector, cdc.KindFloat
 	case "geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon", "geomcollection", "geometrycollection":
 		c.form = formGeometry
-		c.kind = map[string]cdc.Kind{geometryJSON: cdc.KindJSON, geometryWKT: cdc.KindText, geometryWKB: cdc.KindBytes}[c.policy.geometry]
+		c.kind = map[string]cdc.Kind{geometryJSON: cdc.KindJSON, geometryWKT: cdc.KindText, geometryWKB: cdc.KindBytes}[c.geometry]
 	case "uuid", "inet4", "inet6": // of MariaDB, whose log does not tell them from BINARY
 		c.form, c.kind = formBytes, cdc.KindBytes
 	case "binary", "varbinary", "tinyblob", "blob", "mediumblob", "longblob":
@@ -271,7 +275,8 @@ func (c *column) selectExpr() string {
 	return name
 }
 
-// value turns a field of a SELECT into what append takes.
+// value turns a field of a SELECT into what append takes: nil, int64, uint64,
+// float64, or bytes that are good until the next row is read.
 func value(f *gomysql.FieldValue) any {
 	switch f.Type {
 	case gomysql.FieldValueTypeNull:
@@ -283,7 +288,7 @@ func value(f *gomysql.FieldValue) any {
 	case gomysql.FieldValueTypeFloat:
 		return f.AsFloat64()
 	}
-	return string(f.AsString())
+	return f.AsString()
 }
 
 // table is what the stores need to know of l.

@@ -289,10 +289,13 @@ func (s *Source) forgetSnapshots(table string) {
 	s.pos.Snapshots = slices.DeleteFunc(slices.Clone(s.pos.Snapshots), func(sn cdc.Snapshot) bool { return sn.Table == table })
 }
 
+// firstPrefix begins the IDs of first copies.
+const firstPrefix = "first-"
+
 // firstCopy is the snapshot that brings the rows which a table has already when it
 // comes to the pipeline. The caller holds the lock.
 func (s *Source) firstCopy(t cdc.TableName) cdc.Snapshot {
-	return cdc.Snapshot{ID: fmt.Sprintf("first-%s-%d-%d", t, s.pos.Epoch, s.pos.Seq), Table: t.String(), Reason: "first copy"}
+	return cdc.Snapshot{ID: fmt.Sprintf(firstPrefix+"%s-%d-%d", t, s.pos.Epoch, s.pos.Seq), Table: t.String(), Reason: "first copy"}
 }
 
 func tableNamed(name string) cdc.TableName {

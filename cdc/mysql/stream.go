@@ -40,7 +40,6 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	}
 	r := newReader(ctx, s, sets)
 	log := newEventLog(conn, s.Config.ReadTimeout, checksums)
-	defer log.close()
 	s.reading.Store(true)
 	s.Metrics.connected.Set(1)
 	s.Metrics.clock.Set(float64(s.pos.Seq))
@@ -184,14 +183,14 @@ type eventLog struct {
 	conn     *client.Conn
 	br       *bufio.Reader
 	sequence uint8
-	left     int    // bytes of the packet under way
-	last     bool   // no other packet belongs to the event
-	large    []byte // an event that does not fit the buffer
-	checksum int    // length of the checksum of an event
+	left     int  // bytes of the packet under way
+	last     bool // no other packet belongs to the event
+	checksum int  // length of the checksum of an event
+	whole    int  // the largest transaction payload that is held
 }
 
 func newEventLog(conn *client.Conn, timeout time.Duration, checksums bool) *eventLog {
-	l := &eventLog{conn: conn, br: bufio.NewReaderSize(&patientConn{Conn: conn.Conn.Conn, timeout: timeout}, readBuffer), sequence: conn.Sequence}
+	l := &eventLog{conn: conn, br: bufio.NewReaderSize(&patientConn{Conn: conn.Conn.Conn, timeout: timeout}, readBuffer), sequence: conn.Sequence, whole: wholeEvent}
 	if checksums {
 		l.checksum = replication.BinlogChecksumLength
 	}
@@ -248,6 +247,19 @@ func (l *eventLog) Read(p []byte) (int, error) {
 	return n, unexpected(err)
 }
 
+// finish reads the packet without bytes that ends an event which fills its packets.
+func (l *eventLog) finish() error {
+	for l.left == 0 && !l.last {
+		if err := l.packet(); err != nil {
+			return unexpected(err)
+		}
+	}
+	if l.left > 0 {
+		return errors.New("a packet has more than its event")
+	}
+	return nil
+}
+
 func unexpected(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -257,7 +269,6 @@ func unexpected(err error) error {
 
 // next reads the next event.
 func (l *eventLog) next(ev *event) error {
-	l.large = nil
 	if err := l.packet(); err != nil {
 		return err
 	}
@@ -288,20 +299,19 @@ func (l *eventLog) next(ev *event) error {
 		}
 		_, _ = l.br.Discard(size) // what was seen stays where it is until the next read
 		l.left = 0
-	case ev.EventType == replication.TRANSACTION_PAYLOAD_EVENT && size > wholeEvent:
+	case ev.EventType == replication.TRANSACTION_PAYLOAD_EVENT && size > l.whole:
 		return l.stream(ev)
 	default:
-		l.large = make([]byte, size)
-		if _, err := io.ReadFull(l, l.large); err != nil {
+		ev.data = make([]byte, size) // not kept for the next one: most events are small
+		if _, err := io.ReadFull(l, ev.data); err != nil {
 			return unexpected(err)
 		}
-		ev.data = l.large
+		if err := l.finish(); err != nil {
+			return err
+		}
 	}
 	return l.check(ev)
 }
-
-// close lets go of what was read.
-func (l *eventLog) close() { l.large = nil }
 
 // check takes the checksum off.
 func (l *eventLog) check(ev *event) error {
@@ -360,11 +370,15 @@ type checkedBody struct {
 	log  *eventLog
 	left int
 	sum  uint32
+	err  error // of the end, once it was reached
 }
 
 func (b *checkedBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
-		return 0, b.end()
+		if b.err == nil {
+			b.err = b.end()
+		}
+		return 0, b.err
 	}
 	n, err := b.log.Read(p[:min(len(p), b.left)])
 	b.left -= n
@@ -373,15 +387,15 @@ func (b *checkedBody) Read(p []byte) (int, error) {
 }
 
 func (b *checkedBody) end() error {
-	if b.log.left == 0 && b.log.last { // it was compared before
-		return io.EOF
-	}
 	var sum [replication.BinlogChecksumLength]byte
 	if _, err := io.ReadFull(b.log, sum[:b.log.checksum]); err != nil {
 		return unexpected(err)
 	}
 	if b.log.checksum > 0 && binary.LittleEndian.Uint32(sum[:]) != b.sum {
 		return wrongChecksum(b.ev)
+	}
+	if err := b.log.finish(); err != nil {
+		return err
 	}
 	return io.EOF
 }
@@ -392,7 +406,7 @@ func (l *eventLog) ended() error {
 	if err != nil {
 		return unexpected(err)
 	}
-	if msg[0] == gomysql.ERR_HEADER {
+	if len(msg) > 0 && msg[0] == gomysql.ERR_HEADER {
 		return l.conn.HandleErrorPacket(slices.Clone(msg))
 	}
 	return errors.New("the server has ended its log")

@@ -173,7 +173,7 @@ func daysIn(year, month int) int {
 // second. A day that does not exist follows the policy.
 func (c *column) appendMoment(dst []byte, m moment) ([]byte, error) {
 	if !m.exists() {
-		switch c.policy.zeroDates {
+		switch c.zeroDates {
 		case zeroStop:
 			return dst, fmt.Errorf("the date %04d-%02d-%02d is zero or does not exist; mend the row, or set source.zero_dates to as_null or as_text", m.year, m.month, m.day)
 		case zeroNull:

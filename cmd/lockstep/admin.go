@@ -17,6 +17,7 @@ import (
 type readiness struct {
 	mu    sync.Mutex
 	parts []part
+	notes map[string]func() string
 }
 
 type part struct {
@@ -28,6 +29,27 @@ func (r *readiness) add(name string, ready func() bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.parts = append(r.parts, part{name, ready})
+}
+
+// say gives a part a word for what it does now.
+func (r *readiness) say(name string, note func() string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.notes == nil {
+		r.notes = map[string]func() string{}
+	}
+	r.notes[name] = note
+}
+
+// doing is the word of each part that has one.
+func (r *readiness) doing() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	words := map[string]string{}
+	for name, note := range r.notes {
+		words[name] = note()
+	}
+	return words
 }
 
 // state says of each part whether it is ready, and whether all are.
@@ -61,9 +83,10 @@ func (p *process) listenAdmin() (*admin, error) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		_ = json.NewEncoder(w).Encode(struct {
-			Ready bool            `json:"ready"`
-			Parts map[string]bool `json:"parts"`
-		}{ready, parts})
+			Ready bool              `json:"ready"`
+			Parts map[string]bool   `json:"parts"`
+			Doing map[string]string `json:"doing,omitempty"`
+		}{ready, parts, p.ready.doing()})
 	})
 	a := &admin{server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}
 	if p.cfg.Admin.Listen == "" {

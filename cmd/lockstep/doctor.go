@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
+	"lockstep/dlq"
 	"lockstep/kafka"
 )
 
@@ -97,21 +99,17 @@ func (p *process) examine(ctx context.Context, timeout time.Duration) []finding 
 			found = append(found, finding{System: system, Check: "reachable", Detail: oneLine(err.Error()), Fix: "see that it runs and that address, user and password are right"})
 		}
 	}
+	place := p.knownPlace(ctx, timeout)
 	var tables []cdc.Table
 	ask("source", func(ctx context.Context) ([]finding, error) {
-		var some []finding
-		looked, err := mysql.Inspect(ctx, p.cfg.Source, p.captured)
-		for _, f := range looked {
-			some = append(some, finding{Check: f.Check, OK: f.OK, Detail: f.Detail, Fix: f.Fix})
-		}
+		some, err := p.examineSource(ctx, place)
 		if err != nil {
 			return some, err
 		}
 		if helpers, err := mysql.TableNames(ctx, p.cfg.Source, p.cfg.HelperTable); err == nil && len(helpers) > 0 {
 			some = append(some, finding{Check: "helper tables", OK: true, Detail: fmt.Sprintf("left out, because tools for online schema changes give such names (source.helper_tables): %s", joined(helpers))})
 		}
-		tables, err = mysql.Tables(ctx, p.cfg.Source, p.captured)
-		if err != nil {
+		if tables, err = mysql.Tables(ctx, p.cfg.Source, p.captured); err != nil {
 			tables = nil // a table that cannot be captured is a finding already
 		}
 		return some, nil
@@ -123,32 +121,115 @@ func (p *process) examine(ctx context.Context, timeout time.Duration) []finding 
 	return found
 }
 
+// place is what Kafka knows of the source: nothing while it does not answer.
+type place struct {
+	saved     *cdc.Position
+	capturing bool // a capture of this pipeline runs
+}
+
+func (p *process) knownPlace(ctx context.Context, timeout time.Duration) (known place) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if saved, found, err := kafka.PeekCheckpoint(ctx, p.kafka, p.cfg.Prefix); err == nil && found {
+		known.saved = &saved
+	}
+	_, members, err := p.kafka.GroupState(ctx, p.captureGroup())
+	known.capturing = err == nil && members > 0
+	return known
+}
+
+func (p *process) examineSource(ctx context.Context, known place) (found []finding, err error) {
+	add := func(looked []mysql.Finding, err error) error {
+		for _, f := range looked {
+			found = append(found, finding{Check: f.Check, OK: f.OK, Detail: f.Detail, Fix: f.Fix})
+		}
+		return err
+	}
+	if err := add(mysql.Inspect(ctx, p.cfg.Source, p.captured)); err != nil {
+		return found, err
+	}
+	if err := add(mysql.InspectPlace(ctx, p.cfg.Source, known.saved, known.capturing)); err != nil {
+		return found, err
+	}
+	names, err := mysql.Names(ctx, p.cfg.Source, func(cdc.TableName) bool { return true })
+	return append(found, p.idleEntries(names)...), err
+}
+
+// idleEntries finds the entries of tables[] that take no table of the source.
+func (p *process) idleEntries(names []cdc.TableName) (found []finding) {
+	for i := range p.cfg.Tables {
+		entry := &p.cfg.Tables[i]
+		if entry.Skip {
+			continue
+		}
+		var before string
+		used := false
+		for _, name := range names {
+			if !entry.Matches(name) {
+				continue
+			}
+			for j := range p.cfg.Tables[:i+1] {
+				if p.cfg.Tables[j].Matches(name) {
+					used = used || j == i
+					before = p.cfg.Tables[j].Match
+					break
+				}
+			}
+		}
+		if used {
+			continue
+		}
+		f := finding{Check: fmt.Sprintf("tables[%d]", i),
+			Detail: fmt.Sprintf("match %q takes no table that %s may see", entry.Match, p.cfg.Source.User),
+			Fix:    fmt.Sprintf("mend or remove the entry, make the table, or GRANT SELECT on it to '%s'@'%%'", p.cfg.Source.User)}
+		if before != "" {
+			f.Detail = fmt.Sprintf("match %q takes no table, because match %q stands before it", entry.Match, before)
+			f.Fix = "put the narrower entry first"
+		}
+		found = append(found, f)
+	}
+	return found
+}
+
 func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]finding, error) {
-	topics, err := p.kafka.Topics(ctx)
+	var found []finding
+	add := func(looked []kafka.Finding, err error) error {
+		for _, f := range looked {
+			found = append(found, finding{Check: f.Check, OK: f.OK, Detail: oneLine(f.Detail), Fix: f.Fix})
+		}
+		return err
+	}
+	specs := []kafka.TopicSpec{kafka.CheckpointSpec(p.cfg.Prefix)}
+	for _, name := range p.cfg.SinkNames() {
+		specs = append(specs, dlq.Topic(p.cfg.Prefix, name, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes))
+	}
+	topics, err := p.changeTopics(ctx)
 	if err != nil {
 		return nil, err
 	}
-	found := []finding{{Check: "brokers", OK: true, Detail: fmt.Sprintf("%s answers, %d topics", strings.Join(p.cfg.Kafka.Brokers, ", "), len(topics))}}
+	wanted := slices.Clone(topics)
 	for _, t := range tables {
-		if _, err := kafka.ChangeTopic(p.cfg.Prefix, t.Name); err != nil {
+		topic, err := kafka.ChangeTopic(p.cfg.Prefix, t.Name)
+		if err != nil {
 			found = append(found, finding{Check: "topic of " + t.Name.String(), Detail: err.Error(), Fix: "leave the table out of tables[].match, or rename it"})
-		}
-	}
-	for _, topic := range topics {
-		table, ok := kafka.TableOf(p.cfg.Prefix, topic)
-		if !ok || !p.captured(table) {
 			continue
 		}
-		ends, err := p.kafka.EndOffsets(ctx, topic)
-		if err != nil {
+		wanted = append(wanted, topic)
+	}
+	slices.Sort(wanted)
+	for _, topic := range slices.Compact(wanted) {
+		specs = append(specs, kafka.TopicSpec{Name: topic, Partitions: p.cfg.Kafka.Partitions})
+	}
+	if err := add(p.kafka.Inspect(ctx, specs)); err != nil {
+		return found, err
+	}
+	if err := add(p.kafka.InspectGroup(ctx, p.captureGroup(), nil)); err != nil {
+		return found, err
+	}
+	for _, name := range p.cfg.SinkNames() {
+		if err := add(p.kafka.InspectGroup(ctx, p.group(name), topics)); err != nil {
 			return found, err
 		}
-		f := finding{Check: "topic " + topic, OK: len(ends) == p.cfg.Kafka.Partitions, Detail: fmt.Sprintf("%d partitions", len(ends))}
-		if !f.OK {
-			f.Detail = fmt.Sprintf("%d partitions, but kafka.partitions is %d", len(ends), p.cfg.Kafka.Partitions)
-			f.Fix = fmt.Sprintf("set kafka.partitions: %d", len(ends))
-		}
-		found = append(found, f)
 	}
 	return found, nil
 }

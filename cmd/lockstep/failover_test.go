@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"lockstep/cdc"
+	"lockstep/cdc/mysql"
 	"lockstep/config"
 	"lockstep/internal/secret"
 	"lockstep/internal/testenv"
@@ -50,7 +51,7 @@ func TestAFailoverThroughKafka(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- p.capture(ctx, captureFlags{}) }()
+		go func() { ended <- p.capture(ctx, captureFlags{}, mysql.NewMetrics(p.registry), func(*mysql.Source) {}) }()
 		stop := sync.OnceFunc(func() {
 			cancel()
 			if err := <-ended; err != nil {

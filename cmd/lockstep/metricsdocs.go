@@ -12,6 +12,7 @@ import (
 
 	"lockstep/cdc/mysql"
 	"lockstep/config"
+	"lockstep/kafka"
 )
 
 // metricsReference is the page of all metrics, read off the metrics themselves.
@@ -23,6 +24,7 @@ func metricsReference() ([]byte, error) {
 	}
 	defer p.kafka.Close()
 	mysql.NewMetrics(p.registry)
+	kafka.NewLeaseMetrics(p.registry)
 	var b bytes.Buffer
 	b.WriteString(`# Metrics
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -80,7 +79,7 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return admin.run(ctx) })
 	if what.capture != nil {
-		g.Go(func() error { return p.capture(ctx, *what.capture) })
+		g.Go(func() error { return p.standby(ctx, *what.capture) })
 	}
 	if len(what.sinks) > 0 {
 		g.Go(func() error { return p.runSinks(ctx, what.sinks) })
@@ -110,9 +109,10 @@ func overdue(ctx context.Context) <-chan struct{} {
 	return late
 }
 
-// capture reads the source into Kafka until ctx ends. The publisher outlives the
-// reader, so that what was read gets safe before the process ends.
-func (p *process) capture(ctx context.Context, flags captureFlags) error {
+// capture reads the source into Kafka until ctx ends; running is told of the
+// source. The publisher outlives the reader, so that what was read gets safe before
+// the process ends.
+func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysql.Metrics, running func(*mysql.Source)) error {
 	from, epoch, err := p.startingPoint(ctx, flags)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -120,18 +120,21 @@ func (p *process) capture(ctx context.Context, flags captureFlags) error {
 		}
 		return err
 	}
+	if from != nil {
+		from.Term++ // what an earlier capture still saves counts no more
+	}
 	log := p.log.With("part", "capture")
 	publisher := kafka.NewPublisher(p.kafka, p.cfg.Kafka, p.metrics.kafka, log)
 	out := kafka.NewChangeLog(p.kafka, publisher, p.cfg.Prefix, p.cfg.Kafka, p.metrics.kafka, log)
+	requests := kafka.NewSnapshotRequests(p.kafka, publisher, p.cfg.Prefix, log)
 	source := &mysql.Source{
-		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: mysql.NewMetrics(p.registry),
+		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: metrics,
 		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), Saved: p.saved, SkipGTID: flags.skipGTID,
 		Resnapshot: flags.resnapshot && from != nil, OnGap: flags.onGap, Published: p.published,
-		Repair: func(ctx context.Context, requests []cdc.SnapshotRequest) error {
-			return p.requestSnapshots(ctx, publisher, requests)
-		},
+		Requests: requests,
+		Repair:   func(ctx context.Context, ask []cdc.SnapshotRequest) error { return requests.Ask(ctx, ask...) },
 	}
-	p.ready.add("capture", source.Reading)
+	running(source)
 	g, reading := errgroup.WithContext(ctx)
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -141,10 +144,7 @@ func (p *process) capture(ctx context.Context, flags captureFlags) error {
 		defer stop()
 		return source.Run(reading)
 	})
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("capture: %w", err)
-	}
-	return nil
+	return g.Wait()
 }
 
 // captured reports whether a table is configured.
@@ -226,25 +226,6 @@ func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc
 		}
 		return fn(&c, cut)
 	})
-}
-
-// requestSnapshots writes requests to the topic that the capture reads them from, and
-// returns when they are acknowledged.
-func (p *process) requestSnapshots(ctx context.Context, publisher *kafka.Publisher, requests []cdc.SnapshotRequest) error {
-	topic := p.cfg.Prefix + ".snapshots"
-	if err := p.kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: topic, Partitions: 1, Compacted: true}); err != nil {
-		return err
-	}
-	for _, r := range requests {
-		value, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		if err := publisher.Publish(ctx, kafka.Record{Topic: topic, Key: []byte(r.ID), Value: value}); err != nil {
-			return err
-		}
-	}
-	return publisher.Flush(ctx)
 }
 
 // mayCopy refuses the first copy of a table that a sink cannot hold, or of which it

@@ -74,8 +74,12 @@ func newCaptureCommand(a *app) *cobra.Command {
 		Use:   "capture",
 		Short: "Read the source into Kafka",
 		Long: `Capture copies the configured tables, follows the binary log and writes every
-row change to Kafka. Run one capture per pipeline, and any number of sinks beside
-it.`,
+row change to Kafka. Of several captures of a pipeline one is active and the others
+stand by: one of them takes over when it ends or is silent for longer than
+kafka.lease_timeout. Run any number of sinks beside it.
+
+A capture that cannot go on ends with an error; one that stands by then tries, and
+ends with the same.`,
 		Example: `  lockstep capture -c lockstep.yaml
 
   # capture stopped at a statement that changes rows; their new state was written by hand

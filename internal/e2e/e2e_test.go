@@ -92,7 +92,8 @@ func TestKilledAtRandomMomentsItEndsEqualAndNoReaderSeesAStepBack(t *testing.T) 
 	defer func() { stop() }()
 	for range 10 {
 		p := w.start("run")
-		waitFor(t, time.Duration(random.Int64N(int64(6*time.Second))))
+		await(t, 30*time.Second, "the capture to be active", func() bool { return p.metric("lockstep_capture_active") == 1 })
+		waitFor(t, time.Duration(random.Int64N(int64(5*time.Second))))
 		p.alive()
 		p.kill()
 	}

@@ -63,7 +63,7 @@ func newWorld(t *testing.T, questions int) *world {
 	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: search.URL, RedisAddr: cache.Addr}
 	text := fmt.Sprintf(`prefix: %[1]s
 source: {addr: %[2]q, user: %[3]s, password: %[4]q, server_id: %[5]d}
-kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 6s}
+kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 6s, lease_timeout: 3s}
 sinks:
   search: {elastic: {addresses: [%[7]q]}}
   cache: {redis: {addresses: [%[8]q]}}

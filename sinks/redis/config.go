@@ -37,8 +37,8 @@ type Config struct {
 	// the seeds of a cluster. Default 127.0.0.1:6379.
 	Addresses []string `yaml:"addresses"`
 	// Username of the ACL user; empty for the default user. It needs EVALSHA,
-	// SCRIPT, INFO, SCAN and PING besides the commands of the scripts: HGET, HSET,
-	// GETRANGE, GET, SET and DEL. Default empty.
+	// SCRIPT, INFO, SCAN, HGETALL and PING besides the commands of the scripts: HGET,
+	// HSET, GETRANGE, GET, SET and DEL. Default empty.
 	Username string `yaml:"username"`
 	// Password of the user; empty when the server asks for none. Default empty.
 	Password secret.Text `yaml:"password"`

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"lockstep/cdc/mysql"
+	"lockstep/config"
+	"lockstep/kafka"
+)
+
+// captureGroup is the consumer group whose members want to capture; no sink may
+// have its name.
+func (p *process) captureGroup() string { return p.group(config.CapturePart) }
+
+// standby runs the capture while no other process of the pipeline does, and stands
+// by while one does. A capture that loses its lease, because this process stood
+// still or was cut off, ends, and this process stands by again. The flags are for
+// the first time it is active, but for --on-gap, which holds for all of them.
+func (p *process) standby(ctx context.Context, flags captureFlags) error {
+	log := p.log.With("part", "capture")
+	always := captureFlags{onGap: flags.onGap}
+	if flags != always {
+		log.Info("the flags of this start take effect when this process becomes active", "resnapshot", flags.resnapshot, "epoch", flags.epoch, "skip_gtid", flags.skipGTID)
+	}
+	metrics := mysql.NewMetrics(p.registry)
+	var running atomic.Pointer[mysql.Source]
+	lease := &kafka.Lease{
+		Client: p.kafka, Group: p.captureGroup(), Topic: kafka.CheckpointTopic(p.cfg.Prefix),
+		Metrics: kafka.NewLeaseMetrics(p.registry), Log: log,
+		Hold: func(ctx context.Context) error {
+			defer running.Store(nil)
+			now := flags
+			flags = always
+			return p.capture(ctx, now, metrics, running.Store)
+		},
+	}
+	p.ready.add("capture", func() bool {
+		if lease.State() == kafka.LeaseStandby {
+			return true
+		}
+		source := running.Load()
+		return source != nil && source.Reading()
+	})
+	p.ready.say("capture", func() string { return lease.State().String() })
+	if err := kafka.EnsureCheckpoint(ctx, p.kafka, p.cfg.Prefix); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("capture: %w", err)
+	}
+	if err := lease.Run(ctx); err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package kafka
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"lockstep/cdc"
+)
+
+// SnapshotTopic is where operators ask the capture for snapshots.
+func SnapshotTopic(prefix string) string { return prefix + ".snapshots" }
+
+// SnapshotRequests is what operators have asked the capture for: the newest request
+// of every ID, until its snapshot has ended.
+type SnapshotRequests struct {
+	client    *Client
+	publisher *Publisher // may be nil for a reader
+	topic     string
+	log       *slog.Logger
+
+	made bool
+	next int64 // the offset at which Poll goes on
+}
+
+// NewSnapshotRequests opens the requests of a pipeline. Publisher must be running
+// for Ask and Delete, and may be nil without them.
+func NewSnapshotRequests(client *Client, publisher *Publisher, prefix string, log *slog.Logger) *SnapshotRequests {
+	return &SnapshotRequests{client: client, publisher: publisher, topic: SnapshotTopic(prefix), log: log}
+}
+
+// make makes the topic if it is not there.
+func (r *SnapshotRequests) make(ctx context.Context) error {
+	if r.made {
+		return nil
+	}
+	err := r.client.EnsureTopic(ctx, TopicSpec{Name: r.topic, Partitions: 1, Compacted: true})
+	r.made = err == nil
+	return err
+}
+
+// Poll returns the requests that are new since the call before, of each ID the
+// newest; at the first call all there are. One that was deleted has an ID and
+// nothing else. What cannot be read is reported and passed over.
+func (r *SnapshotRequests) Poll(ctx context.Context) ([]cdc.SnapshotRequest, error) {
+	if err := r.make(ctx); err != nil {
+		return nil, err
+	}
+	starts, err := r.client.StartOffsets(ctx, r.topic)
+	if err != nil {
+		return nil, err
+	}
+	ends, err := r.client.EndOffsets(ctx, r.topic)
+	if err != nil {
+		return nil, err
+	}
+	news := map[string]cdc.SnapshotRequest{}
+	err = r.client.readRange(ctx, r.topic, 0, max(r.next, starts[0]), ends[0], func(rec Record) error {
+		id := string(rec.Key)
+		if rec.Value == nil {
+			news[id] = cdc.SnapshotRequest{ID: id}
+			return nil
+		}
+		request, err := decodeRequest(rec)
+		if err != nil {
+			r.log.Warn("a snapshot request is passed over", "offset", rec.Offset, "error", err)
+			return nil
+		}
+		news[id] = request
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.next = max(r.next, ends[0])
+	var list []cdc.SnapshotRequest
+	for _, id := range slices.Sorted(maps.Keys(news)) {
+		list = append(list, news[id])
+	}
+	return list, nil
+}
+
+func decodeRequest(rec Record) (cdc.SnapshotRequest, error) {
+	var request cdc.SnapshotRequest
+	if err := json.Unmarshal(rec.Value, &request); err != nil {
+		return request, err
+	}
+	switch request.Want {
+	case cdc.SnapshotRunning, cdc.SnapshotPaused, cdc.SnapshotCancelled:
+	default:
+		return request, fmt.Errorf("it wants %q, not running, paused or cancelled", request.Want)
+	}
+	if request.Format != cdc.SnapshotRequestFormat || request.ID != string(rec.Key) {
+		return request, fmt.Errorf("it has format %d and ID %q under the key %q; this program knows format %d", request.Format, request.ID, rec.Key, cdc.SnapshotRequestFormat)
+	}
+	return request, nil
+}
+
+// Ask writes requests and returns when they are acknowledged.
+func (r *SnapshotRequests) Ask(ctx context.Context, requests ...cdc.SnapshotRequest) error {
+	if err := r.make(ctx); err != nil {
+		return err
+	}
+	for _, request := range requests {
+		request.Format = cdc.SnapshotRequestFormat
+		value, err := json.Marshal(request)
+		if err != nil {
+			return fmt.Errorf("snapshot request %s: %w", request.ID, err)
+		}
+		if err := r.publisher.Publish(ctx, Record{Topic: r.topic, Key: []byte(request.ID), Value: value}); err != nil {
+			return err
+		}
+	}
+	return r.publisher.Flush(ctx)
+}
+
+// Delete deletes a request whose snapshot has ended.
+func (r *SnapshotRequests) Delete(ctx context.Context, id string) error {
+	if err := r.publisher.Publish(ctx, Record{Topic: r.topic, Key: []byte(id)}); err != nil {
+		return err
+	}
+	return r.publisher.Flush(ctx)
+}
