@@ -90,6 +90,8 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	return l.publisher.publish(ctx, topic.partitions[PartitionFor(c.Key, len(topic.partitions))], &r)
 }
 
+// publishBarrier returns when the barrier is everywhere. It is in partition 0 only
+// once everything before it is in Kafka, and nothing behind it is before that.
 func (l *ChangeLog) publishBarrier(ctx context.Context, topic *changeTopic, r *Record) error {
 	for _, part := range topic.partitions[1:] {
 		if err := l.publisher.publish(ctx, part, r); err != nil {
@@ -99,7 +101,10 @@ func (l *ChangeLog) publishBarrier(ctx context.Context, topic *changeTopic, r *R
 	if err := l.publisher.Flush(ctx); err != nil {
 		return err
 	}
-	return l.publisher.publish(ctx, topic.partitions[0], r)
+	if err := l.publisher.publish(ctx, topic.partitions[0], r); err != nil {
+		return err
+	}
+	return l.publisher.Flush(ctx)
 }
 
 // changeTopic is the topic of a table.

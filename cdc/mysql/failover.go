@@ -252,18 +252,24 @@ func (s *Source) switchTo(ctx context.Context, now *server, tables []cdc.TableNa
 	return nil
 }
 
-// rowOf names what one transaction does to one row.
+// rowOf names a row of any table.
 type rowOf struct {
-	gtid  string
 	table cdc.TableName
 	key   string
+}
+
+// replay is what Kafka has already of a transaction that is read again under a new
+// epoch.
+type replay struct {
+	rows     map[rowOf]int // how many distinct changes of each
+	barriers map[cdc.TableName]cdc.Version
 }
 
 // tail is what is in Kafka behind the position.
 type tail struct {
 	epoch     uint16 // the highest
 	ghosts    gtidSet
-	published map[rowOf]int // distinct changes of transactions that come again
+	published map[string]*replay // by GTID
 }
 
 // maxTail bounds what is remembered of the tail; maxGhostKeys what is repaired.
@@ -287,7 +293,7 @@ func (s *Source) scanTail(ctx context.Context, now *server, at cdc.Version) (tai
 	if err != nil {
 		return tail{}, err
 	}
-	found := tail{ghosts: none, published: map[rowOf]int{}}
+	found := tail{ghosts: none, published: map[string]*replay{}}
 	if s.Published == nil {
 		return found, nil
 	}
@@ -295,9 +301,9 @@ func (s *Source) scanTail(ctx context.Context, now *server, at cdc.Version) (tai
 	if s.pos.CommitMicros > 0 {
 		since = time.UnixMicro(s.pos.CommitMicros).Add(-tailMargin)
 	}
-	seen := map[rowOf][]cdc.Version{}
+	seen := map[string][]cdc.Version{} // by GTID, table and key
 	full := false
-	err = s.Published(ctx, since, func(c *cdc.Change, _ bool) error {
+	err = s.Published(ctx, since, func(c *cdc.Change, partition int, _ bool) error {
 		found.epoch = max(found.epoch, c.Version.Epoch())
 		if c.GTID == "" || c.Version <= at {
 			return nil
@@ -313,18 +319,28 @@ func (s *Source) scanTail(ctx context.Context, now *server, at cdc.Version) (tai
 			found.ghosts.add(g)
 			return nil
 		}
-		if c.Op == cdc.OpBarrier { // may come twice
-			return nil
+		if c.Op == cdc.OpBarrier && partition != 0 {
+			return nil // it counts in the partition that gets it last: all before it is in Kafka, and nothing behind it else
 		}
-		row := rowOf{c.GTID, c.Table, string(c.Key)}
-		if slices.Contains(seen[row], c.Version) {
+		change := c.GTID + "\x00" + c.Table.String() + "\x00" + string(c.Key)
+		if slices.Contains(seen[change], c.Version) {
 			return nil // published twice
 		}
 		if len(seen) >= maxTail {
 			full = true
 			return nil
 		}
-		seen[row] = append(seen[row], c.Version)
+		seen[change] = append(seen[change], c.Version)
+		again := found.published[c.GTID]
+		if again == nil {
+			again = &replay{map[rowOf]int{}, map[cdc.TableName]cdc.Version{}}
+			found.published[c.GTID] = again
+		}
+		if c.Op == cdc.OpBarrier {
+			again.barriers[c.Table] = c.Version
+		} else {
+			again.rows[rowOf{c.Table, string(c.Key)}]++
+		}
 		return nil
 	})
 	if err != nil {
@@ -335,26 +351,22 @@ func (s *Source) scanTail(ctx context.Context, now *server, at cdc.Version) (tai
 	if full {
 		s.Log.Warn("there is more in Kafka behind the saved position than can be remembered; some rows are published again and may step back for a moment", "remembered", maxTail)
 	}
-	for row, versions := range seen {
-		found.published[row] = len(versions)
-	}
 	return found, nil
 }
 
 // wasPublished reports whether a change that is read again is in Kafka already,
 // under the epoch before.
 func (s *Source) wasPublished(c *cdc.Change) bool {
-	if len(s.published) == 0 {
+	again := s.published[c.GTID]
+	if again == nil {
 		return false
 	}
-	row := rowOf{c.GTID, c.Table, string(c.Key)}
-	n := s.published[row]
-	if n == 1 {
-		delete(s.published, row)
-	} else if n > 1 {
-		s.published[row] = n - 1
+	row := rowOf{c.Table, string(c.Key)}
+	if again.rows[row] == 0 {
+		return false
 	}
-	return n > 0
+	again.rows[row]--
+	return true
 }
 
 // repair has the rows read again that transactions have changed which are lost.
@@ -368,7 +380,7 @@ func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch 
 	keys := map[cdc.TableName]map[string]bool{}
 	emptied := map[cdc.TableName]bool{}
 	count, whole := 0, true
-	err := s.Published(ctx, time.Time{}, func(c *cdc.Change, cut bool) error {
+	err := s.Published(ctx, time.Time{}, func(c *cdc.Change, _ int, cut bool) error {
 		if c.GTID == "" {
 			return nil
 		}

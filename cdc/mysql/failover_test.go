@@ -108,14 +108,14 @@ func (s *stage) alone(t *testing.T) {
 func (s *stage) source(from *cdc.Position, before ...*memory) (*Source, *memory) {
 	out := newMemory()
 	src := s.world.source(out, from)
-	src.Published = func(_ context.Context, since time.Time, fn func(*cdc.Change, bool) error) error {
+	src.Published = func(_ context.Context, since time.Time, fn func(*cdc.Change, int, bool) error) error {
 		for _, m := range append(before, out) {
 			m.mu.Lock()
 			changes := slices.Clone(m.changes)
 			m.mu.Unlock()
 			for i := range changes {
 				if changes[i].CommitMicros >= since.UnixMicro() || since.IsZero() {
-					if err := fn(&changes[i], false); err != nil {
+					if err := fn(&changes[i], 0, false); err != nil {
 						return err
 					}
 				}
@@ -651,15 +651,15 @@ func TestGhostsThatKafkaHasForgottenAreAGap(t *testing.T) {
 	s.a.Exec(t, "RESET MASTER")
 	src, out := s.source(&pos, s.last)
 	all := src.Published
-	src.Published = func(ctx context.Context, since time.Time, fn func(*cdc.Change, bool) error) error {
+	src.Published = func(ctx context.Context, since time.Time, fn func(*cdc.Change, int, bool) error) error {
 		oldest := true
-		return all(ctx, since, func(c *cdc.Change, _ bool) error {
+		return all(ctx, since, func(c *cdc.Change, p int, _ bool) error {
 			if c.Op == cdc.OpRead || string(c.Key) == `{"id":1}` {
 				return nil
 			}
 			cut := oldest
 			oldest = false
-			return fn(c, cut)
+			return fn(c, p, cut)
 		})
 	}
 	if err := s.runToEnd(src); err == nil || !strings.Contains(err.Error(), "Kafka does not hold all of their changes") || !strings.Contains(err.Error(), "--on-gap resnapshot") {
@@ -681,9 +681,9 @@ func TestALostTruncateHasTheTableReadAgain(t *testing.T) {
 	ghosts := read.minus(left)
 	out := newMemory()
 	s := &Source{Log: testLog(t), Metrics: NewMetrics(prometheus.NewRegistry()),
-		Published: func(_ context.Context, _ time.Time, fn func(*cdc.Change, bool) error) error {
-			return errors.Join(fn(&cdc.Change{Table: q, Op: cdc.OpBarrier, GTID: "0-1-8"}, false), fn(&cdc.Change{Table: q, Op: cdc.OpCreate, GTID: "0-1-9", Key: []byte(`{"id":1}`)}, false),
-				fn(&cdc.Change{Table: q, Op: cdc.OpCreate, GTID: "0-2-9", Key: []byte(`{"id":2}`)}, false))
+		Published: func(_ context.Context, _ time.Time, fn func(*cdc.Change, int, bool) error) error {
+			return errors.Join(fn(&cdc.Change{Table: q, Op: cdc.OpBarrier, GTID: "0-1-8"}, 0, false), fn(&cdc.Change{Table: q, Op: cdc.OpCreate, GTID: "0-1-9", Key: []byte(`{"id":1}`)}, 0, false),
+				fn(&cdc.Change{Table: q, Op: cdc.OpCreate, GTID: "0-2-9", Key: []byte(`{"id":2}`)}, 0, false))
 		},
 		Repair: func(_ context.Context, r []cdc.SnapshotRequest) error { out.requests = r; return nil },
 	}

@@ -237,6 +237,7 @@ func (r *reader) end(e *replication.BinlogEvent) error {
 	}
 	r.pos.Seq = r.clock
 	r.pos.File, r.pos.Pos, r.pos.CommitMicros, r.pos.LastGTID = r.file, e.Header.LogPos, r.txn.commit, r.txn.gtid
+	delete(r.published, r.txn.gtid)
 	if len(r.published) == 0 {
 		r.pos.Replaced = 0
 	}

@@ -160,6 +160,9 @@ func (s *Source) openWindow(ctx context.Context, t cdc.TableName) (*window, erro
 	w := &window{table: t}
 	var err error
 	w.grant = func() {
+		if len(s.published) > 0 {
+			return // what the log brings now is not published: it would be left out of both
+		}
 		w.open, w.touched = true, map[string]struct{}{}
 		w.low = s.place()
 		w.version, err = s.pos.Version()
@@ -167,7 +170,7 @@ func (s *Source) openWindow(ctx context.Context, t cdc.TableName) (*window, erro
 	}
 	s.snaps.mu.Lock()
 	s.snaps.windows = append(s.snaps.windows, w)
-	if !s.snaps.half {
+	if !s.snaps.half && len(s.published) == 0 {
 		w.grant()
 	}
 	s.snaps.mu.Unlock()

@@ -58,7 +58,7 @@ type Source struct {
 	// were committed at or after since, or with all of them for the zero time; in the
 	// order of each partition, without images. Cut says that older changes of the same
 	// partition are gone. Nil stands for an output without a memory.
-	Published func(ctx context.Context, since time.Time, fn func(c *cdc.Change, cut bool) error) error
+	Published func(ctx context.Context, since time.Time, fn func(c *cdc.Change, partition int, cut bool) error) error
 	// Repair writes requests for rows to be read again, and returns when they are safe.
 	Repair func(ctx context.Context, requests []cdc.SnapshotRequest) error
 	// Requests tells of the snapshots that operators ask for. Nil: nobody does.
@@ -73,7 +73,7 @@ type Source struct {
 	foldNames bool
 	missed    cdc.TableName // rows were met of it before it was copied
 	gtids     gtidSet
-	published map[rowOf]int // changes to be read again that are in Kafka under the last epoch
+	published map[string]*replay // by GTID: what is in Kafka under the last epoch and read again
 	reading   atomic.Bool
 	snaps     snapshots
 }

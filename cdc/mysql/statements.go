@@ -181,9 +181,13 @@ func (r *reader) recopy(t cdc.TableName, v cdc.Version, reason string) {
 
 // barrier publishes that no row of t whose version is not above v may stay.
 func (r *reader) barrier(t cdc.TableName, v cdc.Version) error {
-	c := cdc.Change{Table: t, Op: cdc.OpBarrier, Version: v, GTID: r.txn.gtid, CommitMicros: r.txn.commit}
-	if err := r.Out.Publish(r.ctx, &c); err != nil {
-		return err
+	if again := r.published[r.txn.gtid]; again != nil && again.barriers[t] != 0 {
+		v = again.barriers[t] // it is in Kafka, and so may be what is behind it
+	} else {
+		c := cdc.Change{Table: t, Op: cdc.OpBarrier, Version: v, GTID: r.txn.gtid, CommitMicros: r.txn.commit}
+		if err := r.Out.Publish(r.ctx, &c); err != nil {
+			return err
+		}
 	}
 	barriers := maps.Clone(r.pos.Barriers) // checkpoints hold the old one
 	if barriers == nil {

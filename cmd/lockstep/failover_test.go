@@ -143,7 +143,7 @@ func inKafka(t *testing.T, p *process) (got []string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	err := p.published(ctx, time.Time{}, func(c *cdc.Change, _ bool) error {
+	err := p.published(ctx, time.Time{}, func(c *cdc.Change, _ int, _ bool) error {
 		got = append(got, fmt.Sprintf("%s %s epoch %d", c.Op, c.Key, c.Version.Epoch()))
 		return nil
 	})

@@ -214,7 +214,7 @@ func (p *process) lastEpoch(ctx context.Context) (uint16, error) {
 
 // published gives what Kafka holds of captured tables since a time. Records that no
 // capture wrote are left to the sinks.
-func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc.Change, cut bool) error) error {
+func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc.Change, partition int, cut bool) error) error {
 	topics, err := p.changeTopics(ctx)
 	if err != nil {
 		return err
@@ -224,7 +224,7 @@ func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc
 		if err != nil {
 			return nil
 		}
-		return fn(&c, cut)
+		return fn(&c, r.Partition, cut)
 	})
 }
 
