@@ -540,6 +540,8 @@ func fileNumber(file string) int {
 // when it was first committed. There must be one, or it waits for it; heartbeats
 // come also while the server skips what is in the set.
 func (s *Source) firstBehind(ctx context.Context, set gtidSet) (first gtid, commit int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
 	conn, err := connect(ctx, s.Config)
 	if err != nil {
 		return first, 0, err
