@@ -8,13 +8,17 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"lockstep/cdc"
 )
 
 // checkpointInterval is the shortest time between two saved positions. What it
 // costs is that much log read again after a crash.
-const checkpointInterval = 100 * time.Millisecond
+const checkpointInterval = 50 * time.Millisecond
+
+// positionsBuffer is room for the positions that are not acknowledged.
+const positionsBuffer = 1 << 20
 
 // ChangeLog is what the source writes its changes and positions into.
 //
@@ -23,6 +27,7 @@ const checkpointInterval = 100 * time.Millisecond
 type ChangeLog struct {
 	client    *Client
 	publisher *Publisher
+	positions *Publisher // of the checkpoint topic, where nothing waits for changes
 	prefix    string
 	cfg       Config
 	metrics   *Metrics
@@ -31,12 +36,13 @@ type ChangeLog struct {
 	publishing sync.Mutex // guards what follows; the order of Publish is its order
 	topics     map[cdc.TableName]*changeTopic
 
-	mu     sync.Mutex // guards what follows
-	newest cdc.Position
-	asked  int           // calls of Checkpoint
-	saved  int           // calls that a saved position covers
-	moved  chan struct{} // closed when saved or stopped changes
-	ended  bool          // Run has returned
+	mu    sync.Mutex    // guards what follows
+	asked int           // calls of Checkpoint
+	safe  int           // of them, those before which everything is acknowledged
+	pos   cdc.Position  // of the last of those
+	saved int           // calls that a saved position covers
+	moved chan struct{} // closed when saved or stopped changes
+	ended bool          // Run has returned
 
 	wake  chan struct{}
 	hurry chan struct{}
@@ -48,8 +54,10 @@ type ChangeLog struct {
 // NewChangeLog makes a change log whose topics begin with prefix. Publisher must
 // be running for it to get anywhere.
 func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Config, metrics *Metrics, log *slog.Logger) *ChangeLog {
+	small := cfg
+	small.PublishBufferBytes = positionsBuffer
 	return &ChangeLog{
-		client: client, publisher: publisher, prefix: prefix, cfg: cfg, metrics: metrics, log: log,
+		client: client, publisher: publisher, positions: NewPublisher(client, small, metrics, log), prefix: prefix, cfg: cfg, metrics: metrics, log: log,
 		topics: make(map[cdc.TableName]*changeTopic),
 		moved:  make(chan struct{}),
 		wake:   make(chan struct{}, 1),
@@ -139,10 +147,15 @@ func (l *ChangeLog) Checkpoint(ctx context.Context, pos cdc.Position) error {
 		return err
 	}
 	l.mu.Lock()
-	l.newest = pos
 	l.asked++
+	asked := l.asked
 	l.mu.Unlock()
-	signal(l.wake)
+	l.publisher.AfterAcked(func() {
+		l.mu.Lock()
+		l.safe, l.pos = asked, pos
+		l.mu.Unlock()
+		signal(l.wake)
+	})
 	return nil
 }
 
@@ -179,6 +192,18 @@ func (l *ChangeLog) Flush(ctx context.Context) error {
 
 // Run saves positions until ctx ends or one cannot be saved.
 func (l *ChangeLog) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g.Go(func() error { return l.positions.Run(ctx) })
+	g.Go(func() error {
+		defer cancel()
+		return l.run(ctx)
+	})
+	return g.Wait()
+}
+
+func (l *ChangeLog) run(ctx context.Context) error {
 	defer l.move(func() { l.ended = true })
 	if err := EnsureCheckpoint(ctx, l.client, l.prefix); err != nil {
 		if ctx.Err() != nil {
@@ -210,32 +235,27 @@ func (l *ChangeLog) Run(ctx context.Context) error {
 	}
 }
 
-// save writes the newest position behind everything that was published before it
-// was asked for, and returns when it is acknowledged.
+// save writes the newest position before which everything is acknowledged, and
+// returns when it is acknowledged itself.
 func (l *ChangeLog) save(ctx context.Context) error {
 	l.mu.Lock()
-	pos, asked, saved := l.newest, l.asked, l.saved
+	pos, safe, saved := l.pos, l.safe, l.saved
 	l.mu.Unlock()
-	if asked == saved {
+	if safe == saved {
 		return nil
-	}
-	// The position is taken before the fence is set, so the fence stands behind
-	// every change that was published before the position was.
-	if err := l.publisher.Flush(ctx); err != nil {
-		return err
 	}
 	r, err := checkpointRecord(l.prefix, l.writer, pos)
 	if err != nil {
 		return err
 	}
-	if err := l.publisher.Publish(ctx, r); err != nil {
+	if err := l.positions.Publish(ctx, r); err != nil {
 		return err
 	}
-	if err := l.publisher.Flush(ctx); err != nil {
+	if err := l.positions.Flush(ctx); err != nil {
 		return err
 	}
 	l.metrics.checkpoints.Inc()
-	l.move(func() { l.saved = asked })
+	l.move(func() { l.saved = safe })
 	return l.tidy(ctx, r.Key, pos)
 }
 
@@ -251,7 +271,7 @@ func (l *ChangeLog) tidy(ctx context.Context, own []byte, pos cdc.Position) erro
 		return err
 	}
 	for _, key := range keys {
-		if err := l.publisher.Publish(ctx, Record{Topic: CheckpointTopic(l.prefix), Key: key}); err != nil {
+		if err := l.positions.Publish(ctx, Record{Topic: CheckpointTopic(l.prefix), Key: key}); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,7 @@ type Config struct {
 	// the connection counts as lost. Default 20s, at least 5s.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// CheckpointInterval is how often the position is handed on to be saved while
-	// transactions arrive. Default 200ms. A longer one re-reads more after a crash.
+	// transactions arrive. Default 50ms. A longer one re-reads more after a crash.
 	CheckpointInterval time.Duration `yaml:"checkpoint_interval"`
 	// Snapshot says how the rows of tables are copied beside the log.
 	Snapshot Snapshot `yaml:"snapshot"`
@@ -111,7 +111,7 @@ func DefaultConfig() Config {
 		HelperTables:       helpersSkip,
 		ConnectTimeout:     10 * time.Second,
 		ReadTimeout:        20 * time.Second,
-		CheckpointInterval: 200 * time.Millisecond,
+		CheckpointInterval: 50 * time.Millisecond,
 		Snapshot: Snapshot{Readers: 3, ChunkTime: 200 * time.Millisecond, ChunkRows: 20_000, ChunkBytes: 4 << 20,
 			MaxThreadsRunning: 50, MaxLag: 10 * time.Second},
 	}
@@ -156,7 +156,7 @@ func (c Config) Check() error {
 		bad("read_timeout: %s is too short; use 5s or more (default 20s)", c.ReadTimeout)
 	}
 	if c.CheckpointInterval < 10*time.Millisecond || c.CheckpointInterval > time.Minute {
-		bad("checkpoint_interval: %s is out of range; use 10ms to 1m (default 200ms)", c.CheckpointInterval)
+		bad("checkpoint_interval: %s is out of range; use 10ms to 1m (default 50ms)", c.CheckpointInterval)
 	}
 	n := c.Snapshot
 	if n.Readers < 1 || n.Readers > 32 {
