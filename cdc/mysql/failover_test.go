@@ -645,6 +645,59 @@ func TestTheEpochsAreUsedUp(t *testing.T) {
 	}
 }
 
+// A barrier that Kafka has behind the saved position keeps its version: a new one
+// would stand above the rows behind it, which are not published again.
+func TestABarrierInKafkaBehindThePositionIsLeftOut(t *testing.T) {
+	s := newStage(t, testenv.NewMySQL)
+	src, first := s.source(nil)
+	stop := s.run(src)
+	first.awaitStart(t)
+	insert(t, s.a.DB(), 1, 3)
+	first.awaitKey(t, `{"id":3}`)
+	first.awaitCopied(t)
+	first.awaitGTIDs(t, s.a)
+	from := first.lastPos()
+	s.a.Exec(t, "TRUNCATE TABLE shop.q", "INSERT INTO shop.q VALUES (7, 0)")
+	first.awaitKey(t, `{"id":7}`)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(first.changes, func(c cdc.Change) bool { return c.Op == cdc.OpBarrier })
+	if at < 0 {
+		t.Fatal("no barrier was published")
+	}
+	barrier := first.changes[at].Version
+	s.b.CatchUp(t, s.a)
+	s.b.Unfollow(t)
+	insert(t, s.b.DB(), 8, 8)
+	s.relay.Point(s.b.Addr)
+	until := newMemory() // killed before the barrier
+	until.changes = slices.Clone(first.changes[:at])
+	for _, c := range []struct {
+		name   string
+		before *memory
+		ops    string
+	}{{"with it", first, "c"}, {"without it", until, "tcc"}} {
+		again, out := s.source(&from, c.before)
+		stop := s.run(again)
+		out.awaitKey(t, `{"id":8}`)
+		out.awaitGTIDs(t, s.b)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		ops := ""
+		for _, c := range out.changes {
+			ops += c.Op.String()
+		}
+		if ops != c.ops {
+			t.Errorf("%s: published %s, want %s", c.name, ops, c.ops)
+		}
+		if got := out.lastPos().Barriers["shop.q"]; (got == barrier) != (c.before == first) || got < barrier {
+			t.Errorf("%s: the barrier has version %s, and had %s", c.name, got, barrier)
+		}
+	}
+}
+
 // Where Kafka does not hold the lost changes any more, nobody can tell the rows.
 func TestGhostsThatKafkaHasForgottenAreAGap(t *testing.T) {
 	s, pos := newSolo(t, testenv.NewMariaDB)
