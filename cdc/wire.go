@@ -163,12 +163,11 @@ func (c *Change) AppendValue(dst []byte, name string) []byte {
 	return e.AppendValue(dst)
 }
 
-// Decode reads a record back. The images of the result are parts of value. A
-// barrier has neither key nor images: its record is Debezium's truncate. A record that was not written by this format, has no valid version, or is not
-// whole, is refused with an error that wraps ErrUndecodable and names what is
-// wrong.
-func Decode(key, value []byte, headers []Header) (Change, error) {
-	var c Change
+// DecodeHeaders reads back what the headers of a record tell of a change: all but
+// its images and its origin. It refuses what Decode refuses, as far as the headers
+// show it.
+func DecodeHeaders(key []byte, headers []Header) (Change, error) {
+	c := Change{Key: key}
 	format := ""
 	var versionErr error = ErrNoVersion
 	for _, h := range headers {
@@ -206,6 +205,19 @@ func Decode(key, value []byte, headers []Header) (Change, error) {
 		return c, undecodable("header %s is not one of c, u, d, r, t", HeaderOp)
 	case c.Table.DB == "" || c.Table.Table == "":
 		return c, undecodable("headers %s and %s do not name a table", HeaderDB, HeaderTable)
+	}
+	return c, nil
+}
+
+// Decode reads a record back. The images of the result are parts of value. A
+// barrier has neither key nor images: its record is Debezium's truncate. A record
+// that was not written by this format, has no valid version, or is not whole, is
+// refused with an error that wraps ErrUndecodable and names what is wrong.
+func Decode(key, value []byte, headers []Header) (Change, error) {
+	c, err := DecodeHeaders(nil, headers)
+	switch {
+	case err != nil:
+		return c, err
 	case !isObject(value):
 		return c, undecodable("value is not a JSON object")
 	case c.Op == OpBarrier && len(key) > 0:

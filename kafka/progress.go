@@ -1,11 +1,6 @@
 package kafka
 
-import (
-	"context"
-	"fmt"
-
-	kafkago "github.com/segmentio/kafka-go"
-)
+import "context"
 
 // Progress gives for each partition of a topic the offset after its last record,
 // and the offset to which a group has committed: 0 where it has committed nothing.
@@ -13,26 +8,9 @@ func (c *Client) Progress(ctx context.Context, group, topic string) (ends, commi
 	if ends, err = c.EndOffsets(ctx, topic); err != nil {
 		return nil, nil, err
 	}
-	ask := make([]int, 0, len(ends))
-	for id := range ends {
-		ask = append(ask, id)
+	committed, err = c.committed(ctx, group, topic, len(ends))
+	for id, offset := range committed {
+		committed[id] = max(0, offset)
 	}
-	committed = make(map[int]int64, len(ends))
-	err = c.retry(ctx, "offsets of group "+group, func() error {
-		res, err := c.api.OffsetFetch(ctx, &kafkago.OffsetFetchRequest{GroupID: group, Topics: map[string][]int{topic: ask}})
-		if err != nil {
-			return err
-		}
-		if res.Error != nil {
-			return res.Error
-		}
-		for _, p := range res.Topics[topic] {
-			if p.Error != nil {
-				return fmt.Errorf("partition %d: %w", p.Partition, p.Error)
-			}
-			committed[p.Partition] = max(0, p.CommittedOffset)
-		}
-		return nil
-	})
 	return ends, committed, err
 }

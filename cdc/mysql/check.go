@@ -47,6 +47,7 @@ var required = map[string][]setting{
 		{"binlog_row_image", "FULL", "a partial row cannot be written whole"},
 		{"binlog_row_metadata", "FULL", "without it the log does not name its columns"},
 		{"binlog_row_value_options", "", "partial JSON updates cannot be written whole"},
+		{"binlog_order_commits", "ON", "a snapshot could see a transaction that the log brings later than its GTID says"},
 	},
 	flavorMariaDB: {
 		{"log_bin", "ON", "without a binary log there is nothing to follow"},
