@@ -266,6 +266,7 @@ func TestAnotherPrimaryKeyIsRefusedAtItsStatement(t *testing.T) {
 		out.await(t, "the key", func(_ []cdc.Change, p []cdc.Position) bool {
 			return len(p) > 0 && p[len(p)-1].Keys[w.name+".q"] != ""
 		})
+		out.awaitCopied(t) // else the copy may see it first
 		w.exec("ALTER TABLE q " + alter)
 		var stop *Stop
 		if err := <-ended; !errors.As(err, &stop) || !strings.Contains(err.Error(), "primary key of "+w.name+".q has changed from (id)") {
