@@ -142,27 +142,44 @@ func inspectServerID(conn *client.Conn, cfg Config, capturing bool) []Finding {
 	if err == nil && own == strconv.FormatUint(uint64(cfg.ServerID), 10) {
 		return []Finding{{Check: f.Check, Detail: fmt.Sprintf("%d is the server's own", cfg.ServerID), Fix: mend}}
 	}
+	host, connected, err := readerOf(conn, cfg.ServerID)
+	// The server keeps a reader that has just stopped until its next heartbeat fails.
+	for range 5 {
+		if err != nil || !connected || capturing {
+			break
+		}
+		time.Sleep(heartbeat)
+		host, connected, err = readerOf(conn, cfg.ServerID)
+	}
+	switch {
+	case err != nil:
+		return nil
+	case connected && capturing:
+		f.Detail = fmt.Sprintf("%d is connected%s: the capture of this pipeline, which runs", cfg.ServerID, host)
+	case connected:
+		f.OK, f.Fix = false, mend
+		f.Detail = fmt.Sprintf("%d is connected%s, and no capture of this pipeline runs", cfg.ServerID, host)
+	}
+	return []Finding{f}
+}
+
+// readerOf reports whether a reader of the log has that server_id, and from where.
+func readerOf(conn *client.Conn, id uint32) (from string, connected bool, err error) {
 	rows, err := queryRows(conn, "SHOW REPLICAS")
 	if err != nil { // MariaDB, or no privilege, which is a finding of its own
 		if rows, err = queryRows(conn, "SHOW SLAVE HOSTS"); err != nil {
-			return nil
+			return "", false, err
 		}
 	}
 	for _, r := range rows { // server id, host, ...
-		if r[0] != strconv.FormatUint(uint64(cfg.ServerID), 10) {
-			continue
-		}
-		from := ""
-		if r[1] != "" {
-			from = " from " + r[1]
-		}
-		f.Detail = fmt.Sprintf("%d is connected%s: the capture of this pipeline, which runs", cfg.ServerID, from)
-		if !capturing {
-			f.OK, f.Fix = false, mend
-			f.Detail = fmt.Sprintf("%d is connected%s, and no capture of this pipeline runs", cfg.ServerID, from)
+		if r[0] == strconv.FormatUint(uint64(id), 10) {
+			if r[1] != "" {
+				from = " from " + r[1]
+			}
+			return from, true, nil
 		}
 	}
-	return []Finding{f}
+	return "", false, nil
 }
 
 // sessionSettings can be set by a session for itself, whatever the global value is.
