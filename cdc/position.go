@@ -59,6 +59,8 @@ type Snapshot struct {
 	Table string `json:"table"` // db.table
 	// Reason says who asked for it: "first copy", an operator's words, a statement.
 	Reason string `json:"reason"`
+	// GTID of the transaction whose statement asked for it; empty for the others.
+	GTID string `json:"gtid,omitempty"`
 	// Where restricts the rows; empty for all.
 	Where string `json:"where,omitempty"`
 	// Keys is the number of keys of a copy that reads only those; the keys stand in

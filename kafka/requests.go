@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -106,11 +107,13 @@ func (r *SnapshotRequests) Ask(ctx context.Context, requests ...cdc.SnapshotRequ
 	}
 	for _, request := range requests {
 		request.Format = cdc.SnapshotRequestFormat
-		value, err := json.Marshal(request)
-		if err != nil {
+		var value bytes.Buffer
+		to := json.NewEncoder(&value)
+		to.SetEscapeHTML(false) // keys stay as rows have them
+		if err := to.Encode(request); err != nil {
 			return fmt.Errorf("snapshot request %s: %w", request.ID, err)
 		}
-		if err := r.publisher.Publish(ctx, Record{Topic: r.topic, Key: []byte(request.ID), Value: value}); err != nil {
+		if err := r.publisher.Publish(ctx, Record{Topic: r.topic, Key: []byte(request.ID), Value: value.Bytes()}); err != nil {
 			return err
 		}
 	}

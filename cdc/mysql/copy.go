@@ -642,6 +642,7 @@ func (c *copier) readListed(t *tableIn, keys [][]byte) error {
 		return err
 	}
 	for _, key := range keys {
+		key = t.ordered(key) // as rows have it: JSON can be written in other ways
 		if !found[string(key)] {
 			c.buf.add(key, nil)
 		}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -147,6 +148,9 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 	if err := s.Out.Flush(ctx); err != nil {
 		return err
 	}
+	if err := s.stillOurs(ctx); err != nil {
+		return err
+	}
 	epoch, err := s.FirstEpoch(ctx) // above those of records whose position was never saved
 	if err != nil {
 		return err
@@ -161,6 +165,7 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 		return err
 	}
 	old := s.pos
+	s.published = nil // the position is behind it
 	s.pos = cdc.Position{Format: cdc.PositionFormat, Run: old.Run, Term: old.Term, Flavor: flavorName(now.flavor), ServerUUID: now.id, Epoch: epoch,
 		Copied: []string{}, Barriers: map[string]cdc.Version{}}
 	s.gtids = now.executed.clone()
@@ -188,6 +193,19 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 	return nil
 }
 
+// stillOurs refuses to begin an epoch when another capture has gone on meanwhile: two
+// would count it on their own.
+func (s *Source) stillOurs(ctx context.Context) error {
+	if s.Saved == nil {
+		return nil
+	}
+	saved, found, err := s.Saved(ctx)
+	if err != nil || !found || saved.Term <= s.pos.Term && saved.Epoch <= s.pos.Epoch {
+		return err
+	}
+	return lost(fmt.Errorf("another capture has gone on from here (term %d, epoch %d); this one waits until it notices", saved.Term, saved.Epoch))
+}
+
 // saveNow saves the position before anything is read behind it.
 func (s *Source) saveNow(ctx context.Context) error {
 	if err := s.checkpoint(ctx); err != nil {
@@ -205,6 +223,9 @@ func (s *Source) saveNow(ctx context.Context) error {
 // of a sink sees a row step back; those it does not have are ghosts like the rest.
 func (s *Source) switchTo(ctx context.Context, now *server, tables []cdc.TableName, ghosts gtidSet) error {
 	if err := s.Out.Flush(ctx); err != nil { // what is scanned below must be there
+		return err
+	}
+	if err := s.stillOurs(ctx); err != nil {
 		return err
 	}
 	at, err := s.pos.Version()
@@ -308,8 +329,8 @@ func (s *Source) scanTail(ctx context.Context, now *server, at cdc.Version) (tai
 		if c.GTID == "" || c.Version <= at {
 			return nil
 		}
-		g, err := parseGTID(now.flavor, c.GTID)
-		if err != nil {
+		g, ours, err := gtidOf(now.flavor, c.GTID)
+		if err != nil || !ours {
 			return err
 		}
 		if s.gtids.has(g) { // an epoch has ended by itself in between
@@ -369,6 +390,25 @@ func (s *Source) wasPublished(c *cdc.Change) bool {
 	return true
 }
 
+// gtidOf reads the GTID of a record. It is not ours when another kind of server, from
+// before a new copy of everything, gave it.
+func gtidOf(flavor, s string) (g gtid, ours bool, err error) {
+	if g, err = parseGTID(flavor, s); err == nil {
+		return g, true, nil
+	}
+	other := flavorMariaDB
+	if flavor == flavorMariaDB {
+		other = flavorMySQL
+	}
+	if _, no := parseGTID(other, s); no == nil {
+		return gtid{}, false, nil
+	}
+	return gtid{}, false, err
+}
+
+// errNotWhole ends the search for lost changes of which not all can be found.
+var errNotWhole = errors.New("not all of them can be found")
+
 // repair has the rows read again that transactions have changed which are lost.
 // It reports false when Kafka does not hold all of their changes any more.
 func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch uint16) (bool, error) {
@@ -379,20 +419,17 @@ func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch 
 	transactions := map[string]bool{}
 	keys := map[cdc.TableName]map[string]bool{}
 	emptied := map[cdc.TableName]bool{}
-	count, whole := 0, true
+	count := 0
 	err := s.Published(ctx, time.Time{}, func(c *cdc.Change, _ int, cut bool) error {
 		if c.GTID == "" {
 			return nil
 		}
-		g, err := parseGTID(now.flavor, c.GTID)
-		if err != nil {
+		g, ours, err := gtidOf(now.flavor, c.GTID)
+		if err != nil || !ours || !ghosts.has(g) {
 			return err
 		}
-		if !ghosts.has(g) {
-			return nil
-		}
-		if cut { // the oldest that is left is one of them: others may be gone
-			whole = false
+		if cut || count == maxGhostKeys { // the oldest that is left is one of them, so others may be gone; or they are too many
+			return errNotWhole
 		}
 		transactions[c.GTID] = true
 		if keys[c.Table] == nil {
@@ -406,14 +443,24 @@ func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch 
 			keys[c.Table][string(c.Key)] = true
 			count++
 		}
-		whole = whole && count <= maxGhostKeys
 		return nil
 	})
+	if errors.Is(err, errNotWhole) {
+		return false, nil
+	}
 	if err != nil {
 		return false, fmt.Errorf("look for the changes of lost transactions in Kafka: %w", err)
 	}
-	if !whole {
-		return false, nil
+	// A lost statement had its table copied anew, and swept of rows that are back now.
+	for _, sn := range s.pos.Snapshots {
+		if g, ours, err := gtidOf(now.flavor, sn.GTID); sn.GTID != "" && err == nil && ours && ghosts.has(g) {
+			t := tableNamed(sn.Table)
+			transactions[sn.GTID], emptied[t] = true, true
+			if keys[t] == nil {
+				keys[t] = map[string]bool{}
+			}
+			s.endSnapshot(sn.ID, cdc.SnapshotCancelled, "the source has lost "+sn.GTID)
+		}
 	}
 	reason := "transactions lost by the source: " + truncate(ghosts.String(), 300)
 	var requests []cdc.SnapshotRequest

@@ -168,6 +168,13 @@ func (r *reader) unpack(outer *event) error {
 	return nil
 }
 
+// broken says what is wrong with a compressed transaction. One that comes as a
+// stream may be cut off with its connection, or damaged on its way, and is asked for
+// again; the checksum of one that is held was right.
 func (r *reader) broken(outer *event, err error) error {
-	return fmt.Errorf("the compressed transaction %s at %s:%d: %w", r.txn.gtid, r.file, outer.LogPos, err)
+	err = fmt.Errorf("the compressed transaction %s at %s:%d: %w", r.txn.gtid, r.file, outer.LogPos, err)
+	if outer.rest != nil {
+		return lost(err)
+	}
+	return err
 }

@@ -231,8 +231,11 @@ func (r *reader) end(e *replication.BinlogEvent) error {
 	}
 	r.gtids.add(gtid{r.txn.id, r.txn.tag.String(), r.txn.domain, r.txn.server, uint64(r.txn.gno)})
 	if r.clock > cdc.MaxSeq-epochReserve { // a rule of the position alone, so a re-read does the same
-		r.pos.Epoch++
-		r.clock = 0
+		epoch, err := nextEpoch(r.pos.Epoch)
+		if err != nil {
+			return err
+		}
+		r.pos.Epoch, r.clock = epoch, 0
 		r.Log.Info("the log clock is used up, a new epoch begins", "epoch", r.pos.Epoch, "gtid", r.txn.gtid)
 	}
 	r.pos.Seq = r.clock

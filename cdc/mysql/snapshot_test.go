@@ -362,14 +362,14 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 	w := newWorld(t)
 	w.tiny(2)
 	w.exec("CREATE TABLE q (id INT PRIMARY KEY, v INT)", "INSERT INTO q VALUES (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)", "CREATE TABLE p (id INT PRIMARY KEY)", "INSERT INTO p VALUES (1)",
-		"CREATE TABLE s (k VARCHAR(10) COLLATE utf8mb4_general_ci PRIMARY KEY)", "INSERT INTO s VALUES ('abc')")
+		"CREATE TABLE s (k VARCHAR(10) COLLATE utf8mb4_general_ci PRIMARY KEY)", "INSERT INTO s VALUES ('abc'), ('a<b')")
 	out, requests := newMemory(), &asked{}
 	s := w.source(out, nil)
 	s.Requests = requests
 	stop := w.run(s)
 	out.awaitCopied(t)
 	w.exec("UPDATE q SET v = v + 10")
-	out.awaitChanges(t, 16)
+	out.awaitChanges(t, 17)
 	table := w.name + ".q"
 	for _, c := range []struct {
 		r       cdc.SnapshotRequest
@@ -381,6 +381,7 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 		{cdc.SnapshotRequest{ID: "where", Table: table, Where: "v % 2 = 0 -- even\n OR id = 1"}, cdc.SnapshotDone, "", []string{"r1", "r2", "r4", "r6"}},
 		{cdc.SnapshotRequest{ID: "keys", Table: table, Keys: raw(`{"id":3}`, `{"id":99}`, `{"id":-5}`, `{"id":7}`)}, cdc.SnapshotDone, "", []string{"r3", "r7", "d99", "d-5"}},
 		{cdc.SnapshotRequest{ID: "folded", Table: w.name + ".s", Keys: raw(`{"k":"ABC"}`)}, cdc.SnapshotDone, "", []string{`r"abc"`, `d"ABC"`}},
+		{cdc.SnapshotRequest{ID: "escaped", Table: w.name + ".s", Keys: raw(`{"k":"a\u003cb"}`)}, cdc.SnapshotDone, "", []string{`r"a<b"`}},
 		{cdc.SnapshotRequest{ID: "no-table", Table: w.name + ".none"}, cdc.SnapshotFailed, "is not captured", nil},
 		{cdc.SnapshotRequest{ID: "no-column", Table: table, Where: "nothing = 1"}, cdc.SnapshotFailed, "Unknown column 'nothing'", nil},
 		{cdc.SnapshotRequest{ID: "two", Table: table, Where: "1) OR (1"}, cdc.SnapshotFailed, "cannot be used", nil},

@@ -376,4 +376,7 @@ func (s *Source) addCopied(t cdc.TableName) {
 	if !found {
 		s.pos.Copied = slices.Insert(slices.Clone(s.pos.Copied), i, t.String())
 	}
+	if s.missed == t {
+		s.missed = cdc.TableName{}
+	}
 }

@@ -118,6 +118,18 @@ func (m *memory) awaitKey(t *testing.T, key string) {
 	})
 }
 
+// awaitSaved waits until a position covers every change.
+func (m *memory) awaitSaved(t *testing.T) {
+	t.Helper()
+	m.await(t, "a position behind all changes", func(c []cdc.Change, p []cdc.Position) bool {
+		if len(c) == 0 || len(p) == 0 {
+			return false
+		}
+		v, err := p[len(p)-1].Version()
+		return err == nil && v >= c[len(c)-1].Version
+	})
+}
+
 type world struct {
 	t    *testing.T
 	db   *sql.DB

@@ -105,8 +105,9 @@ func (r *reader) act(st statement, query string, v cdc.Version) error {
 		}
 	case verbMayCreate: // it may have been there, unseen
 		for _, t := range st.tables {
-			if !r.follows(t) {
-				recopy(t)
+			if err == nil && r.Match(t) && !r.copied(t) {
+				r.schedule(r.firstCopy(t)) // nothing of it is in the sinks to be swept
+				done("copied", t)
 			}
 		}
 	case verbEmpty:
@@ -176,7 +177,7 @@ func (r *reader) emptied(t cdc.TableName, v cdc.Version, reason string) error {
 // recopy has t copied anew, and what is not written again by that swept.
 func (r *reader) recopy(t cdc.TableName, v cdc.Version, reason string) {
 	r.cancelSnapshots(t, reason)
-	r.schedule(cdc.Snapshot{ID: t.String() + "-" + v.String(), Table: t.String(), Reason: reason, Sweep: v})
+	r.schedule(cdc.Snapshot{ID: t.String() + "-" + v.String(), Table: t.String(), Reason: reason, GTID: r.txn.gtid, Sweep: v})
 }
 
 // barrier publishes that no row of t whose version is not above v may stay.

@@ -177,7 +177,9 @@ func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.P
 		case flags.epoch > 0 && flags.epoch <= last:
 			return 0, fmt.Errorf("--epoch %d is not above %d, which records in Kafka have already", flags.epoch, last)
 		case flags.epoch > 0:
-			return flags.epoch, nil
+			first := flags.epoch
+			flags.epoch = 0 // it is asked for once
+			return first, nil
 		}
 		if last > 0 && !found {
 			p.log.Warn("no position is saved, so every table is copied again under a new epoch; rows that were deleted since the last change in Kafka stay in the sinks", "last_epoch", last)
@@ -206,6 +208,9 @@ func (p *process) lastEpoch(ctx context.Context) (uint16, error) {
 		for _, r := range records {
 			if c, err := cdc.Decode(r.Key, r.Value, r.Headers); err == nil {
 				last = max(last, c.Version.Epoch())
+				if c.Op == cdc.OpBarrier && c.Version.Seq() == cdc.MaxSeq { // the sweep behind the end of an epoch
+					last = max(last, c.Version.Epoch()+1)
+				}
 			}
 		}
 	}
