@@ -36,9 +36,11 @@ type Lease struct {
 	Group  string
 	Topic  string // must exist
 	// Hold runs while the lease is held, until its ctx ends, with ErrRevoked as the
-	// cause when another member has the lease. Nobody else gets it before Hold has
-	// returned, unless this process is silent for longer than the timeout. Its error
-	// ends Run, unless the lease is lost.
+	// cause when another member has the lease or may have it. As a rule nobody else
+	// gets it before Hold has returned, but after a freeze or a cut two of them can
+	// run for a while: that nothing wrong comes of it rests on the versions of the
+	// changes and on the term of the position. Its error ends Run, unless the lease
+	// is lost.
 	Hold    func(ctx context.Context) error
 	Metrics *LeaseMetrics
 	Log     *slog.Logger

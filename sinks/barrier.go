@@ -7,8 +7,14 @@ import (
 	"time"
 )
 
-// sweepPause is how often a barrier asks how far the other partitions are.
-const sweepPause = 200 * time.Millisecond
+const (
+	// sweepPause is how often a barrier asks how far the other partitions are.
+	sweepPause = 200 * time.Millisecond
+	// lagAfter is how long a barrier waits for them before the log names them, and
+	// lagAgain how long until it does so again.
+	lagAfter = time.Minute
+	lagAgain = 10 * time.Minute
+)
 
 // barrier takes a barrier in: no change of its table that is not newer is applied
 // from now on, and those that wait are superseded by it. In partition 0, where a
@@ -83,7 +89,7 @@ func (l *lane) sweep(ctx context.Context, it *item) bool {
 	table, version := it.change.Table, it.change.Version
 	l.Metrics.sweeping.WithLabelValues(l.Name).Inc()
 	defer l.Metrics.sweeping.WithLabelValues(l.Name).Dec()
-	if !l.othersPassed(ctx) {
+	if !l.othersPassed(ctx, it) {
 		return false
 	}
 	began, said, rows := time.Now(), false, 0
@@ -108,20 +114,32 @@ func (l *lane) sweep(ctx context.Context, it *item) bool {
 
 // othersPassed waits until every other partition has settled what stood in it when
 // this was called, the barrier included: what is older than the barrier has come
-// to the store, or never will.
-func (l *lane) othersPassed(ctx context.Context) bool {
+// to the store, or never will. The log tells of a wait that is long.
+func (l *lane) othersPassed(ctx context.Context, it *item) bool {
+	log := l.log.With("table", it.change.Table.String(), "version", it.change.Version.String())
 	var ends map[int]int64
+	began, failed := time.Now(), false
+	tell := began.Add(lagAfter)
 	wait := pause{min: sweepPause, max: 5 * sweepPause}
 	for {
 		now, committed, err := l.Progress(ctx, l.topic)
-		if err == nil {
+		switch {
+		case err == nil:
 			if ends == nil {
 				ends = now
 				delete(ends, l.id)
 			}
-			if allPassed(ends, committed) {
+			behind := lagging(ends, committed)
+			if len(behind) == 0 {
 				return true
 			}
+			if !time.Now().Before(tell) {
+				tell = time.Now().Add(lagAgain)
+				log.Warn("barrier: table not swept yet, other partitions of the topic have not come to it", "behind", behind, "waiting", time.Since(began).Round(time.Second).String())
+			}
+		case !failed && ctx.Err() == nil:
+			failed = true
+			log.Warn("barrier: how far the other partitions are is not known, trying again", "error", err)
 		}
 		if !wait.sleep(ctx) {
 			return false
@@ -129,11 +147,14 @@ func (l *lane) othersPassed(ctx context.Context) bool {
 	}
 }
 
-func allPassed(ends, committed map[int]int64) bool {
+// lagging gives the partitions that have not committed up to their end, in order.
+func lagging(ends, committed map[int]int64) []int {
+	var behind []int
 	for id, end := range ends {
 		if committed[id] < end {
-			return false
+			behind = append(behind, id)
 		}
 	}
-	return true
+	slices.Sort(behind)
+	return behind
 }

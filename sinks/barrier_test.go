@@ -1,11 +1,13 @@
 package sinks
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -155,6 +157,58 @@ func (s *street) progress(context.Context, string) (ends, committed map[int]int6
 		ends[h.id], committed[h.id] = int64(len(h.log)), int64(h.start)
 	}
 	return ends, committed, nil
+}
+
+// pen writes the log into the minutes of a stage.
+type pen struct{ *stage }
+
+func (p pen) Write(line []byte) (int, error) {
+	p.say("%s", bytes.TrimSpace(line))
+	return len(line), nil
+}
+
+// A sweep that waits says once that it cannot ask, and after a minute, then every ten
+// minutes, for which partitions it waits.
+func TestASweepThatWaitsLongSaysForWhom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &stage{began: time.Now(), records: make(chan []kafka.Record), others: []string{"0/2", "7/7", "4/5"}}
+		log := slog.New(slog.NewTextHandler(pen{s}, nil))
+		asked := 0
+		worker := &Worker{
+			Name: "es", Sink: s, Bury: s.bury, Log: log,
+			Metrics: NewMetrics(prometheus.NewRegistry()), Config: DefaultConfig(),
+			Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
+				if asked++; asked < 4 {
+					return nil, nil, errors.New("no coordinator")
+				}
+				return s.progress(ctx, topic)
+			},
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- worker.RunPartition(ctx, s) }()
+		s.records <- s.parse(t, []string{"|5"})
+		said := func(after time.Duration, failures, waits int) {
+			t.Helper()
+			time.Sleep(time.Until(s.began.Add(after)))
+			synctest.Wait()
+			s.mu.Lock()
+			text := strings.Join(s.minutes, "\n")
+			s.mu.Unlock()
+			if f, w := strings.Count(text, "no coordinator"), strings.Count(text, `behind="[1 3]"`); f != failures || w != waits {
+				t.Errorf("after %s the log has %d failures and %d waits, want %d and %d:\n%s", after, f, w, failures, waits, text)
+			}
+		}
+		said(59*time.Second, 1, 0)
+		said(62*time.Second, 1, 1)
+		said(10*time.Minute, 1, 1)
+		said(12*time.Minute, 1, 2)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		said(13*time.Minute, 1, 2)
+	})
 }
 
 // event is a change of a row, or a barrier.

@@ -92,16 +92,16 @@ func (w *Worker) RunPartition(ctx context.Context, p Partition) error {
 	})
 	l := newLane(w, p)
 
+	ctx, stop := context.WithCancel(ctx) // ends with the run too, and a sweep with it
+	defer stop()
 	work, release := linger(ctx, w.Config.StopWithin)
 	defer release()
-	fetching, stop := context.WithCancel(ctx)
-	defer stop()
 	fetched := make(chan []*item)
 	var fetchErr error
 	var fetcher sync.WaitGroup
 	fetcher.Go(func() {
 		defer close(fetched)
-		fetchErr = l.fetch(fetching, fetched)
+		fetchErr = l.fetch(ctx, fetched)
 	})
 
 	err := l.run(ctx, work, fetched)

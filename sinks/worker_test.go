@@ -36,6 +36,7 @@ var update = flag.Bool("update", false, "write what happened into the stories")
 //	partition 1     the partition's number; else it is 0
 //	others 3/5 2/2  of partition 1, 3 of 5 records are committed, of partition 2 all; else there is no other
 //	fetch a1 b2 ?   records that come in one fetch: key a with version 1, and so on; ? cannot be decoded, |5 is a barrier of version 5, -x is of a table that is filtered
+//	lost            the next fetch fails for good
 //	wait 3s         time passes
 //	stop            the partition is taken away
 func TestStories(t *testing.T) {
@@ -81,13 +82,14 @@ type stage struct {
 	id      int
 	others  []string
 	records chan []kafka.Record
+	lost    chan struct{}
 	offset  int64
 }
 
 var verdicts = map[string]Verdict{"+": Applied, "=": Duplicate, "<": Stale, "~": Transient, "x": Poison, "!": Unavailable}
 
 func play(t *testing.T, script string) string {
-	s := &stage{began: time.Now(), answers: make(map[string][]Verdict), records: make(chan []kafka.Record)}
+	s := &stage{began: time.Now(), answers: make(map[string][]Verdict), records: make(chan []kafka.Record), lost: make(chan struct{})}
 	reg := prometheus.NewRegistry()
 	cfg := DefaultConfig()
 	worker := &Worker{
@@ -98,10 +100,15 @@ func play(t *testing.T, script string) string {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	done := make(chan error, 1)
+	done := make(chan struct{})
 	start := sync.OnceFunc(func() {
 		worker.Config = cfg
-		go func() { done <- worker.RunPartition(ctx, s) }()
+		go func() {
+			defer close(done)
+			if err := worker.RunPartition(ctx, s); err != nil {
+				s.say("error %v", err)
+			}
+		}()
 	})
 	for line := range strings.Lines(script) {
 		verb, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -129,6 +136,10 @@ func play(t *testing.T, script string) string {
 			start()
 			s.records <- s.parse(t, words)
 			synctest.Wait()
+		case "lost":
+			start()
+			s.lost <- struct{}{}
+			synctest.Wait()
 		case "wait":
 			d, err := time.ParseDuration(rest)
 			if err != nil {
@@ -144,9 +155,7 @@ func play(t *testing.T, script string) string {
 		}
 	}
 	cancel()
-	if err := <-done; err != nil {
-		s.say("error %v", err)
-	}
+	<-done
 	s.minutes = append(s.minutes, sum(t, reg))
 	return strings.Join(s.minutes, "\n")
 }
@@ -285,6 +294,8 @@ func (s *stage) Fetch(ctx context.Context) ([]kafka.Record, error) {
 	select {
 	case r := <-s.records:
 		return r, nil
+	case <-s.lost:
+		return nil, kafka.ErrDataLost
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-time.After(time.Minute): // a long poll that brought nothing

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -21,8 +22,9 @@ func (p *process) captureGroup() string { return p.group(config.CapturePart) }
 func (p *process) standby(ctx context.Context, flags captureFlags) error {
 	log := p.log.With("part", "capture")
 	always := captureFlags{onGap: flags.onGap}
+	once := []any{"resnapshot", flags.resnapshot, "epoch", flags.epoch, "skip_gtid", flags.skipGTID}
 	if flags != always {
-		log.Info("the flags of this start take effect when this process becomes active", "resnapshot", flags.resnapshot, "epoch", flags.epoch, "skip_gtid", flags.skipGTID)
+		log.Info("the flags of this start take effect when this process becomes active", once...)
 	}
 	metrics := mysql.NewMetrics(p.registry)
 	var running atomic.Pointer[mysql.Source]
@@ -33,7 +35,11 @@ func (p *process) standby(ctx context.Context, flags captureFlags) error {
 			defer running.Store(nil)
 			now := flags
 			flags = always
-			return p.capture(ctx, now, metrics, running.Store)
+			err := p.capture(ctx, now, metrics, running.Store)
+			if now != always && errors.Is(context.Cause(ctx), kafka.ErrRevoked) {
+				log.Warn("the lease was lost, and the flags of this start are not repeated; start again with them if the log does not say that they were done", once...)
+			}
+			return err
 		},
 	}
 	p.ready.add("capture", func() bool {
