@@ -108,5 +108,12 @@ type SnapshotRequest struct {
 	AtMicros int64         `json:"at_us"`
 }
 
+// A SnapshotRequest names no more keys, nor more bytes of them, so that it fits a
+// record of Kafka.
+const (
+	MaxRequestKeys  = 5000
+	MaxRequestBytes = 400 << 10
+)
+
 // SnapshotRequestFormat is the format number of a SnapshotRequest.
 const SnapshotRequestFormat = 1

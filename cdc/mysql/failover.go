@@ -176,8 +176,7 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 		s.schedule(cdc.Snapshot{ID: fmt.Sprintf("epoch-%d-%s", epoch, t), Table: t.String(), Reason: reason, Sweep: sweep, State: cdc.SnapshotRunning, BeganMicros: time.Now().UnixMicro()})
 	}
 	for _, name := range old.Copied { // dropped meanwhile: its rows are gone as a whole
-		db, table, _ := strings.Cut(name, ".")
-		t := cdc.TableName{DB: db, Table: table}
+		t := tableNamed(name)
 		if slices.Contains(tables, t) || !s.Match(t) {
 			continue
 		}
@@ -487,19 +486,13 @@ func (s *Source) repair(ctx context.Context, now *server, ghosts gtidSet, epoch 
 	return true, nil
 }
 
-// A request holds no more than this, so that it fits a Kafka record and one SELECT.
-const (
-	requestKeys  = 5000
-	requestBytes = 400 << 10
-)
-
 // keyRequests asks for the rows of keys, which are sorted. Asked again after a crash,
 // the requests have the same IDs.
 func keyRequests(t cdc.TableName, keys []string, epoch uint16, reason string) (requests []cdc.SnapshotRequest) {
 	for len(keys) > 0 {
 		n, size := 0, 0
 		hash := sha256.New()
-		for n < len(keys) && n < requestKeys && (n == 0 || size+len(keys[n]) < requestBytes) {
+		for n < len(keys) && n < cdc.MaxRequestKeys && (n == 0 || size+len(keys[n]) < cdc.MaxRequestBytes) {
 			size += len(keys[n]) + 1
 			hash.Write([]byte(keys[n] + "\n"))
 			n++

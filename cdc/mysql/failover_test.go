@@ -796,7 +796,7 @@ func TestRequestsForKeysAreBoundedAndHaveTheSameNamesAgain(t *testing.T) {
 			size += len(k)
 			got = append(got, string(k))
 		}
-		if len(r.Keys) > requestKeys || size > requestBytes || ids[r.ID] || again[i].ID != r.ID {
+		if len(r.Keys) > cdc.MaxRequestKeys || size > cdc.MaxRequestBytes || ids[r.ID] || again[i].ID != r.ID {
 			t.Errorf("request %s has %d keys and %d bytes", r.ID, len(r.Keys), size)
 		}
 		ids[r.ID] = true

@@ -228,14 +228,3 @@ func idleRoles(conn *client.Conn) bool {
 	}
 	return false
 }
-
-// Names lists the tables of the source that match, those that cannot be captured
-// included.
-func Names(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([]cdc.TableName, error) {
-	conn, err := connect(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer until(ctx, conn)()
-	return listTables(conn, match)
-}

@@ -262,11 +262,7 @@ func (r *reader) mark(now bool) error {
 	r.Metrics.clock.Set(float64(r.pos.Seq))
 	r.Metrics.epoch.Set(float64(r.pos.Epoch))
 	r.Metrics.filePos.Set(float64(r.pos.Pos))
-	if i := strings.LastIndexByte(r.file, '.'); i >= 0 {
-		if n, err := strconv.Atoi(r.file[i+1:]); err == nil {
-			r.Metrics.fileNumber.Set(float64(n))
-		}
-	}
+	r.Metrics.fileNumber.Set(float64(fileNumber(r.file)))
 	return r.checkpoint(r.ctx)
 }
 

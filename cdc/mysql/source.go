@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -331,8 +330,7 @@ func (s *Source) forget() (left []string) {
 	var kept []string
 	keys := map[string]string{}
 	for _, name := range s.pos.Copied {
-		db, table, _ := strings.Cut(name, ".")
-		if !s.Match(cdc.TableName{DB: db, Table: table}) {
+		if !s.Match(tableNamed(name)) {
 			left = append(left, name)
 			s.forgetSnapshots(name)
 			continue

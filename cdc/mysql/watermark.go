@@ -115,7 +115,7 @@ func (c *copier) shows(low mark) (bool, error) {
 		return false, fmt.Errorf("the server does not say where in its log a snapshot stands (binlog_snapshot_file %q, binlog_snapshot_position %q)", file, at["binlog_snapshot_position"])
 	}
 	if low.file != "" { // else the server is asked, which reads its log file for that
-		return cmp.Or(compareFiles(file, low.file), cmp.Compare(pos, uint64(low.pos))) >= 0, nil
+		return cmp.Or(cmp.Compare(fileNumber(file), fileNumber(low.file)), cmp.Compare(pos, uint64(low.pos))) >= 0, nil
 	}
 	text, err := queryOne(c.conn, fmt.Sprintf("SELECT IFNULL(BINLOG_GTID_POS('%s', %d), '')", file, pos))
 	if err != nil {
@@ -123,15 +123,6 @@ func (c *copier) shows(low mark) (bool, error) {
 	}
 	set, err := parseGTIDs(flavorMariaDB, oneLine(text))
 	return err == nil && set.contains(low.set), err
-}
-
-// compareFiles orders log files of one server by their number.
-func compareFiles(a, b string) int {
-	number := func(name string) uint64 {
-		n, _ := strconv.ParseUint(name[strings.LastIndexByte(name, '.')+1:], 10, 64)
-		return n
-	}
-	return cmp.Compare(number(a), number(b))
 }
 
 // executed is what can have been seen by now and is, or comes, in the log.

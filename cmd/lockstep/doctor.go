@@ -151,7 +151,7 @@ func (p *process) examineSource(ctx context.Context, known place) (found []findi
 	if err := add(mysql.InspectPlace(ctx, p.cfg.Source, known.saved, known.capturing)); err != nil {
 		return found, err
 	}
-	names, err := mysql.Names(ctx, p.cfg.Source, func(cdc.TableName) bool { return true })
+	names, err := mysql.TableNames(ctx, p.cfg.Source, func(cdc.TableName) bool { return true })
 	return append(found, p.idleEntries(names)...), err
 }
 

@@ -399,12 +399,6 @@ func (a *app) readKeys(path string) (keys [][]byte, lines []int, err error) {
 	return keys, lines, nil
 }
 
-// What one request may hold.
-const (
-	maxRequestKeys  = 5000
-	maxRequestBytes = 400 << 10
-)
-
 // requests are what is asked for: one, or several for a long list of keys.
 func (f snapshotFlags) requests(keys [][]byte) []cdc.SnapshotRequest {
 	one := cdc.SnapshotRequest{ID: f.id, Table: f.table, Reason: f.reason, Where: f.where, Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro()}
@@ -414,7 +408,7 @@ func (f snapshotFlags) requests(keys [][]byte) []cdc.SnapshotRequest {
 	var parts []cdc.SnapshotRequest
 	size := 0
 	for _, key := range keys {
-		if n := len(parts); n == 0 || len(parts[n-1].Keys) == maxRequestKeys || size+len(key) > maxRequestBytes {
+		if n := len(parts); n == 0 || len(parts[n-1].Keys) == cdc.MaxRequestKeys || size+len(key) > cdc.MaxRequestBytes {
 			parts, size = append(parts, one), 0
 		}
 		last := &parts[len(parts)-1]
