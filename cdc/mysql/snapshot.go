@@ -3,6 +3,7 @@ package mysql
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -290,6 +291,14 @@ func (s *Source) changeSnapshot(id string) *cdc.Snapshot {
 // forgetSnapshots takes the snapshots of a table out of the position.
 func (s *Source) forgetSnapshots(table string) {
 	s.pos.Snapshots = slices.DeleteFunc(slices.Clone(s.pos.Snapshots), func(sn cdc.Snapshot) bool { return sn.Table == table })
+}
+
+// unfollow forgets a table that is gone: one that is made in its place has nothing of
+// it, and may have another key. The caller holds the lock.
+func (s *Source) unfollow(t cdc.TableName) {
+	s.pos.Copied = slices.DeleteFunc(slices.Clone(s.pos.Copied), func(name string) bool { return name == t.String() })
+	s.pos.Keys = maps.Clone(s.pos.Keys)
+	delete(s.pos.Keys, t.String())
 }
 
 // firstPrefix begins the IDs of first copies.
