@@ -304,6 +304,10 @@ func (s *Source) unfollow(t cdc.TableName) {
 // firstPrefix begins the IDs of first copies.
 const firstPrefix = "first-"
 
+// repairPrefix begins the IDs of the snapshots that a capture asks for itself, to take
+// back what another server has not kept.
+const repairPrefix = "repair-"
+
 // firstCopy is the snapshot that brings the rows which a table has already when it
 // comes to the pipeline. The caller holds the lock.
 func (s *Source) firstCopy(t cdc.TableName) cdc.Snapshot {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -412,6 +413,25 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 	}
 	if back := stepsBack(slices.DeleteFunc(out.changes, func(c cdc.Change) bool { return c.Op == cdc.OpDelete })); len(back) > 0 {
 		t.Errorf("rows step back: %s", back[0])
+	}
+}
+
+// A snapshot that the capture has asked for itself may not fail alone: nobody would
+// know of the rows that stay as they were.
+func TestARepairThatCannotBeMadeStopsTheCapture(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1)")
+	out, requests := newMemory(), &asked{}
+	s := w.source(out, nil)
+	s.Requests = requests
+	asks := keyRequests(cdc.TableName{DB: w.name, Table: "q"}, []string{`{"no":3}`}, 2, "test")
+	requests.ask(asks...)
+	err := w.runToEnd(s)
+	if _, stopped := errors.AsType[*Stop](err); !stopped || !strings.Contains(err.Error(), "is no key of") {
+		t.Errorf("it ended with %v", err)
+	}
+	if sn := s.snapshot(asks[0].ID); sn == nil || sn.State != cdc.SnapshotRunning {
+		t.Errorf("the repair is %+v", sn)
 	}
 }
 
