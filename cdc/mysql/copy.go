@@ -272,7 +272,11 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 			return out.error
 		}
 		c.disconnect()
-		if problem := c.judge(ctx, j, err); problem != nil {
+		problem := c.judge(ctx, j, err)
+		if out, ok := errors.AsType[outputError](problem); ok {
+			return out.error
+		}
+		if problem != nil {
 			return c.give(ctx, j, problem)
 		}
 		c.snaps.mu.Lock()
@@ -292,13 +296,14 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 	}
 }
 
-// judge returns what reading again will not mend, nil for everything else.
+// judge returns what reading again will not mend, nil for everything else. What was
+// met is held against the log first, which may be far behind it.
 func (c *copier) judge(ctx context.Context, j *job, err error) error {
 	if stop, ok := errors.AsType[*Stop](lost(err)); ok {
 		if c.reshaped(ctx, j) { // what was read does not fit the columns it was asked by
 			return nil
 		}
-		return stop
+		return c.unexplained(ctx, j, err, func() error { return stop })
 	}
 	if my, ok := errors.AsType[*gomysql.MyError](err); ok && j.where != "" {
 		switch my.Code {
@@ -308,7 +313,7 @@ func (c *copier) judge(ctx context.Context, j *job, err error) error {
 		}
 	}
 	if missing(err) {
-		c.gone(ctx, j)
+		return c.unexplained(ctx, j, err, func() error { return c.gone(ctx, j) })
 	}
 	return nil
 }
@@ -333,39 +338,75 @@ func missing(err error) bool {
 	return errors.Is(err, cdc.ErrNoTable)
 }
 
-// gone waits until the log is read up to a moment at which there was no such table,
-// and then ends the snapshots of it that the log has not ended.
-func (c *copier) gone(ctx context.Context, j *job) {
+// unexplained runs then, under the lock, once the log is read up to a moment at which
+// what was met still held, and does not explain it. It leaves it when the job has
+// ended by then, or the log has named the table as a whole meanwhile.
+func (c *copier) unexplained(ctx context.Context, j *job, met error, then func() error) error {
+	err := c.settle(ctx, j, met, then)
+	if stop, ok := errors.AsType[*Stop](lost(err)); ok {
+		return stop
+	}
+	if out, ok := errors.AsType[outputError](err); ok {
+		return out
+	}
+	return nil // what is not known is asked when it is met again
+}
+
+func (c *copier) settle(ctx context.Context, j *job, met error, then func() error) error {
 	if err := c.connect(ctx); err != nil {
-		return
-	}
-	// A table that may not be seen looks like none until it is asked for by name.
-	if _, err := queryRows(c.conn, "SELECT 1 FROM "+quoteTable(j.table)+" LIMIT 0"); !missing(err) {
-		return
-	}
-	high, err := executed(c.conn)
-	if err != nil {
-		return
+		return err
 	}
 	w, err := c.openWindow(ctx, j.table)
 	if err != nil {
-		return
+		return err
 	}
 	defer c.closeWindow(w)
-	if c.pass(ctx, w, high) != nil {
-		return
+	// It waits for statements on the table, and a table that may not be seen looks like
+	// none until it is asked for by name.
+	if _, err := queryRows(c.conn, "SELECT 1 FROM "+quoteTable(j.table)+" LIMIT 0"); missing(err) != missing(met) {
+		return nil
+	}
+	high, err := executed(c.conn)
+	if err != nil {
+		return err
+	}
+	if err := c.pass(ctx, w, high); err != nil {
+		return err
 	}
 	c.snaps.mu.Lock()
 	defer c.snaps.mu.Unlock()
-	c.cancelSnapshots(j.table, "the table is gone")
-	_ = c.checkpoint(ctx) // its error comes with the next one
+	if j.ended || w.void {
+		return nil
+	}
+	return then()
+}
+
+// gone ends a job whose table is not there any more, and of whose end the log says
+// nothing. What it was to sweep is swept. The caller holds the lock.
+func (c *copier) gone(ctx context.Context, j *job) error {
+	sn := c.snapshot(j.id)
+	if sn == nil {
+		return nil
+	}
+	if err := c.sweep(ctx, *sn); err != nil {
+		return outputError{err}
+	}
+	c.unfollow(j.table)
+	c.endSnapshot(j.id, cdc.SnapshotCancelled, "the table is gone")
+	if err := c.checkpoint(ctx); err != nil {
+		return outputError{err}
+	}
+	return nil
 }
 
 // give ends a snapshot that cannot go on.
 func (c *copier) give(ctx context.Context, j *job, problem error) error {
 	c.snaps.mu.Lock()
 	defer c.snaps.mu.Unlock()
-	if sn := c.snapshot(j.id); sn == nil || sn.Sweep != 0 || strings.HasPrefix(j.id, firstPrefix) {
+	if j.ended {
+		return nil
+	}
+	if sn := c.snapshot(j.id); sn == nil || sn.Sweep != 0 || strings.HasPrefix(j.id, firstPrefix) || strings.HasPrefix(j.id, repairPrefix) {
 		return problem
 	}
 	c.Log.Error("a snapshot has failed", "snapshot", j.id, "table", j.table, "problem", problem)
@@ -773,18 +814,27 @@ func (s *Source) advance(ctx context.Context, j *job) error {
 // finish ends a snapshot whose rows are all published. What is older than a copy of
 // the whole table, and was not written anew, is gone.
 func (s *Source) finish(ctx context.Context, j *job, sn cdc.Snapshot) error {
-	if sn.Sweep != 0 {
-		if err := s.Out.Publish(ctx, &cdc.Change{Table: j.table, Op: cdc.OpBarrier, Version: sn.Sweep}); err != nil {
-			return err
-		}
-		barriers := maps.Clone(s.pos.Barriers) // checkpoints hold the old one
-		if barriers == nil {
-			barriers = map[string]cdc.Version{}
-		}
-		barriers[sn.Table] = max(barriers[sn.Table], sn.Sweep)
-		s.pos.Barriers = barriers
+	if err := s.sweep(ctx, sn); err != nil {
+		return err
 	}
 	s.endSnapshot(j.id, cdc.SnapshotDone, "")
+	return nil
+}
+
+// sweep publishes the barrier of a snapshot that has one. The caller holds the lock.
+func (s *Source) sweep(ctx context.Context, sn cdc.Snapshot) error {
+	if sn.Sweep == 0 {
+		return nil
+	}
+	if err := s.Out.Publish(ctx, &cdc.Change{Table: tableNamed(sn.Table), Op: cdc.OpBarrier, Version: sn.Sweep}); err != nil {
+		return err
+	}
+	barriers := maps.Clone(s.pos.Barriers) // checkpoints hold the old one
+	if barriers == nil {
+		barriers = map[string]cdc.Version{}
+	}
+	barriers[sn.Table] = max(barriers[sn.Table], sn.Sweep)
+	s.pos.Barriers = barriers
 	return nil
 }
 

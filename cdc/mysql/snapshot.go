@@ -3,6 +3,7 @@ package mysql
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -292,8 +293,20 @@ func (s *Source) forgetSnapshots(table string) {
 	s.pos.Snapshots = slices.DeleteFunc(slices.Clone(s.pos.Snapshots), func(sn cdc.Snapshot) bool { return sn.Table == table })
 }
 
+// unfollow forgets a table that is gone: one that is made in its place has nothing of
+// it, and may have another key. The caller holds the lock.
+func (s *Source) unfollow(t cdc.TableName) {
+	s.pos.Copied = slices.DeleteFunc(slices.Clone(s.pos.Copied), func(name string) bool { return name == t.String() })
+	s.pos.Keys = maps.Clone(s.pos.Keys)
+	delete(s.pos.Keys, t.String())
+}
+
 // firstPrefix begins the IDs of first copies.
 const firstPrefix = "first-"
+
+// repairPrefix begins the IDs of the snapshots that a capture asks for itself, to take
+// back what another server has not kept.
+const repairPrefix = "repair-"
 
 // firstCopy is the snapshot that brings the rows which a table has already when it
 // comes to the pipeline. The caller holds the lock.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -416,6 +417,25 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 	}
 }
 
+// A snapshot that the capture has asked for itself may not fail alone: nobody would
+// know of the rows that stay as they were.
+func TestARepairThatCannotBeMadeStopsTheCapture(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1)")
+	out, requests := newMemory(), &asked{}
+	s := w.source(out, nil)
+	s.Requests = requests
+	asks := keyRequests(cdc.TableName{DB: w.name, Table: "q"}, []string{`{"no":3}`}, 2, "test")
+	requests.ask(asks...)
+	err := w.runToEnd(s)
+	if _, stopped := errors.AsType[*Stop](err); !stopped || !strings.Contains(err.Error(), "is no key of") {
+		t.Errorf("it ended with %v", err)
+	}
+	if sn := s.snapshot(asks[0].ID); sn == nil || sn.State != cdc.SnapshotRunning {
+		t.Errorf("the repair is %+v", sn)
+	}
+}
+
 func raw(keys ...string) (list []json.RawMessage) {
 	for _, k := range keys {
 		list = append(list, json.RawMessage(k))
@@ -563,32 +583,144 @@ func TestAChunkReadBeforeAStatementOnTheWholeTableIsReadAgain(t *testing.T) {
 	}
 }
 
-// A table that is dropped while it is copied is not waited for.
+// A table that is dropped while it is copied is not waited for: what the copy was to
+// sweep is swept, and a table that is made in its place is another one.
 func TestATableDroppedDuringItsCopyEndsIt(t *testing.T) {
 	w := newWorld(t)
 	w.tiny(1)
 	w.cfg.Snapshot.RowsPerSecond = 20
 	w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10), (11), (12), (13), (14), (15), (16), (17), (18), (19), (20)")
 	out := newMemory()
-	stop := w.run(w.source(out, nil))
+	s := w.source(out, nil)
+	stop := w.run(s)
 	out.awaitChanges(t, 2)
-	// The name of the table does not match any more, so the log does not say so.
-	conn, err := w.db.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for _, q := range []string{"SET SESSION sql_log_bin = 0", "DROP TABLE q"} {
-		if _, err := conn.ExecContext(t.Context(), q); err != nil {
-			t.Fatal(err)
-		}
-	}
-	out.await(t, "the end of the copy", func(_ []cdc.Change, p []cdc.Position) bool {
+	sweep := cdc.Version(1<<42 + 5)
+	s.snaps.mu.Lock()
+	s.schedule(cdc.Snapshot{ID: "sweep", Table: w.name + ".q", Reason: "test", Sweep: sweep})
+	s.snaps.mu.Unlock()
+	w.onOneConnection("SET SESSION sql_log_bin = 0", "DROP TABLE q", "SET SESSION sql_log_bin = 1") // the log does not say so
+	out.await(t, "the end of the copies", func(_ []cdc.Change, p []cdc.Position) bool {
 		sn := p[len(p)-1].Snapshots
-		return len(sn) == 1 && sn[0].State == cdc.SnapshotCancelled && sn[0].Problem == "the table is gone"
+		return len(sn) == 2 && !slices.ContainsFunc(sn, func(sn cdc.Snapshot) bool {
+			return sn.State != cdc.SnapshotCancelled || sn.Problem != "the table is gone"
+		})
 	})
+	out.mu.Lock()
+	last, pos := out.changes[len(out.changes)-1], out.pos[len(out.pos)-1]
+	out.mu.Unlock()
+	if last.Op != cdc.OpBarrier || last.Version != sweep || last.Table.Table != "q" || pos.Barriers[w.name+".q"] != sweep {
+		t.Errorf("the last change is %s of %s at %s, and the position has the barriers %v", last.Op, last.Table, last.Version, pos.Barriers)
+	}
+	if len(pos.Copied) > 0 {
+		t.Errorf("%v are followed", pos.Copied)
+	}
+	w.exec("CREATE TABLE q (k VARCHAR(10) PRIMARY KEY)", "INSERT INTO q VALUES ('x')")
+	out.awaitKey(t, `{"k":"x"}`)
 	if err := stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What a copier meets that does not go with the table it was to copy is held against
+// the log, which may be behind and tell more: that the table went, and what took its
+// place.
+func TestWhatACopierMeetsIsHeldAgainstTheLog(t *testing.T) {
+	const remade, again = "CREATE TABLE q (k INT PRIMARY KEY)", "CREATE TABLE q (id INT PRIMARY KEY)"
+	for name, c := range map[string]struct {
+		statements []string // before the copier asks
+		read       []string // by the log afterwards
+		problem    string
+		left       string // the snapshot that goes on
+	}{
+		"dropped, and another renamed in its place": {
+			[]string{"DROP TABLE q"}, []string{"DROP TABLE q", "RENAME TABLE _new TO q"}, "", "new",
+		},
+		"dropped, and the log says nothing":                   {[]string{"DROP TABLE q"}, nil, "", ""},
+		"dropped, and made again while the log is waited for": {[]string{"DROP TABLE q"}, []string{again}, "", "old"},
+		"dropped, made again, and the log says both":          {[]string{"DROP TABLE q", remade}, []string{"DROP TABLE q", remade}, "", ""},
+		"of another key, and the log says nothing":            {[]string{"DROP TABLE q", remade}, nil, "has changed from (id) to (k)", "old"},
+		"without a key, and the log says nothing":             {[]string{"ALTER TABLE q DROP PRIMARY KEY"}, nil, "has no primary key", "old"},
+		"without a key, and the log says it goes":             {[]string{"ALTER TABLE q DROP PRIMARY KEY"}, []string{"DROP TABLE q"}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.exec(again)
+			w.exec(c.statements...)
+			conn, err := connect(t.Context(), w.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			out := newMemory()
+			s := w.source(out, nil)
+			s.pos.Epoch = 1
+			if s.pos.ServerUUID, err = identify(conn); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.restoreGTIDs(); err != nil { // the log is at its beginning
+				t.Fatal(err)
+			}
+			q := cdc.TableName{DB: w.name, Table: "q"}
+			s.pos.Keys = map[string]string{q.String(): "id"}
+			s.schedule(cdc.Snapshot{ID: "old", Table: q.String(), Sweep: 5})
+			s.snaps.jobs = map[string]*job{}
+			j := s.job(&s.pos.Snapshots[0])
+			copier := &copier{Source: s}
+			defer copier.disconnect()
+			ended := make(chan error, 1)
+			go func() {
+				ended <- copier.persist(t.Context(), j, "plan", func() error {
+					if err := copier.connect(t.Context()); err != nil {
+						return err
+					}
+					_, err := copier.shapeOf(j)
+					return err
+				})
+			}()
+			waits := func() bool {
+				s.snaps.mu.Lock()
+				defer s.snaps.mu.Unlock()
+				return len(s.snaps.windows) == 1 && s.snaps.windows[0].due != nil
+			}
+			for end := time.Now().Add(30 * time.Second); !waits(); time.Sleep(time.Millisecond) {
+				if len(ended) > 0 || time.Now().After(end) {
+					t.Fatal("the log is not waited for")
+				}
+			}
+			s.snaps.mu.Lock()
+			r := newReader(t.Context(), s, nil)
+			for i, q := range c.read {
+				if q == again {
+					w.exec(again)
+				}
+				if err := r.act(parseStatement(q, w.name), q, cdc.Version(1<<42+100+i)); err != nil {
+					t.Error(err)
+				}
+			}
+			if s.gtids, err = executed(conn); err != nil {
+				t.Error(err)
+			}
+			s.snaps.boundary()
+			s.snaps.mu.Unlock()
+			err = <-ended
+			if c.problem == "" && err != nil || c.problem != "" && (err == nil || !strings.Contains(err.Error(), c.problem)) {
+				t.Errorf("it ended with %v", err)
+			}
+			var left string
+			for _, sn := range s.pos.Snapshots {
+				if sn.State == cdc.SnapshotRunning {
+					if left = "old"; sn.ID != "old" {
+						left = "new"
+					}
+				}
+			}
+			if left != c.left {
+				t.Errorf("%q goes on, want %q: %+v", left, c.left, s.pos.Snapshots)
+			}
+			if follows := c.left != "" || slices.Contains(c.read, remade); s.copied(q) != follows {
+				t.Errorf("the table is followed: %t", !follows)
+			}
+		})
 	}
 }
 

@@ -356,6 +356,8 @@ func (a *app) snapshotTable(cfg *config.Config, f snapshotFlags) (cdc.TableName,
 		return name, usageError{errors.New("--where and --keys exclude each other; give one")}
 	case strings.HasPrefix(f.id, "first-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of first copies do; take another", f.id)}
+	case strings.HasPrefix(f.id, "repair-"):
+		return name, usageError{fmt.Errorf("--id %s begins as those of repairs do; take another", f.id)}
 	case f.id != "" && !legalID.MatchString(f.id):
 		return name, usageError{fmt.Errorf("--id %q has other characters than letters, digits, dots, _ and -, or more than 200", f.id)}
 	}

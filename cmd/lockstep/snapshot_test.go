@@ -89,6 +89,7 @@ tables: [{match: d.t, redis: {key: "t:{id}"}}]
 		"--table d.t --where a --keys b":     "exclude each other",
 		"--table d.t --id a/b":               "has other characters",
 		"--table d.t --id first-d.t":         "as those of first copies do",
+		"--table d.t --id repair-d.t":        "as those of repairs do",
 		"--table d.t --keys /no/such/file/x": "no such file",
 	} {
 		got := lockstep(t, nil, append([]string{"snapshot", "start", "-c", path}, strings.Fields(args)...)...)
