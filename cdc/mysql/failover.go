@@ -497,7 +497,7 @@ func keyRequests(t cdc.TableName, keys []string, epoch uint16, reason string) (r
 			hash.Write([]byte(keys[n] + "\n"))
 			n++
 		}
-		r := cdc.SnapshotRequest{Format: cdc.SnapshotRequestFormat, ID: fmt.Sprintf("repair-%d-%s-%s", epoch, t, hex.EncodeToString(hash.Sum(nil)[:6])),
+		r := cdc.SnapshotRequest{Format: cdc.SnapshotRequestFormat, ID: fmt.Sprintf(repairPrefix+"%d-%s-%s", epoch, t, hex.EncodeToString(hash.Sum(nil)[:6])),
 			Table: t.String(), Reason: reason, Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro()}
 		for _, k := range keys[:n] {
 			r.Keys = append(r.Keys, json.RawMessage(k))
@@ -510,7 +510,7 @@ func keyRequests(t cdc.TableName, keys []string, epoch uint16, reason string) (r
 
 // wholeRequest asks for every row of a table.
 func wholeRequest(t cdc.TableName, epoch uint16, reason string) cdc.SnapshotRequest {
-	return cdc.SnapshotRequest{Format: cdc.SnapshotRequestFormat, ID: fmt.Sprintf("repair-%d-%s", epoch, t), Table: t.String(), Reason: reason,
+	return cdc.SnapshotRequest{Format: cdc.SnapshotRequestFormat, ID: fmt.Sprintf(repairPrefix+"%d-%s", epoch, t), Table: t.String(), Reason: reason,
 		Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro()}
 }
 

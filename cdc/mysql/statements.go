@@ -199,17 +199,6 @@ func (r *reader) barrier(t cdc.TableName, v cdc.Version) error {
 	return nil
 }
 
-// unfollow forgets a table that is gone. Should one of its name be made, all its
-// rows are in the log, and its key may be another.
-func (r *reader) unfollow(t cdc.TableName) {
-	if i, found := slices.BinarySearch(r.pos.Copied, t.String()); found {
-		r.pos.Copied = slices.Delete(slices.Clone(r.pos.Copied), i, i+1)
-	}
-	keys := maps.Clone(r.pos.Keys)
-	delete(keys, t.String())
-	r.pos.Keys = keys
-}
-
 // keyStays refuses an ALTER TABLE that gives a table another primary key.
 func (r *reader) keyStays(t cdc.TableName, st statement) error {
 	was, known := r.pos.Keys[t.String()]
