@@ -82,7 +82,7 @@ func (b *bench) sinks() bool { return b.wants("search", "cache", "latency") }
 
 // run measures everything and removes what it wrote.
 func (b *bench) run(ctx context.Context) (err error) {
-	if err := b.prepare(); err != nil {
+	if err := b.prepare(b.sinks(), b.dir); err != nil {
 		return err
 	}
 	release, err := b.alone(ctx)
@@ -130,9 +130,10 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return nil
 }
 
-func (b *bench) prepare() error {
+// prepare finds the servers and makes the folders.
+func (b *bench) prepare(elastic bool, dir string) error {
 	servers := map[string]*testenv.Server{"mysql": &b.servers.mysql, "kafka": &b.servers.kafka, "redis": &b.servers.redis}
-	if b.sinks() { // the others do with Redis, which the capture looks into at its first start
+	if elastic { // the others do with Redis, which the capture looks into at its first start
 		servers["elasticsearch"] = &b.servers.elastic
 	}
 	for name, server := range servers {
@@ -148,7 +149,7 @@ func (b *bench) prepare() error {
 	b.name = fmt.Sprintf("bench-%d", b.began.Unix())
 	b.kafka = &kafkago.Client{Addr: kafkago.TCP(b.servers.kafka.Addr), Timeout: 30 * time.Second}
 	b.redis = goredis.NewClient(&goredis.Options{Addr: b.servers.redis.Addr, ReadTimeout: 30 * time.Second})
-	for _, path := range []string{b.dir, filepath.Dir(b.out)} {
+	for _, path := range []string{dir, filepath.Dir(b.out)} {
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			return err
 		}

@@ -14,9 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	goredis "github.com/redis/go-redis/v9"
-	kafkago "github.com/segmentio/kafka-go"
-
 	"lockstep/internal/testenv"
 )
 
@@ -117,20 +114,10 @@ func (b *bench) comparePeers(ctx context.Context) (err error) {
 }
 
 func (b *bench) preparePeers() error {
-	for name, server := range map[string]*testenv.Server{"mysql": &b.servers.mysql, "kafka": &b.servers.kafka, "redis": &b.servers.redis} {
-		found, err := testenv.Lookup(name)
-		if err != nil {
-			return err
-		}
-		*server = found
+	if err := os.RemoveAll(b.peersDir()); err != nil {
+		return err
 	}
-	if _, err := os.Stat(b.binary); err != nil {
-		return fmt.Errorf("%s is not there; make build makes it", b.binary)
-	}
-	b.name = fmt.Sprintf("bench-%d", b.began.Unix())
-	b.kafka = &kafkago.Client{Addr: kafkago.TCP(b.servers.kafka.Addr), Timeout: 30 * time.Second}
-	b.redis = goredis.NewClient(&goredis.Options{Addr: b.servers.redis.Addr, ReadTimeout: 30 * time.Second})
-	return errors.Join(os.RemoveAll(b.peersDir()), os.MkdirAll(b.peersDir(), 0o755), os.MkdirAll(filepath.Dir(b.out), 0o755))
+	return b.prepare(false, b.peersDir())
 }
 
 func (b *bench) peersDir() string { return filepath.Join(b.dir, "peers") }

@@ -829,13 +829,18 @@ func (s *Source) sweep(ctx context.Context, sn cdc.Snapshot) error {
 	if err := s.Out.Publish(ctx, &cdc.Change{Table: tableNamed(sn.Table), Op: cdc.OpBarrier, Version: sn.Sweep}); err != nil {
 		return err
 	}
+	s.noteBarrier(sn.Table, sn.Sweep)
+	return nil
+}
+
+// noteBarrier keeps the newest barrier of a table in the position.
+func (s *Source) noteBarrier(table string, v cdc.Version) {
 	barriers := maps.Clone(s.pos.Barriers) // checkpoints hold the old one
 	if barriers == nil {
 		barriers = map[string]cdc.Version{}
 	}
-	barriers[sn.Table] = max(barriers[sn.Table], sn.Sweep)
+	barriers[table] = max(barriers[table], v)
 	s.pos.Barriers = barriers
-	return nil
 }
 
 // connect opens the connection unless it is open.
@@ -849,15 +854,10 @@ func (c *copier) connect(ctx context.Context) error {
 	}
 	done := until(ctx, conn)
 	// Behind a virtual address another server may answer.
-	id, err := identify(conn)
-	if err == nil {
-		c.snaps.mu.Lock()
-		if id != c.pos.ServerUUID {
-			err = fmt.Errorf("server %s answers now, not %s", id, c.pos.ServerUUID)
-		}
-		c.snaps.mu.Unlock()
-	}
-	if err != nil {
+	c.snaps.mu.Lock()
+	want := c.pos.ServerUUID
+	c.snaps.mu.Unlock()
+	if err := sameServer(conn, want); err != nil {
 		done()
 		return err
 	}

@@ -167,23 +167,22 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 	old := s.pos
 	s.published = nil // the position is behind it
 	s.pos = cdc.Position{Format: cdc.PositionFormat, Run: old.Run, Term: old.Term, Flavor: flavorName(now.flavor), ServerUUID: now.id, Epoch: epoch,
-		Copied: []string{}, Barriers: map[string]cdc.Version{}}
+		Copied: []string{}}
 	s.gtids = now.executed.clone()
 	for _, t := range tables {
 		if _, found := slices.BinarySearch(old.Copied, t.String()); !found {
 			continue // a first copy, like any other
 		}
-		s.schedule(cdc.Snapshot{ID: fmt.Sprintf("epoch-%d-%s", epoch, t), Table: t.String(), Reason: reason, Sweep: sweep, State: cdc.SnapshotRunning, BeganMicros: time.Now().UnixMicro()})
+		s.schedule(cdc.Snapshot{ID: fmt.Sprintf("epoch-%d-%s", epoch, t), Table: t.String(), Reason: reason, Sweep: sweep})
 	}
 	for _, name := range old.Copied { // dropped meanwhile: its rows are gone as a whole
 		t := tableNamed(name)
 		if slices.Contains(tables, t) || !s.Match(t) {
 			continue
 		}
-		if err := s.Out.Publish(ctx, &cdc.Change{Table: t, Op: cdc.OpBarrier, Version: sweep}); err != nil {
+		if err := s.sweep(ctx, cdc.Snapshot{Table: name, Sweep: sweep}); err != nil {
 			return err
 		}
-		s.pos.Barriers[name] = sweep
 	}
 	if err := s.saveNow(ctx); err != nil {
 		return err
@@ -587,7 +586,7 @@ func (s *Source) firstBehind(ctx context.Context, set gtidSet) (first gtid, comm
 		return first, 0, err
 	}
 	defer until(ctx, conn)()
-	if err := s.sameServer(conn); err != nil { // another one's log says nothing
+	if err := sameServer(conn, s.pos.ServerUUID); err != nil { // another one's log says nothing
 		return first, 0, err
 	}
 	checksums, err := s.askForLog(conn, set)

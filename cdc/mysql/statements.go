@@ -1,7 +1,6 @@
 package mysql
 
 import (
-	"maps"
 	"slices"
 	"strings"
 
@@ -190,12 +189,7 @@ func (r *reader) barrier(t cdc.TableName, v cdc.Version) error {
 			return err
 		}
 	}
-	barriers := maps.Clone(r.pos.Barriers) // checkpoints hold the old one
-	if barriers == nil {
-		barriers = map[string]cdc.Version{}
-	}
-	barriers[t.String()] = v
-	r.pos.Barriers = barriers
+	r.noteBarrier(t.String(), v)
 	return nil
 }
 

@@ -31,7 +31,7 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	defer until(ctx, conn)()
 	// The checks were made on another connection, and behind a virtual address
 	// another server may answer this one.
-	if err := s.sameServer(conn); err != nil {
+	if err := sameServer(conn, s.pos.ServerUUID); err != nil {
 		return lost(err)
 	}
 	checksums, err := s.askForLog(conn, s.gtids)
@@ -63,10 +63,10 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	}
 }
 
-func (s *Source) sameServer(conn *client.Conn) error {
+func sameServer(conn *client.Conn, want string) error {
 	id, err := identify(conn)
-	if err == nil && id != s.pos.ServerUUID {
-		err = fmt.Errorf("server %s answers now, not %s", id, s.pos.ServerUUID)
+	if err == nil && id != want {
+		err = fmt.Errorf("server %s answers now, not %s", id, want)
 	}
 	return err
 }
