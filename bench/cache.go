@@ -20,7 +20,7 @@ const (
 
 // compareAndSet writes a hash unless it has a version that is not older.
 const compareAndSet = `
-local stored = redis.call('HGET', KEYS[1], '_cdc_v')
+local stored = redis.call('HGET', KEYS[1], '_lockstep_v')
 if stored and tonumber(stored) >= tonumber(ARGV[1]) then
 	return 0
 end
@@ -69,7 +69,7 @@ func (b *bench) scriptLoop(ctx context.Context, keys string) (bareLoop, error) {
 	calls := make([][]any, len(b.docs.at))
 	for i := range calls {
 		version := strconv.FormatUint(b.docs.at[i].version, 10)
-		args := []any{"evalsha", digest, "1", keys + strconv.Itoa(b.docs.at[i].id), version, "_cdc_v", version}
+		args := []any{"evalsha", digest, "1", keys + strconv.Itoa(b.docs.at[i].id), version, "_lockstep_v", version}
 		gjson.ParseBytes(b.docs.row(i)).ForEach(func(name, value gjson.Result) bool {
 			args = append(args, name.Str, value.String())
 			return true

@@ -174,7 +174,7 @@ func (d *documents) appendBulk(body []byte, i int) []byte {
 	body = strconv.AppendUint(body, doc.version, 10)
 	body = append(body, `,"version_type":"external"}}`+"\n"...)
 	body = append(body, bytes.TrimSuffix(d.row(i), []byte("}"))...)
-	body = append(body, `,"_cdc":{"v":`...)
+	body = append(body, `,"_lockstep":{"v":`...)
 	body = strconv.AppendUint(body, doc.version, 10)
 	return append(body, "}}\n"...)
 }

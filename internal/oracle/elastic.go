@@ -114,7 +114,7 @@ func (c *comparison) elasticRows(ctx context.Context, t TableSpec, rows []row) e
 		}
 		fields += len(r.fields)
 		if version := c.document(t, r, Elastic, docs[i].Source); version != docs[i].Version.String() {
-			d.Field, d.Want, d.Got = "_version", "_cdc.v, which is "+version, docs[i].Version.String()
+			d.Field, d.Want, d.Got = "_version", "_lockstep.v, which is "+version, docs[i].Version.String()
 			c.differs(d)
 		}
 	}

@@ -33,7 +33,7 @@ func Erase(ctx context.Context, spec Spec) error {
 			if err != nil {
 				return err
 			}
-			for _, pattern := range []string{template.pattern(), "cdc:t:[{:]" + template.pattern() + "*"} {
+			for _, pattern := range []string{template.pattern(), "lockstep:t:[{:]" + template.pattern() + "*"} {
 				if err := eraseKeys(ctx, store, pattern); err != nil {
 					return fmt.Errorf("erase redis keys %s: %w", pattern, err)
 				}

@@ -332,13 +332,13 @@ func (c *comparison) document(t TableSpec, r row, sink string, source []byte) st
 		delete(doc, f.name)
 	}
 	version := ""
-	if meta, ok := doc["_cdc"].(map[string]any); ok {
+	if meta, ok := doc["_lockstep"].(map[string]any); ok {
 		version = jsonText(meta["v"])
 	}
 	if !isVersion(version) {
-		differs("_cdc.v", "a version", jsonText(doc["_cdc"]))
+		differs("_lockstep.v", "a version", jsonText(doc["_lockstep"]))
 	}
-	delete(doc, "_cdc")
+	delete(doc, "_lockstep")
 	for name, got := range doc {
 		differs(name, "no such field", jsonText(got))
 	}

@@ -140,7 +140,7 @@ func (w *world) fill() {
 		must(w.t, w.redis.Del(ctx, keys...).Err())
 	}
 	for id, row := range things {
-		hash := map[string]any{"_cdc_v": version}
+		hash := map[string]any{"_lockstep_v": version}
 		for name, value := range row {
 			if value != "null" {
 				hash[name] = plain(value)
@@ -169,7 +169,7 @@ func document(row map[string]string) string {
 	for _, name := range slices.Sorted(maps.Keys(row)) {
 		fields = append(fields, fmt.Sprintf("%q:%s", name, row[name]))
 	}
-	return "{" + strings.Join(fields, ",") + `,"_cdc":{"v":` + version + `}}`
+	return "{" + strings.Join(fields, ",") + `,"_lockstep":{"v":` + version + `}}`
 }
 
 func (w *world) putDoc(index, id string, row map[string]string, externalVersion string) {
@@ -267,7 +267,7 @@ func TestEveryTamperingIsSeen(t *testing.T) {
 		{name: "a document has a field too many", tamper: func() { w.putDoc(index, "2", with(things["2"], "more", "1"), version) },
 			want: []string{"elastic: things/2 more: want no such field, got 1"}},
 		{name: "a document has another version than its _version", tamper: func() { w.putDoc(index, "2", things["2"], "4398046512000") },
-			want: []string{"elastic: things/2 _version: want _cdc.v, which is 4398046511999, got 4398046512000"}},
+			want: []string{"elastic: things/2 _version: want _lockstep.v, which is 4398046511999, got 4398046512000"}},
 		{name: "a key is missing", tamper: func() { must(t, w.redis.Del(ctx, w.thing("2")).Err()) },
 			want: []string{"redis: things/2: want the key"}},
 		{name: "a JSON key is missing", tamper: func() { must(t, w.redis.Del(ctx, w.pair("x:8")).Err()) },
@@ -281,8 +281,8 @@ func TestEveryTamperingIsSeen(t *testing.T) {
 			want: []string{`redis: things/2 more: want no such field, got "1"`}},
 		{name: "a hash has a field that is NULL", tamper: func() { must(t, w.redis.HSet(ctx, w.thing("2"), "name", "").Err()) },
 			want: []string{`redis: things/2 name: want no such field, got ""`}},
-		{name: "a hash has no version", tamper: func() { must(t, w.redis.HDel(ctx, w.thing("2"), "_cdc_v").Err()) },
-			want: []string{`redis: things/2 _cdc_v: want a version`}},
+		{name: "a hash has no version", tamper: func() { must(t, w.redis.HDel(ctx, w.thing("2"), "_lockstep_v").Err()) },
+			want: []string{`redis: things/2 _lockstep_v: want a version`}},
 		{name: "a row was deleted", tamper: exec("DELETE FROM pairs WHERE b = 8"), repair: exec("INSERT INTO pairs VALUES ('x', 8, '')"),
 			want: []string{"elastic: pairs/x:8: want none", "pair:x:8: want none"}},
 		{name: "a row was inserted", tamper: exec("INSERT INTO pairs VALUES ('y', 9, NULL)"), repair: exec("DELETE FROM pairs WHERE b = 9"),
@@ -485,7 +485,7 @@ func TestEraseRemovesWhatTheTablesHaveAndNothingElse(t *testing.T) {
 	w.elastic("PUT", "/"+index, "")
 	w.elastic("PUT", "/"+neighbour, "")
 	defer w.elastic("DELETE", "/"+neighbour, "")
-	for _, key := range []string{stranger, "cdc:t:{" + w.thing("9") + "}", "cdc:t::" + w.pair("{x}:9")} {
+	for _, key := range []string{stranger, "lockstep:t:{" + w.thing("9") + "}", "lockstep:t::" + w.pair("{x}:9")} {
 		must(t, w.redis.Set(ctx, key, version, 0).Err())
 	}
 	must(t, Erase(ctx, w.spec))

@@ -72,10 +72,10 @@ func (c *comparison) hash(t TableSpec, r row, hash map[string]string) {
 		}
 		delete(hash, f.name)
 	}
-	if !isVersion(hash["_cdc_v"]) {
-		differs("_cdc_v", "a version", jsonText(hash["_cdc_v"]))
+	if !isVersion(hash["_lockstep_v"]) {
+		differs("_lockstep_v", "a version", jsonText(hash["_lockstep_v"]))
 	}
-	delete(hash, "_cdc_v")
+	delete(hash, "_lockstep_v")
 	for name, got := range hash {
 		differs(name, "no such field", jsonText(got))
 	}

@@ -217,7 +217,7 @@ func redisVersions(ctx context.Context, store *redis.Client, t *TableSpec, keys 
 			if t.RedisMode == "json" {
 				commands[i] = p.Get(ctx, k.redisKey)
 			} else {
-				commands[i] = p.HGet(ctx, k.redisKey, "_cdc_v")
+				commands[i] = p.HGet(ctx, k.redisKey, "_lockstep_v")
 			}
 		}
 		return nil
@@ -239,7 +239,7 @@ func redisVersions(ctx context.Context, store *redis.Client, t *TableSpec, keys 
 			var value struct {
 				CDC struct {
 					V json.Number `json:"v"`
-				} `json:"_cdc"`
+				} `json:"_lockstep"`
 			}
 			if err := json.NewDecoder(strings.NewReader(text)).Decode(&value); err != nil {
 				return nil, err

@@ -66,9 +66,9 @@ func TestTheWatcherSeesAStepBackInEachStore(t *testing.T) {
 	sees := func(text string) func() bool {
 		return func() bool { return strings.Contains(strings.Join(watcher.Violations(), "\n"), text) }
 	}
-	must(t, w.redis.HSet(ctx, w.thing("2"), "_cdc_v", "4398046511998").Err())
+	must(t, w.redis.HSet(ctx, w.thing("2"), "_lockstep_v", "4398046511998").Err())
 	waitUntil(t, "the hash's step back", sees("redis: things/2 went from version 4398046511999 down to 4398046511998"))
-	must(t, w.redis.Set(ctx, w.pair("x:8"), `{"_cdc":{"v":7}}`, 0).Err())
+	must(t, w.redis.Set(ctx, w.pair("x:8"), `{"_lockstep":{"v":7}}`, 0).Err())
 	waitUntil(t, "the JSON text's step back", sees("redis: pairs/x:8 went from version 4398046511999 down to 7"))
 	index := w.spec.Tables[0].Index
 	w.elastic("DELETE", "/"+index, "")

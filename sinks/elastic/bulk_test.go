@@ -79,11 +79,11 @@ func TestEachAnswerHasItsVerdict(t *testing.T) {
 
 func TestTheVersionIsSplicedIntoTheRowAsItIs(t *testing.T) {
 	for row, want := range map[string]string{
-		`{"id":1}`:                    `{"id":1,"_cdc":{"v":7}}`,
-		`{"id":1,"meta":{"a":{}}}`:    `{"id":1,"meta":{"a":{}},"_cdc":{"v":7}}`,
-		`{}`:                          `{"_cdc":{"v":7}}`,
-		"{\n \"id\": 1.0\r\n}\n":      `{"id":1.0,"_cdc":{"v":7}}`,
-		`{"price":12345678901234567}`: `{"price":12345678901234567,"_cdc":{"v":7}}`,
+		`{"id":1}`:                    `{"id":1,"_lockstep":{"v":7}}`,
+		`{"id":1,"meta":{"a":{}}}`:    `{"id":1,"meta":{"a":{}},"_lockstep":{"v":7}}`,
+		`{}`:                          `{"_lockstep":{"v":7}}`,
+		"{\n \"id\": 1.0\r\n}\n":      `{"id":1.0,"_lockstep":{"v":7}}`,
+		`{"price":12345678901234567}`: `{"price":12345678901234567,"_lockstep":{"v":7}}`,
 	} {
 		if got := string(appendSource(nil, []byte(row), 7)); got != want {
 			t.Errorf("%q: got %s, want %s", row, got, want)
@@ -121,7 +121,7 @@ func TestAnyRowAndAnyKeyMakeWholeBulkLines(t *testing.T) {
 		}
 		var doc struct {
 			Title string
-			CDC   struct{ V int64 } `json:"_cdc"`
+			CDC   struct{ V int64 } `json:"_lockstep"`
 		}
 		if err := json.Unmarshal([]byte(parts[1]), &doc); err != nil || doc.Title != title || doc.CDC.V != 1<<42 {
 			t.Fatalf("document %s: %v", parts[1], err)
@@ -145,7 +145,7 @@ func TestTheGeneratedMappingKnowsEveryKind(t *testing.T) {
 }
 
 func TestColumnsThatCannotBeFieldsAreNamed(t *testing.T) {
-	for column, ok := range map[string]bool{"id": true, "_private": true, "größe": true, "a b": true, "a.b": false, "_id": false, "_cdc": false, " ": false} {
+	for column, ok := range map[string]bool{"id": true, "_private": true, "größe": true, "a b": true, "a.b": false, "_id": false, "_lockstep": false, " ": false} {
 		err := CheckTable(cdc.Table{Columns: []cdc.Column{{Name: column}}})
 		if (err == nil) != ok {
 			t.Errorf("column %q: %v", column, err)

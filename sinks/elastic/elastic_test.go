@@ -207,7 +207,7 @@ func TestEveryKindOfColumnIsTakenWithItsExtremesAndFoundBySearch(t *testing.T) {
 		`{"range":{"c_date":{"gte":"9999-01-01"}}}`:                             1,
 		`{"range":{"c_timestamp":{"gte":"2026-11-22","lt":"2026-11-23"}}}`:      1,
 		`{"range":{"c_datetime":{"gt":"2026-11-22T08:15:30.122","lt":"2027"}}}`: 1,
-		fmt.Sprintf(`{"term":{"_cdc.v":%d}}`, sinktest.Version(1)):              int64(id),
+		fmt.Sprintf(`{"term":{"_lockstep.v":%d}}`, sinktest.Version(1)):         int64(id),
 	} {
 		_, res := s.ask(t, http.MethodPost, "/"+s.alias(name)+"/_count", `{"query":`+query+`}`)
 		if got := res.Get("count"); got.Int() != want || !got.Exists() {
@@ -465,7 +465,7 @@ func TestTheIndexIsMadeAsDeclared(t *testing.T) {
 	for path, want := range map[string]string{
 		"settings.index.number_of_shards": "2", "settings.index.number_of_replicas": "0", "settings.index.gc_deletes": "1h",
 		"settings.index.refresh_interval": "1000ms", "mappings.dynamic": "strict", "mappings.properties.title.type": "text",
-		"mappings.properties._cdc.properties.v.type": "long",
+		"mappings.properties._lockstep.properties.v.type": "long",
 	} {
 		if got := doc.Get(path).String(); got != want {
 			t.Errorf("%s is %q; want %q", path, got, want)

@@ -10,7 +10,7 @@ import (
 
 // guardField is the field of every document that Lockstep keeps for itself: the
 // version once more, where a search and a reconciler can see it.
-const guardField = "_cdc"
+const guardField = "_lockstep"
 
 // metadataFields are names that Elasticsearch keeps for itself.
 var metadataFields = map[string]bool{

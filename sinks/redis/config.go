@@ -97,9 +97,9 @@ type TableConfig struct {
 	// must not share keys. Default {db}:{table}:{pk}.
 	Key string `yaml:"key"`
 	// Mode is hash or json. A hash has one field per column with the value as
-	// plain text and no field for NULL; its version stands in the field _cdc_v. A
+	// plain text and no field for NULL; its version stands in the field _lockstep_v. A
 	// json string holds the row as JSON, its version stands at the end under
-	// _cdc.v. Default hash.
+	// _lockstep.v. Default hash.
 	Mode string `yaml:"mode"`
 }
 

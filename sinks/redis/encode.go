@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	versionField = "_cdc_v" // of a hash
-	jsonField    = "_cdc"   // of a JSON row
+	versionField = "_lockstep_v" // of a hash
+	jsonField    = "_lockstep"   // of a JSON row
 	// commandBytes is what a command weighs in a pipeline besides the row.
 	commandBytes = 160
 )
@@ -88,9 +88,9 @@ func (s *Sink) encode(c *cdc.Change) (call, *sinks.Outcome) {
 // jsonValue is the row with its version as the very last field, where the script
 // looks for it.
 func jsonValue(row []byte, version string) []byte {
-	v := make([]byte, 0, len(row)+len(`,"_cdc":{"v":}}`)+len(version))
+	v := make([]byte, 0, len(row)+len(`,"_lockstep":{"v":}}`)+len(version))
 	v = append(v, row[:len(row)-1]...)
-	v = append(v, `,"_cdc":{"v":`...)
+	v = append(v, `,"_lockstep":{"v":`...)
 	v = append(v, version...)
 	return append(v, "}}"...)
 }

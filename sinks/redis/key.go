@@ -3,7 +3,7 @@ package redis
 import "strings"
 
 // companionPrefix begins the keys that hold the versions of deleted rows.
-const companionPrefix = "cdc:t:"
+const companionPrefix = "lockstep:t:"
 
 // companion names the key that holds the version of the row key once it is
 // deleted. Different keys have different companions, and in a cluster the

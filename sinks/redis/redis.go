@@ -3,7 +3,7 @@
 //
 // A row is a hash with one field per column, or a JSON string; its version lives
 // in the value. A delete removes the key and leaves the version in a companion
-// key, cdc:t:{key} (cdc:t::key when key has a hash tag), for Config.TombstoneTTL; the next upsert removes the
+// key, lockstep:t:{key} (lockstep:t::key when key has a hash tag), for Config.TombstoneTTL; the next upsert removes the
 // companion. One Lua script per shape compares and writes, so a change may come
 // again, late or out of order. A key of the right type that carries no version
 // was not written here; it is overwritten.

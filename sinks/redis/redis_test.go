@@ -208,17 +208,17 @@ func TestAHashHasOneFieldPerColumnAsPlainText(t *testing.T) {
 	got := f.plain.HGetAll(t.Context(), "question:7").Val()
 	expect(t, "hash", got, map[string]string{
 		"id": "7", "title": "a \"b\"\né", "price": "12.30", "n": "18446744073709551615",
-		"tags": `["x","y"]`, "doc": `{"k": 1}`, "on": "true", "empty": "", "_cdc_v": base.String(),
+		"tags": `["x","y"]`, "doc": `{"k": 1}`, "on": "true", "empty": "", "_lockstep_v": base.String(),
 	})
 
 	expect(t, "verdict", f.verdicts(t, upsert(7, base+1, `{"id":7,"title":"new"}`)), "applied")
 	expect(t, "a dropped column is gone", f.plain.HGetAll(t.Context(), "question:7").Val(),
-		map[string]string{"id": "7", "title": "new", "_cdc_v": (base + 1).String()})
+		map[string]string{"id": "7", "title": "new", "_lockstep_v": (base + 1).String()})
 }
 
 func TestAWideRowIsWrittenWhole(t *testing.T) {
 	f := open(t, server(t), TableConfig{Key: "{table}:{pk}"})
-	want := map[string]string{"_cdc_v": base.String()}
+	want := map[string]string{"_lockstep_v": base.String()}
 	var row strings.Builder
 	row.WriteString(`{"id":1`)
 	want["id"] = "1"
@@ -233,13 +233,13 @@ func TestAWideRowIsWrittenWhole(t *testing.T) {
 
 func TestAJSONStringIsTheRowWithItsVersionAtTheEnd(t *testing.T) {
 	f := open(t, server(t), TableConfig{Key: "{table}:{pk}", Mode: ModeJSON})
-	row := `{"id":7,"title":",\"_cdc\":{\"v\":9007199254740991}}"}`
+	row := `{"id":7,"title":",\"_lockstep\":{\"v\":9007199254740991}}"}`
 	expect(t, "verdict", f.verdicts(t, upsert(7, base, row)), "applied")
 	expect(t, "value", f.plain.Get(t.Context(), "questions:7").Val(),
-		`{"id":7,"title":",\"_cdc\":{\"v\":9007199254740991}}","_cdc":{"v":4398046511104}}`)
+		`{"id":7,"title":",\"_lockstep\":{\"v\":9007199254740991}}","_lockstep":{"v":4398046511104}}`)
 	expect(t, "newer", f.verdicts(t, upsert(7, base+1, row)), "applied")
 
-	lookalike := `{"id":8,"_cdc_":0,"doc":{"a":1,"_cdc":{"v":9}}}`
+	lookalike := `{"id":8,"_lockstep_":0,"doc":{"a":1,"_lockstep":{"v":9}}}`
 	expect(t, "first", f.verdicts(t, upsert(8, base+1, lookalike)), "applied")
 	expect(t, "the version is read at the very end", f.verdicts(t, upsert(8, base, lookalike)), "stale")
 }
@@ -268,7 +268,7 @@ func TestTheGuardComparesVersionsExactly(t *testing.T) {
 
 func TestADeleteLeavesItsVersionForATimeAndTheNextUpsertRemovesIt(t *testing.T) {
 	bothModes(t, server(t), func(t *testing.T, f fixture) {
-		const marker = "cdc:t:{questions:1}"
+		const marker = "lockstep:t:{questions:1}"
 		expect(t, "verdicts", f.verdicts(t, upsert(1, base, `{"id":1}`)), "applied")
 		expect(t, "markers", f.plain.Exists(t.Context(), marker).Val(), 0)
 		expect(t, "verdicts", f.verdicts(t, remove(1, base+2)), "applied")
@@ -289,7 +289,7 @@ func TestAKeyWithoutAVersionIsOverwrittenButNotByWhatADeleteOutdated(t *testing.
 		plant func(f fixture)
 	}{
 		{ModeHash, func(f fixture) { f.plain.HSet(context.Background(), "questions:1", "a", "b") }},
-		{ModeHash, func(f fixture) { f.plain.HSet(context.Background(), "questions:1", "_cdc_v", "many") }},
+		{ModeHash, func(f fixture) { f.plain.HSet(context.Background(), "questions:1", "_lockstep_v", "many") }},
 		{ModeJSON, func(f fixture) { f.plain.Set(context.Background(), "questions:1", `{"id":1}`, time.Hour) }},
 	} {
 		f := open(t, server(t), TableConfig{Key: "{table}:{pk}", Mode: tt.mode})
@@ -323,9 +323,9 @@ func TestARefusedRowSaysWhyAndItsNeighboursGoOn(t *testing.T) {
 
 	bothModes(t, s, func(t *testing.T, f fixture) {
 		f.cfg.MaxValueBytes = 1024
-		name := `{"id":4,"_cdc_v":1}`
+		name := `{"id":4,"_lockstep_v":1}`
 		if f.verdicts(t, upsert(4, base, name)) == "applied" {
-			name = `{"id":4,"_cdc":1}`
+			name = `{"id":4,"_lockstep":1}`
 		}
 		expect(t, "verdicts", f.verdicts(t,
 			upsert(1, base, `{"id":1}`),
@@ -460,7 +460,7 @@ func TestAFullServerHoldsUpsertsAndTakesDeletes(t *testing.T) {
 			got = append(got, o.Verdict)
 		}
 		expect(t, "verdicts", got, []sinks.Verdict{sinks.Unavailable, sinks.Applied, sinks.Unavailable})
-		expect(t, "keys", keys(t, f), []string{"cdc:t:{questions:2}", "questions:1"})
+		expect(t, "keys", keys(t, f), []string{"lockstep:t:{questions:2}", "questions:1"})
 	})
 }
 
@@ -632,7 +632,7 @@ func TestEmptySeesRowsAndMarkersOfItsTableAlone(t *testing.T) {
 		f.plain.Set(t.Context(), fmt.Sprintf("questionsx:{%d}", i), 1, 0)
 	}
 	empty(true)
-	f.plain.Set(t.Context(), "cdc:t::questions*:{4}", 1, 0)
+	f.plain.Set(t.Context(), "lockstep:t::questions*:{4}", 1, 0)
 	empty(false)
 	f.plain.FlushDB(t.Context())
 	empty(true)
@@ -640,7 +640,7 @@ func TestEmptySeesRowsAndMarkersOfItsTableAlone(t *testing.T) {
 	empty(false)
 	table = TableConfig{Key: "{table}:{pk}"}
 	empty(true)
-	f.plain.Set(t.Context(), "cdc:t:{questions:4}", 1, 0)
+	f.plain.Set(t.Context(), "lockstep:t:{questions:4}", 1, 0)
 	empty(false)
 }
 
@@ -751,9 +751,9 @@ func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
 		}
 	}
 	for want, c := range map[string]TableConfig{
-		"key: key template":        {Key: "question"},
-		`key: "cdc:t:{id}" begins`: {Key: "cdc:t:{id}"},
-		`mode: "set" is not known`: {Mode: "set"},
+		"key: key template":             {Key: "question"},
+		`key: "lockstep:t:{id}" begins`: {Key: "lockstep:t:{id}"},
+		`mode: "set" is not known`:      {Mode: "set"},
 	} {
 		if err := c.Check(); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)

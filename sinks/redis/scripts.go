@@ -22,10 +22,10 @@ const (
 	upsertHead = "#!lua\n"
 	deleteHead = "#!lua flags=allow-oom\n"
 
-	hashVersion = `local stored = string.match(redis.call('HGET', KEYS[1], '_cdc_v') or '', '^%d+$')`
+	hashVersion = `local stored = string.match(redis.call('HGET', KEYS[1], '_lockstep_v') or '', '^%d+$')`
 	// Only the tail is read, and the pattern is anchored at its end, so a text
 	// inside the row cannot be taken for the version.
-	jsonVersion = `local stored = string.match(redis.call('GETRANGE', KEYS[1], -48, -1), ',"_cdc":{"v":(%d+)}}$')`
+	jsonVersion = `local stored = string.match(redis.call('GETRANGE', KEYS[1], -48, -1), ',"_lockstep":{"v":(%d+)}}$')`
 
 	remembered = `
 if not stored then

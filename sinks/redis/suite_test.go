@@ -73,8 +73,8 @@ func (s store) Read(t testing.TB, table cdc.TableName, key []byte) (map[string]s
 		if len(hash) == 0 {
 			return nil, 0, false
 		}
-		fields, version = hash, hash["_cdc_v"]
-		delete(fields, "_cdc_v")
+		fields, version = hash, hash["_lockstep_v"]
+		delete(fields, "_lockstep_v")
 	} else {
 		text, err := s.plain.Get(context.Background(), s.key(t, table, key)).Result()
 		if errors.Is(err, goredis.Nil) {
@@ -85,7 +85,7 @@ func (s store) Read(t testing.TB, table cdc.TableName, key []byte) (map[string]s
 		}
 		gjson.Parse(text).ForEach(func(name, value gjson.Result) bool {
 			switch {
-			case name.Str == "_cdc":
+			case name.Str == "_lockstep":
 				version = value.Get("v").Raw
 			case value.Type != gjson.Null:
 				fields[name.Str] = value.String()
