@@ -11,18 +11,19 @@ import (
 )
 
 // imports is the architecture: what each package may import of ours. The
-// pipeline reads mysql -> cdc -> kafka -> sinks -> dlq, and a package knows only
+// pipeline reads mysql -> cdc -> kafka -> shape -> sinks -> dlq, and a package knows only
 // what stands to its left; cmd knows everyone and hands functions to the left.
 var imports = map[string][]string{
 	"cdc":             {},
 	"cdc/mysql":       {"cdc", "internal/certs", "internal/secret"},
 	"kafka":           {"cdc", "internal/certs", "internal/secret"},
+	"shape":           {"cdc"},
 	"sinks":           {"cdc", "kafka"},
 	"sinks/elastic":   {"cdc", "sinks", "internal/secret"},
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
-	"config":          {"cdc", "cdc/mysql", "kafka", "sinks", "sinks/elastic", "sinks/redis", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "sinks", "sinks/elastic", "sinks/redis", "dlq", "config", "internal/nearest"},
+	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "internal/nearest", "internal/secret"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.
@@ -41,6 +42,7 @@ var clients = map[string]string{
 	"github.com/elastic/go-elasticsearch":     "sinks/elastic",
 	"github.com/elastic/elastic-transport-go": "sinks/elastic",
 	"github.com/redis/go-redis":               "sinks/redis",
+	"cel.dev/cel-go":                          "shape",
 }
 
 // outside says which packages are not part of the product and may name any

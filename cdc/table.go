@@ -20,6 +20,7 @@ const (
 	KindTimestamp Kind = "timestamp" // text in UTC: "2026-11-22T08:15:30.123456Z"
 	KindBytes     Kind = "bytes"     // text in base64: BINARY, VARBINARY, BLOB
 	KindJSON      Kind = "json"      // the JSON value itself, and GEOMETRY as GeoJSON
+	KindBool      Kind = "bool"      // true or false: no column, only a computed field
 )
 
 // Column is a column of a table as a store needs to know it.

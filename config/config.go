@@ -20,7 +20,9 @@ import (
 
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
+	"lockstep/internal/nearest"
 	"lockstep/kafka"
+	"lockstep/shape"
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
 	"lockstep/sinks/redis"
@@ -89,6 +91,21 @@ type Table struct {
 	// inside the name of the database or of the table: bank.*, shop_*.orders.
 	// Capital and small letters differ.
 	Match string `yaml:"match" jsonschema:"required"`
+	// Mask hides columns before their values reach Kafka, logs and dead letters, each by
+	// its name: drop (the column is left out), sha256 (its HMAC-SHA-256 under
+	// source.mask_salt, in hexadecimal), or the characters that stay, such as keep last
+	// 4 or keep first 1 last 2. NULL stays NULL, and what is masked is text. Columns of
+	// the primary key cannot be masked. A table without such a column stops the capture,
+	// because it may have another name by now: {mail: "sha256, was email"} holds for
+	// both, {email: "drop, may be gone"} for a table that has lost it. It is empty by
+	// default. docs/shaping.md says more.
+	Mask mysql.Masks `yaml:"mask"`
+	// Shape says which document a row becomes, in every sink. docs/shaping.md has
+	// examples.
+	Shape shape.Config `yaml:"shape"`
+	// Shapes are the shapes for single sinks, by the sink's name. Each stands in the
+	// place of shape as a whole: {} leaves the rows of that sink as they are.
+	Shapes map[string]shape.Config `yaml:"shapes"`
 	// Skip leaves the tables that match out, for example scratch tables inside a wider pattern that stands behind this entry. Default false.
 	Skip bool `yaml:"skip"`
 	// Elastic says how rows are kept in sinks of kind elastic.
@@ -180,6 +197,46 @@ func (c *Config) RedisTable(name cdc.TableName) (redis.TableConfig, bool) {
 		return t.Redis, true
 	}
 	return redis.TableConfig{}, false
+}
+
+// ShapeOf is the shape of a table's documents in a sink, and where it stands in the
+// file. It is false for a table that is not captured or not shaped.
+func (c *Config) ShapeOf(sink string, name cdc.TableName) (s shape.Config, path string, ok bool) {
+	t, captured := c.MatchTable(name)
+	if !captured {
+		return s, "", false
+	}
+	s, path = t.shapeFor(sink)
+	for i := range c.Tables {
+		if t == &c.Tables[i] {
+			path = fmt.Sprintf("tables[%d].%s", i, path)
+		}
+	}
+	return s, path, !s.Empty()
+}
+
+// Shapes reports whether any table is shaped for a sink.
+func (c *Config) Shapes(sink string) bool {
+	return slices.ContainsFunc(c.Tables, func(t Table) bool {
+		s, _ := t.shapeFor(sink)
+		return !t.Skip && !s.Empty()
+	})
+}
+
+// shapeFor is the shape of an entry for a sink, and its name in the entry.
+func (t *Table) shapeFor(sink string) (shape.Config, string) {
+	if own, replaced := t.Shapes[sink]; replaced {
+		return own, "shapes." + sink
+	}
+	return t.Shape, "shape"
+}
+
+// masks are those of a table.
+func (c *Config) masks(name cdc.TableName) mysql.Masks {
+	if t, ok := c.MatchTable(name); ok {
+		return t.Mask
+	}
+	return nil
 }
 
 // SinkNames lists the sinks in the order of the alphabet.
@@ -315,6 +372,18 @@ func (c *Config) checkTables() []error {
 		}
 		errs = append(errs, under(path+".elastic", t.Elastic.Check())...)
 		errs = append(errs, under(path+".redis", t.Redis.Check())...)
+		errs = append(errs, under(path+".mask", t.Mask.Check(c.Source.MaskSalt != ""))...)
+		errs = append(errs, under(path+".shape", t.Shape.Check())...)
+		for _, sink := range slices.Sorted(maps.Keys(t.Shapes)) {
+			errs = append(errs, under(path+".shapes."+sink, t.Shapes[sink].Check())...)
+			if _, ok := c.Sinks[sink]; !ok {
+				message := fmt.Sprintf("%s.shapes.%s: there is no sink of this name", path, sink)
+				if near := nearest.Name(sink, c.SinkNames()); near != "" {
+					message += fmt.Sprintf("; did you mean %q?", near)
+				}
+				errs = append(errs, errors.New(message))
+			}
+		}
 		name, exact := t.exact()
 		if exact {
 			if _, err := kafka.ChangeTopic("p", name); err != nil {

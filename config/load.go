@@ -37,6 +37,7 @@ func Parse(name string, data []byte, env func(string) (string, bool)) (*Config, 
 	if problems := parse(data, env, &c, func() error { return c.Check() }, Sections()...); len(problems) > 0 {
 		return nil, problems.in(name)
 	}
+	c.Source.Masks = c.masks
 	return &c, nil
 }
 

@@ -61,12 +61,13 @@ const (
 	ClassUndecodable Class = "undecodable" // the record is not a change of ours
 	ClassKey         Class = "key"         // the primary key makes no id for the store
 	ClassWrongType   Class = "wrong_type"  // the key holds something of another type
+	ClassShape       Class = "shape"       // the row makes no document as the configuration wants it
 	ClassNoTable     Class = "no_table"    // the table is gone and the store has no place for it
 	ClassRefused     Class = "refused"     // refused again and again with an unknown answer
 )
 
 // Classes lists every Class, so that metrics exist from the start.
-var Classes = []Class{ClassMapping, ClassTooLarge, ClassUndecodable, ClassKey, ClassWrongType, ClassNoTable, ClassRefused}
+var Classes = []Class{ClassMapping, ClassTooLarge, ClassUndecodable, ClassKey, ClassWrongType, ClassShape, ClassNoTable, ClassRefused}
 
 // Outcome is the store's answer to one change.
 type Outcome struct {

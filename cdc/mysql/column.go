@@ -53,6 +53,7 @@ type column struct {
 	fraction int
 	log      logged
 	unsigned bool
+	mask     *mask // nil: values pass as they are
 	policy
 	// What the stores need to know.
 	kind    cdc.Kind
@@ -72,7 +73,10 @@ func (c *column) append(dst []byte, v any) ([]byte, error) {
 	}
 	out, err := c.appendValue(dst, v)
 	if err != nil {
-		return dst, fmt.Errorf("column %s: %w", c.name, err)
+		return dst, c.wrong(err)
+	}
+	if c.mask != nil {
+		return c.conceal(out, len(dst)), nil
 	}
 	return out, nil
 }

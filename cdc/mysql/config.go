@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"lockstep/cdc"
 	"lockstep/internal/certs"
 	"lockstep/internal/secret"
 )
@@ -60,6 +61,14 @@ type Config struct {
 	CheckpointInterval time.Duration `yaml:"checkpoint_interval"`
 	// Snapshot says how the rows of tables are copied beside the log.
 	Snapshot Snapshot `yaml:"snapshot"`
+	// MaskSalt is the secret with which tables[].mask hashes values (sha256). Equal
+	// values get equal hashes under one salt, in all tables. It has 16 characters at
+	// least; make it with openssl rand -hex 32. It has no default. With another salt,
+	// rows keep their old hashes until they change or the table is copied again.
+	MaskSalt secret.Text `yaml:"mask_salt"`
+	// Masks gives the masks of a table; nil is none. It is no field of the file, which
+	// has them in tables[].mask.
+	Masks func(cdc.TableName) Masks `yaml:"-" json:"-"`
 }
 
 // Snapshot says how fast rows are copied, and what goes before.
@@ -158,6 +167,9 @@ func (c Config) Check() error {
 	if c.CheckpointInterval < 10*time.Millisecond || c.CheckpointInterval > time.Minute {
 		bad("checkpoint_interval: %s is out of range; use 10ms to 1m (default 50ms)", c.CheckpointInterval)
 	}
+	if n := len(c.MaskSalt); n > 0 && n < shortestSalt {
+		bad("mask_salt: has %d characters, which can be guessed; use %d or more, made with: openssl rand -hex 32", n, shortestSalt)
+	}
 	n := c.Snapshot
 	if n.Readers < 1 || n.Readers > 32 {
 		bad("snapshot.readers: %d is out of range; use 1 to 32 (default 3)", n.Readers)
@@ -192,9 +204,13 @@ func (c Config) Check() error {
 }
 
 // policy is what the configuration says about values.
-type policy struct{ zeroDates, geometry string }
+type policy struct {
+	zeroDates, geometry string
+	masks               func(cdc.TableName) Masks
+	maskSalt            secret.Text
+}
 
-func (c Config) policy() policy { return policy{c.ZeroDates, c.Geometry} }
+func (c Config) policy() policy { return policy{c.ZeroDates, c.Geometry, c.Masks, c.MaskSalt} }
 
 // client returns the TLS configuration, nil when TLS is disabled.
 func (t TLS) client(addr string) (*tls.Config, error) {

@@ -27,8 +27,8 @@ var errDamaged = errors.New("the row image is damaged: its bytes are no value of
 
 // appendImage appends one full row image of a row event as a JSON object in the
 // table's order, and returns how many bytes of data it took. It notes in spans,
-// one per column, where in dst each value stands. It does not keep data, and
-// allocates nothing where dst has room.
+// one per column, where in dst each value stands that is not dropped by its mask. It
+// does not keep data, and allocates nothing where dst has room.
 func (l *layout) appendImage(dst, data []byte, spans []span) (out []byte, n int, err error) {
 	nulls := (len(l.columns) + 7) / 8
 	if len(data) < nulls {
@@ -36,9 +36,11 @@ func (l *layout) appendImage(dst, data []byte, spans []span) (out []byte, n int,
 	}
 	n = nulls
 	dst = append(dst, '{')
+	open := len(dst)
 	for i := range l.columns {
 		c := &l.columns[i]
-		if i > 0 {
+		before := len(dst)
+		if before > open {
 			dst = append(dst, ',')
 		}
 		dst = append(dst, c.field...)
@@ -48,11 +50,17 @@ func (l *layout) appendImage(dst, data []byte, spans []span) (out []byte, n int,
 		} else {
 			var size int
 			if dst, size, err = c.appendLogged(dst, data[n:]); err != nil {
-				return dst, n, fmt.Errorf("%s: column %s: %w", l.table, c.name, err)
+				return dst, n, fmt.Errorf("%s: %w", l.table, c.wrong(err))
 			}
 			n += size
+			if c.mask != nil {
+				dst = c.conceal(dst, spans[i].from)
+			}
 		}
 		spans[i].to = len(dst)
+		if c.dropped() {
+			dst = dst[:before]
+		}
 	}
 	return append(dst, '}'), n, nil
 }

@@ -24,9 +24,13 @@ func (l *layout) appendRow(dst []byte, row []any) ([]byte, error) {
 		return dst, fmt.Errorf("%s: a row has %d columns, its table map %d", l.table, len(row), len(l.columns))
 	}
 	dst = append(dst, '{')
+	open := len(dst)
 	var err error
 	for i := range l.columns {
-		if i > 0 {
+		if l.columns[i].dropped() {
+			continue
+		}
+		if len(dst) > open {
 			dst = append(dst, ',')
 		}
 		dst = append(dst, l.columns[i].field...)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -264,6 +265,18 @@ func (r *reader) mark(now bool) error {
 	r.Metrics.filePos.Set(float64(r.pos.Pos))
 	r.Metrics.fileNumber.Set(float64(fileNumber(r.file)))
 	return r.checkpoint(r.ctx)
+}
+
+// values begins what in a statement may be a value of a row.
+var values = regexp.MustCompile(`['"]|/\*|--|#|\b[0-9]`)
+
+// withoutValues is the beginning of a statement, up to its first value: that may be
+// one that is masked.
+func withoutValues(statement string, n int) string {
+	if at := values.FindStringIndex(statement); at != nil {
+		statement = strings.TrimSpace(statement[:at[0]]) + " ..."
+	}
+	return truncate(statement, n)
 }
 
 func truncate(s string, n int) string {

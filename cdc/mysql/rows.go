@@ -76,6 +76,9 @@ func (r *reader) source(id uint64) (*source, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := l.mask(r.Config.policy()); err != nil {
+			return nil, err
+		}
 		if !r.copied(name) {
 			return nil, r.appeared(name)
 		}

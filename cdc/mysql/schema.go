@@ -193,7 +193,7 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 	for _, k := range keys {
 		l.addKey(index[k[0]])
 	}
-	return l, nil
+	return l, l.mask(p)
 }
 
 // fromType sets the form of a column from its declared type.
@@ -295,6 +295,9 @@ func value(f *gomysql.FieldValue) any {
 func (l *layout) describe() cdc.Table {
 	t := cdc.Table{Name: l.table}
 	for _, c := range l.columns {
+		if c.dropped() {
+			continue
+		}
 		t.Columns = append(t.Columns, cdc.Column{Name: c.name, Kind: c.kind, SQLType: c.sqlType})
 	}
 	for _, i := range l.key {

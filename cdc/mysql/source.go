@@ -270,7 +270,7 @@ func (s *Source) begin(ctx context.Context, server *server) error {
 func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc.TableName) error {
 	var layouts []*layout
 	for _, t := range tables { // all are looked at before the first is scheduled
-		if s.copied(t) {
+		if s.copied(t) && !s.Config.masked(t) { // that the masks fit is asked at every start
 			continue
 		}
 		l, err := tableLayout(conn, t, s.Config.policy())
@@ -279,6 +279,9 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 		}
 		if err != nil {
 			return lost(err)
+		}
+		if s.copied(t) {
+			continue
 		}
 		if s.MayCopy != nil {
 			if err := s.MayCopy(ctx, l.describe()); err != nil {

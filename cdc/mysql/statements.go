@@ -38,11 +38,11 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 	case verbXA:
 		return r.xa(e, string(ev.Query))
 	case verbUnknown:
-		if err := r.refuse("", "transaction %s has a statement that this version does not know (%s)", r.txn.gtid, truncate(string(ev.Query), 60)); err != nil {
+		if err := r.refuse("", "transaction %s has a statement that this version does not know (%s)", r.txn.gtid, withoutValues(string(ev.Query), 60)); err != nil {
 			return err
 		}
 	case verbDML:
-		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
+		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, withoutValues(string(ev.Query), 80)); err != nil {
 			return err
 		}
 	default:

@@ -43,7 +43,7 @@ func (f *letterFlags) add(a *app, cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.sink, "sink", "", "only letters of this sink")
 	flags.StringVar(&f.filter.Table, "table", "", "only letters of this table, as db.table")
-	flags.StringVar(&f.class, "class", "", "only letters of this class: mapping, too_large, undecodable, key, wrong_type, no_table or refused")
+	flags.StringVar(&f.class, "class", "", "only letters of this class: mapping, too_large, undecodable, key, wrong_type, shape, no_table or refused")
 	flags.StringVar(&f.filter.Key, "key", "", "only the letter of this primary key")
 	flags.StringVar(&f.filter.Fingerprint, "fingerprint", "", "only letters refused for this same reason")
 	flags.DurationVar(&f.since, "since", 0, "only letters refused within this time, such as 2h")

@@ -325,6 +325,9 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		return err
 	}
 	defer store.close()
+	if err := p.checkShapes(ctx, store); err != nil {
+		return err
+	}
 	letters := &dlq.Letters{Sink: name, Topic: spec.Name, Log: log}
 	tuning := p.cfg.Worker
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
@@ -380,6 +383,8 @@ type store struct {
 	empty func(context.Context, cdc.TableName) (bool, error)
 	probe func(context.Context) (string, error)
 	check func(cdc.Table) error
+	// shaper makes its documents.
+	shaper *shaper
 	// deleteMemory is how long the store remembers the version of a deleted row.
 	deleteMemory time.Duration
 	close        func()

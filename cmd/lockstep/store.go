@@ -2,9 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"lockstep/cdc"
-	"lockstep/cdc/mysql"
 	"lockstep/sinks/elastic"
 	"lockstep/sinks/redis"
 )
@@ -21,16 +22,15 @@ func (p *process) openSink(ctx context.Context, name string) (*store, error) {
 }
 
 func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
-	describe := func(ctx context.Context, t cdc.TableName) (cdc.Table, error) {
-		return mysql.Describe(ctx, p.cfg.Source, t)
-	}
-	s, err := elastic.Open(cfg, p.cfg.ElasticTable, describe, p.log.With("sink", name), p.metrics.elastic)
+	shaper := p.newShaper(name)
+	s, err := elastic.Open(cfg, p.cfg.ElasticTable, shaper.described, p.log.With("sink", name), p.metrics.elastic)
 	if err != nil {
 		return nil, err
 	}
 	return &store{
-		Sink:  s,
-		takes: func(t cdc.TableName) bool { _, ok := p.cfg.ElasticTable(t); return ok },
+		Sink:   shaper.before(s),
+		shaper: shaper,
+		takes:  func(t cdc.TableName) bool { _, ok := p.cfg.ElasticTable(t); return ok },
 		empty: func(ctx context.Context, t cdc.TableName) (bool, error) {
 			table, ok := p.cfg.ElasticTable(t)
 			if !ok {
@@ -42,8 +42,14 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return s.Empty(ctx, alias)
 		},
-		probe:        s.Probe,
-		check:        elastic.CheckTable,
+		probe: s.Probe,
+		check: func(t cdc.Table) error {
+			shaped, err := shaper.shaped(t)
+			if err != nil {
+				return err
+			}
+			return elastic.CheckTable(shaped)
+		},
 		deleteMemory: elastic.DeleteMemory,
 		close:        s.Close,
 	}, nil
@@ -54,9 +60,11 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 	if err != nil {
 		return nil, err
 	}
+	shaper := p.newShaper(name)
 	return &store{
-		Sink:  s,
-		takes: func(t cdc.TableName) bool { _, ok := p.cfg.RedisTable(t); return ok },
+		Sink:   shaper.before(s),
+		shaper: shaper,
+		takes:  func(t cdc.TableName) bool { _, ok := p.cfg.RedisTable(t); return ok },
 		empty: func(ctx context.Context, t cdc.TableName) (bool, error) {
 			table, ok := p.cfg.RedisTable(t)
 			if !ok {
@@ -69,11 +77,24 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 		},
 		check: func(t cdc.Table) error {
 			table, _ := p.cfg.RedisTable(t.Name)
-			return checkKeyTemplate(table.Key, t)
+			_, err := shaper.shaped(t)
+			return errors.Join(err, checkKeyTemplate(table.Key, t), checkKeyStays(shaper, t))
 		},
 		deleteMemory: cfg.TombstoneTTL,
 		close:        func() { _ = s.Close() },
 	}, nil
+}
+
+// checkKeyStays reports whether the documents of a table have its primary key: a
+// sweep of Redis tells by it whose a key is.
+func checkKeyStays(s *shaper, t cdc.Table) error {
+	rule, path, _ := s.rule(t.Name)
+	for _, column := range t.Key {
+		if !rule.Keeps(column) {
+			return fmt.Errorf("%s: takes the primary-key column %s of %s out of the document or gives it another name, and Redis tells by it whose a key is; let it stay, with tables[].shapes for this sink if the others are to do without", path, column, t.Name)
+		}
+	}
+	return nil
 }
 
 // checkKeyTemplate reports whether a key template names the primary key of t.

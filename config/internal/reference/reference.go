@@ -19,7 +19,7 @@ import (
 )
 
 // sources are the packages whose comments are read, from the module's root.
-var sources = []string{"cdc/mysql", "kafka", "sinks", "config"}
+var sources = []string{"cdc/mysql", "kafka", "shape", "sinks", "config"}
 
 // A value that names a variable may become anything once it is expanded.
 const (
@@ -110,6 +110,9 @@ func (w *walker) structure(s *jsonschema.Schema, def reflect.Value, path, scope 
 	for i := range t.NumField() {
 		f := t.Field(i)
 		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if name == "-" {
+			continue
+		}
 		prop, ok := s.Properties.Get(name)
 		if !ok {
 			return fmt.Errorf("%s.%s has no yaml tag", t, f.Name)
