@@ -1,6 +1,7 @@
 package shape
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -171,7 +172,7 @@ func (c *column) fieldType(i int) *types.FieldType {
 				return value, nil
 			}
 			r.misread = c.Name
-			return nil, fmt.Errorf("the value of column %s is not %s", c.Name, spoken(c.Kind))
+			return nil, fmt.Errorf("the value of column %s is not %s", c.Name, c.spoken())
 		},
 	}
 }
@@ -179,8 +180,8 @@ func (c *column) fieldType(i int) *types.FieldType {
 // celType is the type of a column and how a value of it is read.
 func (c *column) celType() (*cel.Type, func([]byte) (any, bool)) {
 	switch {
-	case c.Kind == cdc.KindFloat && strings.HasPrefix(c.SQLType, "vector"):
-		return cel.ListType(cel.DoubleType), readJSON
+	case c.vector():
+		return cel.ListType(cel.DoubleType), readNumbers
 	case c.Kind == cdc.KindInt:
 		return cel.NullableType(cel.IntType), func(v []byte) (any, bool) {
 			n, err := strconv.ParseInt(string(v), 10, 64)
@@ -207,9 +208,16 @@ func (c *column) celType() (*cel.Type, func([]byte) (any, bool)) {
 	}
 }
 
-// spoken names a kind of value for people, with what it is compared as.
-func spoken(k cdc.Kind) string {
-	switch k {
+func (c *column) vector() bool {
+	return c.Kind == cdc.KindFloat && strings.HasPrefix(c.SQLType, "vector")
+}
+
+// spoken names the values of a column for people.
+func (c *column) spoken() string {
+	if c.vector() {
+		return "a list of numbers"
+	}
+	switch c.Kind {
 	case cdc.KindInt:
 		return "a whole number"
 	case cdc.KindUint:
@@ -222,6 +230,12 @@ func spoken(k cdc.Kind) string {
 		return "JSON"
 	}
 	return "text"
+}
+
+func readNumbers(v []byte) (any, bool) {
+	var numbers []float64
+	err := json.Unmarshal(v, &numbers)
+	return numbers, err == nil
 }
 
 // readJSON decodes a value. Whole numbers stay exact.
@@ -305,7 +319,7 @@ func (x *expression) hints(s *Shape) string {
 	var b strings.Builder
 	for _, name := range x.reads {
 		c := s.columns[s.index[name]]
-		fmt.Fprintf(&b, "; row.%s (%s) is %s", name, c.SQLType, spoken(c.Kind))
+		fmt.Fprintf(&b, "; row.%s (%s) is %s", name, c.SQLType, c.spoken())
 		switch c.Kind {
 		case cdc.KindDecimal:
 			fmt.Fprintf(&b, ", as a number it is double(row.%s)", name)

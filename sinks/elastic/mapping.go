@@ -98,6 +98,8 @@ func field(kind cdc.Kind, unsignedLong bool) map[string]any {
 		// Searches see milliseconds: date_nanos would see all, but only of the
 		// years 1970 to 2262.
 		return map[string]any{"type": "date", "format": "strict_date_optional_time"}
+	case cdc.KindBool:
+		return map[string]any{"type": "boolean"}
 	case cdc.KindBytes:
 		return map[string]any{"type": "binary"}
 	case cdc.KindJSON:
