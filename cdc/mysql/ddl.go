@@ -52,7 +52,12 @@ type statement struct {
 	// key names the columns of a new primary key; dropsKey says that the old one goes.
 	key      []string
 	dropsKey bool
+	// renames are columns that get another name.
+	renames []rename
 }
+
+// rename is a column that gets another name.
+type rename struct{ from, to string }
 
 // parseStatement reads as much of a statement as is needed to know what it does to
 // captured tables without row events. It does not derive layouts: those come with
@@ -198,8 +203,12 @@ func (s *statement) alter(spec []token, db string) (last bool) {
 	}
 	switch {
 	case len(spec) == 0:
-	case at(0, "RENAME", "COLUMN"):
+	case at(0, "RENAME", "COLUMN"): // a TO b
 		reshape()
+		rest := tokens{ahead: spec[2:]}
+		from := rest.skipIfExists()
+		rest.next()
+		s.renames = append(s.renames, rename{from.text, rest.next().text})
 	case oneOf(0, "RENAME") && oneOf(1, "INDEX", "KEY"):
 	case at(0, "RENAME"):
 		to := 1
@@ -234,6 +243,10 @@ func (s *statement) alter(spec []token, db string) (last bool) {
 			at(1, "VECTOR") && oneOf(2, "INDEX", "KEY"):
 		default:
 			reshape()
+			if at(0, "CHANGE") {
+				old, _ := firstColumn(spec)
+				s.renames = append(s.renames, rename{old.text, columnName(spec)})
+			}
 			if i > 0 && at(i+1, "KEY") { // in the definition of a column
 				s.key = []string{columnName(spec)}
 			}
@@ -273,13 +286,18 @@ func keyColumns(spec []token) (columns []string) {
 	return columns
 }
 
-// columnName is that of ADD, MODIFY or CHANGE [COLUMN] [IF [NOT] EXISTS]; the new one of CHANGE.
-func columnName(spec []token) string {
-	rest := tokens{ahead: spec[1:]}
-	name := rest.skipIfExists()
-	if name.is("COLUMN") {
+// firstColumn is the first name behind ADD, MODIFY or CHANGE [COLUMN] [IF [NOT] EXISTS].
+func firstColumn(spec []token) (name token, rest tokens) {
+	rest = tokens{ahead: spec[1:]}
+	if name = rest.skipIfExists(); name.is("COLUMN") {
 		name = rest.skipIfExists()
 	}
+	return name, rest
+}
+
+// columnName is that of ADD, MODIFY or CHANGE [COLUMN] [IF [NOT] EXISTS]; the new one of CHANGE.
+func columnName(spec []token) string {
+	name, rest := firstColumn(spec)
 	if spec[0].is("CHANGE") {
 		name = rest.next()
 	}

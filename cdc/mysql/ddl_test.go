@@ -67,7 +67,8 @@ func TestStatementsAreReadAsWhatTheyDoToTables(t *testing.T) {
 		"ALTER TABLE t ADD PRIMARY KEY (a, `b`(10) DESC)":                                   {verb: verbTidy, words: "ALTER TABLE", tables: name("db", "t"), key: []string{"a", "b"}},
 		"ALTER TABLE t DROP PRIMARY KEY, ADD CONSTRAINT pk PRIMARY KEY USING BTREE (a)":     {verb: verbTidy, words: "ALTER TABLE", tables: name("db", "t"), key: []string{"a"}, dropsKey: true},
 		"ALTER TABLE t ADD COLUMN IF NOT EXISTS id BIGINT AUTO_INCREMENT PRIMARY KEY FIRST": {verb: verbReshape, words: "ALTER TABLE", tables: name("db", "t"), key: []string{"id"}},
-		"ALTER TABLE t CHANGE COLUMN id uid INT PRIMARY KEY":                                {verb: verbReshape, words: "ALTER TABLE", tables: name("db", "t"), key: []string{"uid"}},
+		"ALTER TABLE t CHANGE COLUMN id uid INT PRIMARY KEY":                                {verb: verbReshape, words: "ALTER TABLE", tables: name("db", "t"), key: []string{"uid"}, renames: []rename{{"id", "uid"}}},
+		"ALTER TABLE t RENAME COLUMN `a` TO b, CHANGE IF EXISTS c `d e` INT, ADD a INT":     {verb: verbReshape, words: "ALTER TABLE", tables: name("db", "t"), renames: []rename{{"a", "b"}, {"c", "d e"}}},
 
 		"ALTER USER u IDENTIFIED BY 'x'":         {words: "ALTER USER"},
 		"ALTER SEQUENCE s RESTART 5":             {words: "ALTER SEQUENCE"},
@@ -86,7 +87,7 @@ func TestStatementsAreReadAsWhatTheyDoToTables(t *testing.T) {
 		"GRANT SELECT ON t TO u":                 {words: "GRANT"},
 		"":                                       {},
 	} {
-		if diff := cmp.Diff(want, parseStatement(query, "db"), cmp.AllowUnexported(statement{}, move{})); diff != "" {
+		if diff := cmp.Diff(want, parseStatement(query, "db"), cmp.AllowUnexported(statement{}, move{}, rename{})); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", query, diff)
 		}
 	}

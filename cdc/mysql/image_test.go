@@ -156,6 +156,9 @@ func (f *flavor) decode(bodies []body) (changes []decoded) {
 	f.t.Helper()
 	for _, b := range bodies {
 		l, err := layoutOf(b.table, f.sets, f.cfg.policy())
+		if err == nil {
+			err = l.mask(f.cfg.policy())
+		}
 		if err != nil {
 			f.t.Fatal(err)
 		}

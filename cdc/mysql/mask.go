@@ -138,8 +138,37 @@ func (l *layout) mask(p policy) error {
 			}
 		}
 		if !found && !m.mayBeGone {
-			return stopf(fmt.Sprintf("tables[].mask: if the column has another name now, write {NEWNAME: %q}, which holds for both; if it is gone for good, write {%s: %q}", masks[name]+", was "+Mask(name), name, masks[name]+", may be gone"),
+			return stopf(fmt.Sprintf("%s if it has another name now, or {%s: %q} if it is gone for good", underNewName("NEWNAME", name, masks[name]), name, masks[name]+", may be gone"),
 				"table %s has no column %s, which its mask names, so a column may be unmasked", l.table, name)
+		}
+	}
+	return nil
+}
+
+// underNewName is the mask of a column that was renamed. It holds for the old name
+// too, which older parts of the log have.
+func underNewName(now, was string, m Mask) string {
+	return fmt.Sprintf("tables[].mask: {%s: %q}", now, m+", was "+Mask(was))
+}
+
+// masksStay returns a Stop when a masked column gets a name that its mask does not
+// know: another column may have taken the old one, and then the mask would fit.
+func (c Config) masksStay(t cdc.TableName, renames []rename) error {
+	if !c.masked(t) {
+		return nil
+	}
+	for name, text := range c.Masks(t) {
+		m, err := text.parse()
+		if err != nil {
+			return stopf("", "table %s: mask.%s: %v", t, name, err)
+		}
+		covers := func(column string) bool {
+			return slices.ContainsFunc(append(m.was, name), func(n string) bool { return strings.EqualFold(n, column) })
+		}
+		for _, r := range renames {
+			if covers(r.from) && !covers(r.to) {
+				return stopf(underNewName(r.to, r.from, text), "table %s: its masked column %s is now called %s, which its mask does not know", t, r.from, r.to)
+			}
 		}
 	}
 	return nil

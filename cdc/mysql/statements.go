@@ -145,6 +145,9 @@ func (r *reader) act(st statement, query string, v cdc.Version) error {
 			if err := r.keyStays(t, st); err != nil {
 				return err
 			}
+			if err := r.Config.masksStay(t, st.renames); err != nil {
+				return err
+			}
 			switch {
 			case st.verb == verbReshape && r.Config.AfterAlter == alterRecopy:
 				recopy(t)
