@@ -114,6 +114,20 @@ func TestWhatTheSectionsMustAgreeOn(t *testing.T) {
 			`8:22: tables[0].elastic.index: all tables of bank.* would share the index all; put {table} into it, or name the tables one by one`},
 		"a pattern of databases under the same keys": {"bank.questions", "bank_*.questions\n    redis: {key: \"{table}:{pk}\"}",
 			`8:18: tables[0].redis.key: all tables of bank_*.questions would share the keys {table}:{pk}; put {db} into it, or name the tables one by one`},
+		"a shape that contradicts itself": {"bank.questions", "bank.questions\n    shape: {drop: [a], rename: {a: b}}",
+			`8:36: tables[0].shape.rename.a: the column is dropped too; take it out of drop or out of rename`},
+		"a condition that is not CEL": {"bank.questions", "bank.questions\n    shape:\n      where: row.status = 'x'",
+			`9:14: tables[0].shape.where: row.status = 'x' is not CEL: at character 12: Syntax error: token recognition error at: '= '; write for example row.status == 'published'`},
+		"a mistake in the shape of one sink": {"bank.questions", "bank.questions\n    shapes: {search: {drop: [a, a]}}",
+			`8:23: tables[0].shapes.search.drop: a is named twice; name it once`},
+		"a shape for a sink that is none": {"bank.questions", "bank.questions\n    shapes: {serach: {drop: [a]}}",
+			`8:14: tables[0].shapes.serach: there is no sink of this name; did you mean "search"?`},
+		"a mask that is none": {"bank.questions", "bank.questions\n    mask: {email: md5}",
+			`8:19: tables[0].mask.email: "md5" is not known; use drop, sha256, or for example keep last 4 or keep first 1 last 2`},
+		"a mask without its salt": {"bank.questions", "bank.questions\n    mask: {email: sha256}",
+			`8:19: tables[0].mask.email: sha256 needs source.mask_salt, without which values could be guessed; make one with: openssl rand -hex 32`},
+		"a salt that can be guessed": {"server_id: 9", "server_id: 9, mask_salt: hunter2",
+			`2:68: source.mask_salt: has 7 characters, which can be guessed; use 16 or more, made with: openssl rand -hex 32`},
 		"a worker that stops too late for Kafka": {"sinks:", "worker: {stop_within: 6s}\nsinks:",
 			`3:23: worker.stop_within: 6s is more than half of kafka.session_timeout; use at most 5s, or raise the session timeout`},
 		"an admin address without a port": {"sinks:", "admin: {listen: localhost}\nsinks:",
@@ -144,6 +158,36 @@ func TestACollisionInAStoreThatNoSinkHasIsNone(t *testing.T) {
 	text = strings.Replace(text, "bank.questions", "bank_*.questions", 1)
 	if _, err := config.Parse("t.yaml", []byte(text), noEnv); err != nil {
 		t.Error(err)
+	}
+}
+
+// The shape of a sink's own stands in the place of the table's as a whole.
+func TestASinkHasItsOwnShapeOrTheTables(t *testing.T) {
+	text := small + "    shape: {drop: [a]}\n    shapes: {cache: {where: row.b > 1}, search: {}}\n    mask: {email: drop}\n  - match: bank.tags\n    shape: {drop: [b]}\n  - match: bank.plain\n"
+	c, err := config.Parse("t.yaml", []byte(text), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ sink, table, path, where string }{
+		{"cache", "questions", "tables[0].shapes.cache", "row.b > 1"},
+		{"search", "questions", "", ""},
+		{"cache", "tags", "tables[1].shape", ""},
+		{"cache", "plain", "", ""},
+		{"cache", "other", "", ""},
+	} {
+		shape, path, ok := c.ShapeOf(tc.sink, cdc.TableName{DB: "bank", Table: tc.table})
+		if ok != (tc.path != "") || ok && path != tc.path || shape.Where != tc.where || tc.where != "" && len(shape.Drop) > 0 {
+			t.Errorf("%s in %s: %+v at %s, %t", tc.table, tc.sink, shape, path, ok)
+		}
+	}
+	if !c.Shapes("search") || !c.Shapes("cache") {
+		t.Error("the sinks count as not shaped")
+	}
+	if masks := c.Source.Masks(cdc.TableName{DB: "bank", Table: "questions"}); masks["email"] != "drop" {
+		t.Errorf("the source has the masks %v", masks)
+	}
+	if masks := c.Source.Masks(cdc.TableName{DB: "bank", Table: "tags"}); len(masks) != 0 {
+		t.Errorf("the source has the masks %v of a table without", masks)
 	}
 }
 
