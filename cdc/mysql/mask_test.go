@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"lockstep/cdc"
+	"lockstep/internal/secret"
 )
 
 const salt = "0123456789abcdef0123456789abcdef"
@@ -291,5 +293,41 @@ func TestAMaskedColumnThatIsGoneMayBeGone(t *testing.T) {
 	}
 	if all := strings.Join(show(again.changes), "\n"); strings.Contains(all, "geheim") || !strings.Contains(all, hashed("geheim2")) {
 		t.Errorf("published:\n%s", all)
+	}
+}
+
+// Every line of the page's table about masks holds.
+func TestThePageAboutMasksHolds(t *testing.T) {
+	page, err := os.ReadFile("../../docs/shaping.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, pageSalt, _ := strings.Cut(string(page), "mask_salt: ")
+	pageSalt = strings.Fields(pageSalt)[0]
+	_, table, _ := strings.Cut(string(page), "| mask | value | becomes |\n| --- | --- | --- |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	lines := strings.Split(table, "\n")
+	for _, line := range lines {
+		cells := strings.Split(strings.Trim(line, "| "), " | ")
+		if len(cells) != 3 {
+			t.Fatalf("not a line of the table: %s", line)
+		}
+		c := column{name: "c", form: formText}
+		c.setName("c")
+		l := &layout{table: cdc.TableName{DB: "d", Table: "t"}, columns: []column{c}}
+		if err := l.mask(policy{maskSalt: secret.Text(pageSalt), masks: func(cdc.TableName) Masks { return Masks{"c": Mask(strings.Trim(cells[0], "`"))} }}); err != nil {
+			t.Fatal(err)
+		}
+		row, err := l.appendRow(nil, []any{[]byte(strings.Trim(cells[1], "`"))})
+		want := `{"c":"` + strings.Trim(cells[2], "`") + `"}`
+		if cells[2] == "no field" {
+			want = "{}"
+		}
+		if err != nil || string(row) != want {
+			t.Errorf("%s: %s, %v; want %s", line, row, err, want)
+		}
+	}
+	if len(lines) < 6 {
+		t.Errorf("the table has %d lines", len(lines))
 	}
 }

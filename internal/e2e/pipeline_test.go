@@ -27,13 +27,14 @@ import (
 // world is a question bank with a pipeline of its own: database, topics, indices
 // and keys that nobody else has.
 type world struct {
-	t      *testing.T
-	db     *sql.DB
-	name   string // of the database, the prefix, and in every index and key
-	spec   oracle.Spec
-	config string // path
-	again  string // the same with sinks search2 and cache2: groups that begin at the first offset
-	binary string
+	t       *testing.T
+	db      *sql.DB
+	name    string // of the database, the prefix, and in every index and key
+	spec    oracle.Spec
+	config  string // path
+	again   string // the same with sinks search2 and cache2: groups that begin at the first offset
+	binary  string
+	brokers string
 }
 
 // tables of the bank and how each is stored in Redis.
@@ -44,7 +45,7 @@ var tables = []struct{ name, mode string }{
 func newWorld(t *testing.T, questions int) *world {
 	t.Helper()
 	source, brokers, search, cache := testenv.MySQL(t), testenv.Kafka(t), testenv.Elastic(t), testenv.Redis(t)
-	w := &world{t: t, name: testenv.Database(t, source), binary: testenv.Lockstep(t)}
+	w := &world{t: t, name: testenv.Database(t, source), binary: testenv.Lockstep(t), brokers: brokers.Addr}
 	var err error
 	if w.db, err = bank.Open(t.Context(), source.Addr, testenv.AdminUser, testenv.AdminPassword, w.name); err != nil {
 		t.Fatal(err)

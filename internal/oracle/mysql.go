@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -16,14 +17,14 @@ type column struct {
 	expr string
 }
 
-// describe returns the columns of a table, and the places of its primary key's
+// describe returns the columns of a table or view, and the places of its key's
 // columns among them, in the key's order.
-func describe(ctx context.Context, conn *sql.Conn, database, table string) (columns []column, key []int, err error) {
+func describe(ctx context.Context, conn *sql.Conn, database string, t TableSpec) (columns []column, key []int, err error) {
 	rows, err := conn.QueryContext(ctx, `SELECT c.COLUMN_NAME, c.DATA_TYPE, COALESCE(k.SEQ_IN_INDEX, 0)
 		FROM information_schema.COLUMNS c
 		LEFT JOIN information_schema.STATISTICS k ON k.TABLE_SCHEMA = c.TABLE_SCHEMA AND k.TABLE_NAME = c.TABLE_NAME
 		  AND k.COLUMN_NAME = c.COLUMN_NAME AND k.INDEX_NAME = 'PRIMARY'
-		WHERE c.TABLE_SCHEMA = ? AND c.TABLE_NAME = ? ORDER BY c.ORDINAL_POSITION`, database, table)
+		WHERE c.TABLE_SCHEMA = ? AND c.TABLE_NAME = ? ORDER BY c.ORDINAL_POSITION`, database, t.Table)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the columns: %w", err)
 	}
@@ -39,6 +40,9 @@ func describe(ctx context.Context, conn *sql.Conn, database, table string) (colu
 		if err != nil {
 			return nil, nil, err
 		}
+		if of := slices.Index(t.Key, name); of >= 0 {
+			place = of + 1
+		}
 		if place > 0 {
 			places[place] = len(columns)
 		}
@@ -48,7 +52,7 @@ func describe(ctx context.Context, conn *sql.Conn, database, table string) (colu
 		return nil, nil, fmt.Errorf("read the columns: %w", err)
 	}
 	if len(places) == 0 {
-		return nil, nil, fmt.Errorf("table %s.%s is missing or has no primary key", database, table)
+		return nil, nil, fmt.Errorf("table %s.%s is missing or has no primary key", database, t.Table)
 	}
 	for place := 1; place <= len(places); place++ {
 		key = append(key, places[place])
@@ -100,7 +104,7 @@ var session = []string{
 
 // query opens a session of its own, describes the table and runs the SELECT that
 // clauses end. Each row goes to handle as fields, the key's apart.
-func query(ctx context.Context, db *sql.DB, database, table, clauses string, keyOnly bool, handle func(key, fields []field) error) error {
+func query(ctx context.Context, db *sql.DB, database string, t TableSpec, clauses string, keyOnly bool, handle func(key, fields []field) error) error {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("connect to mysql: %w", err)
@@ -113,7 +117,7 @@ func query(ctx context.Context, db *sql.DB, database, table, clauses string, key
 			return fmt.Errorf("%s: %w", statement, err)
 		}
 	}
-	columns, key, err := describe(ctx, conn, database, table)
+	columns, key, err := describe(ctx, conn, database, t)
 	if err != nil {
 		return err
 	}
@@ -134,9 +138,9 @@ func query(ctx context.Context, db *sql.DB, database, table, clauses string, key
 	if clauses == "" {
 		clauses = "ORDER BY " + strings.Join(order, ", ")
 	}
-	rows, err := conn.QueryContext(ctx, fmt.Sprintf("SELECT %s FROM %s.%s %s", strings.Join(exprs, ", "), quote(database), quote(table), clauses))
+	rows, err := conn.QueryContext(ctx, fmt.Sprintf("SELECT %s FROM %s.%s %s", strings.Join(exprs, ", "), quote(database), quote(t.Table), clauses))
 	if err != nil {
-		return fmt.Errorf("read %s.%s: %w", database, table, err)
+		return fmt.Errorf("read %s.%s: %w", database, t.Table, err)
 	}
 	defer rows.Close()
 	raw := make([]sql.RawBytes, len(columns))
@@ -146,7 +150,7 @@ func query(ctx context.Context, db *sql.DB, database, table, clauses string, key
 	}
 	for rows.Next() {
 		if err := rows.Scan(into...); err != nil {
-			return fmt.Errorf("read %s.%s: %w", database, table, err)
+			return fmt.Errorf("read %s.%s: %w", database, t.Table, err)
 		}
 		fields, keyFields := make([]field, len(columns)), make([]field, len(key))
 		for i, c := range columns {
@@ -160,15 +164,15 @@ func query(ctx context.Context, db *sql.DB, database, table, clauses string, key
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read %s.%s: %w", database, table, err)
+		return fmt.Errorf("read %s.%s: %w", database, t.Table, err)
 	}
 	return nil
 }
 
 // readRows hands over all rows of a table, in batches.
-func readRows(ctx context.Context, db *sql.DB, database, table string, t template, handle func([]row) error) error {
+func readRows(ctx context.Context, db *sql.DB, database string, of TableSpec, t template, handle func([]row) error) error {
 	var batch []row
-	err := query(ctx, db, database, table, "", false, func(key, fields []field) error {
+	err := query(ctx, db, database, of, "", false, func(key, fields []field) error {
 		r, err := newRow(t, key, fields)
 		if err != nil {
 			return err

@@ -45,6 +45,9 @@ type Spec struct {
 // TableSpec says where the rows of a table are.
 type TableSpec struct {
 	Table string
+	// Key names the columns that tell the rows of a view apart, which says by itself
+	// what the stores are to hold. Empty for a table, which has a primary key.
+	Key []string
 	// Index is the index or its alias. Empty: not in Elasticsearch.
 	Index string
 	// RedisKey is a key template such as "question:{id}", with the placeholders
@@ -241,7 +244,7 @@ func (c *comparison) table(ctx context.Context, t TableSpec) (map[string]bool, e
 	ids := map[string]bool{}
 	group.Go(func() error {
 		defer close(batches)
-		return readRows(ctx, c.spec.DB, c.spec.Database, t.Table, template, func(batch []row) error {
+		return readRows(ctx, c.spec.DB, c.spec.Database, t, template, func(batch []row) error {
 			for _, r := range batch {
 				ids[r.id] = true
 			}

@@ -122,7 +122,7 @@ func (w *Watcher) choose(ctx context.Context, t *TableSpec, known map[string]boo
 		}
 	}
 	var chosen []*watched
-	err := query(ctx, w.Spec.DB, w.Spec.Database, t.Table, fmt.Sprintf("ORDER BY RAND() LIMIT %d", n), true, func(key, _ []field) error {
+	err := query(ctx, w.Spec.DB, w.Spec.Database, *t, fmt.Sprintf("ORDER BY RAND() LIMIT %d", n), true, func(key, _ []field) error {
 		r, err := newRow(template, key, nil)
 		if err == nil && !known[r.id] {
 			known[r.id] = true
