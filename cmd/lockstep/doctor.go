@@ -251,7 +251,7 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 		}
 		f := finding{Check: "table " + t.Name.String(), OK: true, Detail: "can be stored"}
 		if err := s.check(t); err != nil {
-			f.OK, f.Detail, f.Fix = false, err.Error(), "mend the table's entry in the configuration, or leave the table out"
+			f.OK, f.Detail, f.Fix = false, strings.ReplaceAll(err.Error(), "\n", "; "), "mend the table's entry in the configuration, or leave the table out"
 		}
 		found = append(found, f)
 	}

@@ -240,6 +240,16 @@ func TestTheDoctorFindsTablesAndEntriesThatCannotWork(t *testing.T) {
 	p.expect("tables[1]: takes no table that", "table "+p.name+".bare: primary key", fmt.Sprintf("tables[3]: match %q stands before it", p.name+".questions"))
 }
 
+func TestTheDoctorFindsShapesAndMasksThatDoNotFit(t *testing.T) {
+	p := newPatient(t)
+	p.exec("CREATE TABLE " + p.name + ".people (id int PRIMARY KEY, email text)")
+	p.text = strings.Replace(p.text, "{pk}\"}}\n", `{pk}"}, shape: {where: "row.titel == 'x'", drop: [id]}}
+  - {match: "`+p.name+`.people", redis: {key: "p:{pk}"}, mask: {mail: drop}}
+`, 1)
+	p.expect("table "+p.name+`.questions: tables[0].shape.where: `+p.name+`.questions has no column titel; did you mean "title"?; tables[0].shape: takes the primary-key column id`,
+		"table "+p.name+".people: has no column mail, which its mask names")
+}
+
 func TestTheDoctorComparesTheSavedPositionWithTheServer(t *testing.T) {
 	p := newPatient(t)
 	var id, executed string
