@@ -348,5 +348,8 @@ func (r *reader) publish(src *source, op cdc.Op, key, before, after []byte, cloc
 	if r.wasPublished(c) {
 		return nil
 	}
-	return r.Out.Publish(r.ctx, c)
+	if err = r.Out.Publish(r.ctx, c); errors.Is(err, cdc.ErrTooLarge) {
+		return r.passOver("a higher kafka.max_record_bytes; or, where this row may stay as it is in the sinks, ", "transaction %s: %v", r.txn.gtid, err)
+	}
+	return err
 }

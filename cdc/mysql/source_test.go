@@ -30,6 +30,7 @@ type memory struct {
 	changes []cdc.Change
 	pos     []cdc.Position
 	refuse  error
+	most    int   // bytes of a row, when it is not 0
 	ended   error // why the source stopped by itself
 
 	requests []cdc.SnapshotRequest
@@ -44,6 +45,9 @@ func (m *memory) Publish(_ context.Context, c *cdc.Change) error {
 	defer m.mu.Unlock()
 	if m.refuse != nil {
 		return m.refuse
+	}
+	if len(c.After) > m.most && m.most > 0 {
+		return fmt.Errorf("the row: %w", cdc.ErrTooLarge)
 	}
 	kept := *c
 	kept.Key, kept.Before, kept.After = slices.Clone(c.Key), slices.Clone(c.Before), slices.Clone(c.After)
@@ -537,6 +541,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 		"no primary key":        {nil, []string{"CREATE TABLE nokey (id INT)", "INSERT INTO nokey VALUES (1)"}, "has no primary key", true, "ALTER TABLE nokey ADD PRIMARY KEY (id)"},
 		"partial JSON":          {[]string{"CREATE TABLE j (id INT PRIMARY KEY, d JSON)", `INSERT INTO j VALUES (1, '{"a": 1, "b": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}')`}, []string{"SET SESSION binlog_row_value_options = PARTIAL_JSON", "UPDATE j SET d = JSON_SET(d, '$.a', 2)", "SET SESSION binlog_row_value_options = ''"}, "partial JSON", true, ""},
 		"XA":                    {nil, []string{"XA START 'x'", "INSERT INTO q VALUES (8)", "XA END 'x'", "XA PREPARE 'x'", "XA COMMIT 'x'"}, "XA transaction", true, ""},
+		"a row too large":       {[]string{"CREATE TABLE l (id INT PRIMARY KEY, v TEXT)"}, []string{"INSERT INTO l VALUES (1, REPEAT('x', 2000))"}, "record too large; mend it with: a higher kafka.max_record_bytes", true, ""},
 		"another primary key":   {nil, []string{"INSERT INTO q VALUES (30)", "ALTER TABLE q ADD COLUMN n INT NOT NULL DEFAULT 1, DROP PRIMARY KEY, ADD PRIMARY KEY (n, id)", "INSERT INTO q VALUES (31, 1)"}, "primary key of", false, ""},
 		"a zero date with stop": {[]string{"CREATE TABLE z (id INT PRIMARY KEY, d DATE)"}, []string{"SET SESSION sql_mode = ''", "INSERT INTO z VALUES (1, '0000-00-00')"}, "the date 0000-00-00 is zero", false, ""},
 	} {
@@ -546,6 +551,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 			w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1)")
 			w.exec(c.setup...)
 			out := newMemory()
+			out.most = 1000
 			s := w.source(out, nil)
 			ended := make(chan error, 1)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -585,6 +591,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 				t.Fatal(err)
 			}
 			again := newMemory()
+			again.most = out.most
 			s = w.source(again, &out.pos[len(out.pos)-1])
 			s.SkipGTID = gtid
 			halt := w.run(s)
