@@ -718,6 +718,10 @@ func TestAHalfOpenServerIsLeft(t *testing.T) {
 	}()
 	w := &world{t: t, name: "none", cfg: DefaultConfig()}
 	w.cfg.Addr, w.cfg.User, w.cfg.ServerID, w.cfg.ConnectTimeout = silent.Addr().String(), "u", 1, 200*time.Millisecond
+	if _, err := connect(t.Context(), w.cfg); err == nil || !strings.HasSuffix(err.Error(), "as u: no answer for 200ms") {
+		t.Errorf("connect ended with %v", err)
+	}
+	<-tried
 	stop := w.run(w.source(newMemory(), nil))
 	<-tried
 	<-tried // the first attempt was given up
