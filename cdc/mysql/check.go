@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-mysql-org/go-mysql/client"
+	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 
 	"lockstep/cdc"
 )
@@ -413,14 +414,30 @@ func inspectTables(conn *client.Conn, tables []cdc.TableName, cfg Config) ([]Fin
 			return nil, err
 		default:
 			f.Detail = fmt.Sprintf("%d columns, primary key (%s)", len(l.columns), l.keyNames())
-			if _, err := queryRows(conn, "SELECT 1 FROM "+quoteTable(t)+" LIMIT 0"); err != nil {
-				f.OK, f.Detail = false, err.Error()
-				f.Fix = fmt.Sprintf("GRANT SELECT ON %s TO '%s'@'%%'", quoteTable(t), cfg.User)
+			err := mayReadAll(conn, t, cfg.User)
+			if errors.As(err, &stop) {
+				f.OK, f.Detail, f.Fix = false, stop.Problem, stop.Remedy
+			} else if err != nil {
+				return nil, err
 			}
 		}
 		found = append(found, f)
 	}
 	return found, nil
+}
+
+// mayReadAll stops where an account may not read every column of a table. Columns that
+// it may not read are left out of information_schema as if they were not there, and a
+// copy would leave them out of the rows.
+func mayReadAll(conn *client.Conn, t cdc.TableName, user string) error {
+	_, err := queryRows(conn, "SELECT * FROM "+quoteTable(t)+" LIMIT 0")
+	if my, ok := errors.AsType[*gomysql.MyError](err); ok {
+		switch my.Code {
+		case gomysql.ER_TABLEACCESS_DENIED_ERROR, gomysql.ER_COLUMNACCESS_DENIED_ERROR:
+			return stopf(fmt.Sprintf("GRANT SELECT ON %s TO '%s'@'%%'", quoteTable(t), user), "%s may not read every column of table %s", user, t)
+		}
+	}
+	return err
 }
 
 // Tables lists the tables of the source that match and can be captured, with

@@ -527,6 +527,34 @@ func TestATableTheAccountCannotSeeStopsAndIsCopiedOnceItCan(t *testing.T) {
 	}
 }
 
+// A table of which the account may read some columns only looks like one that has no
+// others. It is not copied without them, and the doctor says so beforehand.
+func TestATableWithColumnsTheAccountMayNotReadStops(t *testing.T) {
+	for name, w := range map[string]*world{"MySQL": newWorld(t), "MariaDB": newMariaWorld(t)} {
+		t.Run(name, func(t *testing.T) {
+			account := "r" + w.name[len(w.name)-10:]
+			client := map[string]string{"MySQL": "REPLICATION CLIENT", "MariaDB": "BINLOG MONITOR, SLAVE MONITOR"}[name]
+			w.exec("CREATE TABLE q (id INT PRIMARY KEY, v INT)", "INSERT INTO q VALUES (1, 2)", "CREATE USER '"+account+"'@'%' IDENTIFIED BY 'a-Password-1'",
+				"GRANT REPLICATION SLAVE, "+client+" ON *.* TO '"+account+"'@'%'", "GRANT SELECT (id) ON "+w.name+".q TO '"+account+"'@'%'")
+			t.Cleanup(func() { w.exec("DROP USER '" + account + "'@'%'") })
+			w.cfg.User, w.cfg.Password = account, "a-Password-1"
+			out := newMemory()
+			s := w.source(out, nil)
+			want := "GRANT SELECT ON `" + w.name + "`.`q` TO '" + account + "'@'%'"
+			findings, err := Inspect(t.Context(), w.cfg, s.Match)
+			if err != nil || !slices.ContainsFunc(findings, func(f Finding) bool { return f.Check == "table "+w.name+".q" && f.Fix == want }) {
+				t.Errorf("the doctor finds %+v, %v", findings, err)
+			}
+			if err := w.runToEnd(s); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("ended with %v", err)
+			}
+			if len(out.changes) > 0 {
+				t.Errorf("it has copied %q", show(out.changes))
+			}
+		})
+	}
+}
+
 // What cannot be followed exactly stops the reader with a sentence that says
 // what mends it, and can be passed over by naming its transaction.
 func TestWhatCannotBeFollowedStops(t *testing.T) {
