@@ -42,8 +42,8 @@ type setting struct{ name, want, why string }
 var required = map[string][]setting{
 	flavorMySQL: {
 		{"log_bin", "ON", "without a binary log there is nothing to follow"},
-		{"gtid_mode", "ON", "only GTIDs name a place in the log that outlives the server's files"},
 		{"enforce_gtid_consistency", "ON", "gtid_mode=ON needs it"},
+		{"gtid_mode", "ON", "only GTIDs name a place in the log that outlives the server's files"},
 		{"binlog_format", "ROW", "statements do not say which rows they changed"},
 		{"binlog_row_image", "FULL", "a partial row cannot be written whole"},
 		{"binlog_row_metadata", "FULL", "without it the log does not name its columns"},
@@ -236,10 +236,7 @@ func (s *server) findings() []Finding {
 		f := Finding{Check: r.name, OK: ok && strings.EqualFold(got, r.want), Detail: fmt.Sprintf("%s is %s", r.name, shown(got))}
 		if !f.OK {
 			f.Detail = fmt.Sprintf("%s is %s, not %s: %s", r.name, shown(got), shown(r.want), r.why)
-			f.Fix = s.set(r.name, r.want)
-			if r.name == "log_bin" {
-				f.Fix = "set log_bin in the server's option file and restart it"
-			}
+			f.Fix = s.mend(r)
 		}
 		found = append(found, f)
 	}
@@ -259,12 +256,28 @@ func (s *server) findings() []Finding {
 	return append(found, whole)
 }
 
-// set is the statement that changes a setting for good.
-func (s *server) set(name, value string) string {
-	if s.flavor == flavorMariaDB {
-		return fmt.Sprintf("SET GLOBAL %s = '%s' (and the same in the server's option file)", name, value)
+// mend says what gives a setting the value it must have.
+func (s *server) mend(r setting) string {
+	switch r.name {
+	case "log_bin":
+		return "set log_bin in the server's option file and restart it"
+	case "gtid_mode": // goes one step at a time
+		steps := []string{"OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"}
+		var statements []string
+		for _, step := range steps[slices.Index(steps, s.settings[r.name])+1:] {
+			statements = append(statements, persist(s.flavor, r.name, "'"+step+"'"))
+		}
+		return strings.Join(statements, "; ")
 	}
-	return fmt.Sprintf("SET PERSIST %s = '%s'", name, value)
+	return persist(s.flavor, r.name, "'"+r.want+"'")
+}
+
+// persist is the statement that changes a setting for good.
+func persist(flavor, name, value string) string {
+	if flavor == flavorMariaDB {
+		return fmt.Sprintf("SET GLOBAL %s = %s (and the same in the server's option file)", name, value)
+	}
+	return fmt.Sprintf("SET PERSIST %s = %s", name, value)
 }
 
 // title names the server for a reader of a report.

@@ -255,3 +255,58 @@ func TestTheDoctorOnMariaDB(t *testing.T) {
 		t.Errorf("without SLAVE MONITOR: %+v, %v", findings, err)
 	}
 }
+
+// The doctor compares a saved position with what a MariaDB has and has purged.
+func TestTheDoctorComparesThePositionWithAMariaDB(t *testing.T) {
+	m := testenv.NewMariaDB(t)
+	m.Exec(t, "CREATE DATABASE shop", "CREATE TABLE shop.q (id INT PRIMARY KEY)", "INSERT INTO shop.q VALUES (1)")
+	cfg := DefaultConfig()
+	cfg.Addr, cfg.User, cfg.Password, cfg.ServerID = m.Addr, m.User, secret.Text(m.Password), 90003
+	conn, err := connect(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	id, err := identify(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(saved *cdc.Position, want ...string) {
+		t.Helper()
+		found, err := InspectPlace(t.Context(), cfg, saved, false)
+		if err != nil {
+			t.Error(err)
+		}
+		var got []string
+		for _, f := range found {
+			if !f.OK {
+				got = append(got, f.Check+": "+f.Detail)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("findings (-want +got)\n%s\n%+v", diff, found)
+		}
+	}
+	const state = "SELECT @@GLOBAL.gtid_binlog_state"
+	at := func(set string) *cdc.Position {
+		return &cdc.Position{Flavor: flavorMariaDB, ServerUUID: id, GTIDSet: set, Epoch: 1, CommitMicros: time.Now().UnixMicro()}
+	}
+	expect(nil)
+	before := m.Value(t, state)
+	expect(at(before))
+	m.Exec(t, "INSERT INTO shop.q VALUES (2)", "FLUSH BINARY LOGS")
+	expect(at(before))
+	expect(at("0-77-1000000"), "lost tail: transactions that are in Kafka already are not on this server: 0-77-5 to 0-77-1000000")
+	eventually(t, "the log is purged", func() bool {
+		m.Exec(t, "PURGE BINARY LOGS TO '"+lastLog(t, m)+"'")
+		var first, size string
+		if err := m.DB().QueryRow("SHOW BINARY LOGS").Scan(&first, &size); err != nil {
+			t.Fatal(err)
+		}
+		return first == lastLog(t, m)
+	})
+	expect(at(before), "gap: the server has purged log that was not read yet: "+m.Value(t, state))
+	expect(&cdc.Position{ServerUUID: id, GTIDSet: "", Epoch: 1}, "position: it is of mysql, and the server is MariaDB "+conn.GetServerVersion()+", server "+id)
+	m.Exec(t, "SET GLOBAL binlog_expire_logs_seconds = 3600")
+	expect(nil, "log retention: the log is kept for 1h0m0s; a capture that stands still for longer finds it purged, and 24h0m0s is the least that is advised")
+}

@@ -125,7 +125,7 @@ func (r *reader) handle(ev *event) error {
 		}
 		return r.mark(true)
 	case replication.BEGIN_LOAD_QUERY_EVENT, replication.EXECUTE_LOAD_QUERY_EVENT:
-		return r.refuse("SET PERSIST binlog_format = ROW", "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
+		return r.refuse(persist(r.pos.Flavor, "binlog_format", "ROW"), "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
 	case replication.PREVIOUS_GTIDS_EVENT, replication.ROWS_QUERY_EVENT, replication.INTVAR_EVENT,
 		replication.STOP_EVENT, replication.RAND_EVENT, replication.USER_VAR_EVENT, replication.IGNORABLE_EVENT,
 		replication.TRANSACTION_CONTEXT_EVENT, replication.VIEW_CHANGE_EVENT,

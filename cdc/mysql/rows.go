@@ -218,7 +218,7 @@ func (r *reader) rows(ev *event) error {
 	case ev.EventType == replication.PARTIAL_UPDATE_ROWS_EVENT:
 		return r.refuse("SET PERSIST binlog_row_value_options = '' where it is not, and see which session sets another", "transaction %s has partial JSON updates of %s in the log", r.txn.gtid, l.table)
 	case !e.full:
-		return r.refuse("SET PERSIST binlog_row_image = FULL where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, l.table)
+		return r.refuse(persist(r.pos.Flavor, "binlog_row_image", "FULL")+" where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, l.table)
 	case r.txn.xa:
 		return r.refuse("", "transaction %s changes %s in an XA transaction, whose rows are logged before it is decided", r.txn.gtid, l.table)
 	case e.columns != len(l.columns):

@@ -42,7 +42,7 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 			return err
 		}
 	case verbDML:
-		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
+		if err := r.refuse(persist(r.pos.Flavor, "binlog_format", "ROW")+" where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
 			return err
 		}
 	default:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,10 +173,11 @@ func TestTheDoctorFindsEverySettingOfTheServerInOneRun(t *testing.T) {
 	p := newPatient(t)
 	undo := []func(){
 		p.global("binlog_row_image", "MINIMAL"), p.global("binlog_row_metadata", "MINIMAL"),
+		p.global("gtid_mode", "ON_PERMISSIVE"), p.global("gtid_mode", "OFF_PERMISSIVE"),
 		p.global("binlog_format", "STATEMENT"), p.global("binlog_row_value_options", "PARTIAL_JSON"), p.global("binlog_expire_logs_seconds", "3600"),
 	}
 	bad, _ := p.look()
-	for _, u := range undo {
+	for _, u := range slices.Backward(undo) {
 		u()
 	}
 	found := map[string]string{}
@@ -186,6 +188,7 @@ func TestTheDoctorFindsEverySettingOfTheServerInOneRun(t *testing.T) {
 		"binlog_row_image": "SET PERSIST binlog_row_image = 'FULL'", "binlog_row_metadata": "SET PERSIST binlog_row_metadata = 'FULL'",
 		"binlog_format": "SET PERSIST binlog_format = 'ROW'", "binlog_row_value_options": "SET PERSIST binlog_row_value_options = ''",
 		"log retention": "SET PERSIST binlog_expire_logs_seconds = 259200",
+		"gtid_mode":     "SET PERSIST gtid_mode = 'ON_PERMISSIVE'; SET PERSIST gtid_mode = 'ON'",
 	} {
 		if found[check] != fix {
 			t.Errorf("%s: mended by %q, want %q", check, found[check], fix)
@@ -197,6 +200,9 @@ func TestTheDoctorFindsEverySettingOfTheServerInOneRun(t *testing.T) {
 func TestTheDoctorFindsASessionThatLogsOtherwise(t *testing.T) {
 	p := newPatient(t)
 	p.exec("GRANT SELECT ON performance_schema.* TO '" + p.account + "'@'%'")
+	undo := p.global("binlog_row_image", "NOBLOB")
+	p.expect("binlog_row_image: is NOBLOB") // and not the session of the doctor
+	undo()
 	conn, err := p.admin.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
