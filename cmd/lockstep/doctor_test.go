@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -350,6 +351,28 @@ func TestTheDoctorFindsTopicsThatWouldLoseOrRefuseRecords(t *testing.T) {
 		"topic "+topic+": message.timestamp.type is CreateTime", "topic "+topic+": min.insync.replicas is 2",
 		"topic "+kafka.CheckpointTopic(p.name)+": cleanup.policy is delete and must be compact", "topic "+kafka.CheckpointTopic(p.name)+": 1 replicas and kafka.replication_factor is 2",
 		"topic "+kafka.LettersTopic(p.name, "cache")+": it cannot be made")
+}
+
+func TestTheDoctorFindsAStoreThatWillNotDo(t *testing.T) {
+	p := newPatient(t)
+	conn, err := net.Dial("tcp", testenv.Redis(t).Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	set := func(policy string) {
+		answer := make([]byte, 64)
+		fmt.Fprintf(conn, "CONFIG SET maxmemory-policy %s\r\n", policy)
+		if n, err := conn.Read(answer); err != nil || string(answer[:n]) != "+OK\r\n" {
+			t.Fatalf("%q, %v", answer[:n], err)
+		}
+	}
+	set("allkeys-lru")
+	defer set("noeviction")
+	bad, _ := p.look()
+	if len(bad) != 1 || bad[0].System != "sink cache" || bad[0].Check != "fit" || !strings.Contains(bad[0].Detail, "allkeys-lru") || !strings.Contains(bad[0].Fix, "maxmemory-policy noeviction") {
+		t.Errorf("found %+v", bad)
+	}
 }
 
 func TestTheDoctorFindsAGroupThatWantsWhatIsGone(t *testing.T) {
