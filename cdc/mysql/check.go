@@ -305,6 +305,9 @@ func (s *server) logsCascades() bool {
 
 // cascades lists the captured tables whose foreign keys change rows by themselves.
 func cascades(conn *client.Conn, tables []cdc.TableName) ([]string, error) {
+	if flavorOf(conn) == flavorMariaDB {
+		return cascadesOfMaria(conn, tables)
+	}
 	rows, err := queryRows(conn, `SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS
 		WHERE DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL')`)
 	if err != nil {
@@ -323,8 +326,33 @@ func cascades(conn *client.Conn, tables []cdc.TableName) ([]string, error) {
 	return names, nil
 }
 
-func checkCascades(conn *client.Conn, s *server, tables []cdc.TableName, policy string) error {
-	if policy == "accept" || s.logsCascades() {
+// cascadesOfMaria reads the statements that would make the tables: a MariaDB shows its
+// REFERENTIAL_CONSTRAINTS only to those who may write.
+func cascadesOfMaria(conn *client.Conn, tables []cdc.TableName) (names []string, err error) {
+	for _, t := range tables {
+		rows, err := queryRows(conn, "SHOW CREATE TABLE "+quoteTable(t))
+		if missing(err) || denied(err) { // which are told of where the table is read
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if cascading(rows[0][1]) {
+			names = append(names, t.String())
+		}
+	}
+	return names, nil
+}
+
+// denied reports whether a table, or columns of it, may not be read.
+func denied(err error) bool {
+	my, ok := errors.AsType[*gomysql.MyError](err)
+	return ok && (my.Code == gomysql.ER_TABLEACCESS_DENIED_ERROR || my.Code == gomysql.ER_COLUMNACCESS_DENIED_ERROR)
+}
+
+// checkCascades stops at tables whose foreign keys change rows that are not in the log.
+func (s *Source) checkCascades(conn *client.Conn, tables []cdc.TableName) error {
+	if !s.refuseCascades {
 		return nil
 	}
 	names, err := cascades(conn, tables)
@@ -444,11 +472,8 @@ func inspectTables(conn *client.Conn, tables []cdc.TableName, cfg Config) ([]Fin
 // copy would leave them out of the rows.
 func mayReadAll(conn *client.Conn, t cdc.TableName, user string) error {
 	_, err := queryRows(conn, "SELECT * FROM "+quoteTable(t)+" LIMIT 0")
-	if my, ok := errors.AsType[*gomysql.MyError](err); ok {
-		switch my.Code {
-		case gomysql.ER_TABLEACCESS_DENIED_ERROR, gomysql.ER_COLUMNACCESS_DENIED_ERROR:
-			return stopf(fmt.Sprintf("GRANT SELECT ON %s TO '%s'@'%%'", quoteTable(t), user), "%s may not read every column of table %s", user, t)
-		}
+	if denied(err) {
+		return stopf(fmt.Sprintf("GRANT SELECT ON %s TO '%s'@'%%'", quoteTable(t), user), "%s may not read every column of table %s", user, t)
 	}
 	return err
 }

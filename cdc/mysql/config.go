@@ -37,7 +37,7 @@ type Config struct {
 	Geometry string `yaml:"geometry"`
 	// UnloggedCascades says what to do with a captured table whose foreign key changes
 	// rows by ON DELETE or ON UPDATE CASCADE or SET NULL on a server that does not log
-	// those changes (before MySQL 9.6, or with innodb_native_foreign_keys=ON): refuse
+	// those changes (MariaDB, MySQL before 9.6, or innodb_native_foreign_keys=ON): refuse
 	// or accept. Default refuse, because such rows would go missing quietly.
 	UnloggedCascades string `yaml:"unlogged_cascades"`
 	// AfterAlter says what becomes of rows that an ALTER TABLE has given other columns
