@@ -565,7 +565,7 @@ func TestAChunkReadBeforeAStatementOnTheWholeTableIsReadAgain(t *testing.T) {
 		on   cdc.TableName
 		want bool
 	}{{other, true}, {q, false}} {
-		win, err := c.openWindow(t.Context(), q)
+		win, err := c.openWindow(t.Context(), q, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

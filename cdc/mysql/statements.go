@@ -52,7 +52,7 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 				return err
 			}
 		}
-		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+1)
+		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+cdc.Turns)
 		if err != nil {
 			return err
 		}
