@@ -88,7 +88,7 @@ func TestMaskedValuesNeverLeaveTheCapture(t *testing.T) {
 	s := w.source(out, nil)
 	s.Log = slog.New(slog.NewTextHandler(lines, nil))
 	var described cdc.Table
-	s.MayCopy = func(_ context.Context, t cdc.Table) error { described = t; return nil }
+	s.MayCopy = func(_ context.Context, t cdc.Table) (bool, error) { described = t; return false, nil }
 	ended := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
