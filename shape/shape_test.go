@@ -173,6 +173,7 @@ func TestAConfigThatDoesNotFitTheTableIsRefused(t *testing.T) {
 		{where("row.price > 10"), []string{"where: at character 11", "row.price (decimal(10,2)) is text, as a number it is double(row.price)"}},
 		{where("row.at > timestamp(row.stamp)"), []string{"where: at character", "as a time it is timestamp(row.at)"}},
 		{where("row.tags == 'a'"), []string{"where: at character", "'x' in row.tags"}},
+		{where("row.status.matches('(')"), []string{"where: "}},
 		{where("row.status"), []string{"where: gives string, not true or false"}},
 		{where("size(row) > 1"), []string{"where: row is used as a whole"}},
 		{where("row['status'] == 'x'"), []string{"where: row is used as a whole"}},

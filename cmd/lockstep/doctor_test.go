@@ -257,6 +257,16 @@ func TestTheDoctorFindsShapesAndMasksThatDoNotFit(t *testing.T) {
 		"table "+p.name+".people: has no column mail, which its mask names")
 }
 
+// A sink whose shape does not fit a table that is copied already does not start.
+func TestASinkDoesNotStartWithAShapeThatDoesNotFit(t *testing.T) {
+	p := newPatient(t)
+	path := file(t, "lockstep.yaml", strings.Replace(p.text, "{pk}\"}}\n", `{pk}"}, shapes: {cache: {where: "row.id > 'x'"}}}`+"\n", 1))
+	got := lockstep(t, nil, "sink", "cache", "-c", path)
+	if want := "sink cache: tables[0].shapes.cache.where: at character 8: found no matching overload for '_>_' applied to '(int, string)'; row.id (int) is a whole number"; got.code != 1 || !strings.Contains(got.stderr, want) {
+		t.Errorf("exit code %d, %s; want %s", got.code, got.stderr, want)
+	}
+}
+
 func TestTheDoctorComparesTheSavedPositionWithTheServer(t *testing.T) {
 	p := newPatient(t)
 	var id, executed string
