@@ -20,7 +20,7 @@ type Config struct {
 	// Rename gives columns other names in the document, for example {cust_no: customer}.
 	Rename map[string]string `yaml:"rename"`
 	// Compute adds fields, each with a CEL expression over the row as it came, for
-	// example {total: row.price * double(row.quantity)}. Drop the column to give a
+	// example {total: double(row.price) * 1.19}. Drop the column to give a
 	// computed field its name.
 	Compute map[string]string `yaml:"compute"`
 	// Where is a CEL expression that says which rows the sink has, for example

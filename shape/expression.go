@@ -291,7 +291,7 @@ func compile(env *cel.Env, s *Shape, place, text string) (*expression, error) {
 	}
 	for _, name := range x.reads {
 		if _, ok := s.index[name]; !ok {
-			errs = append(errs, &UnknownColumn{place, name, s.source.Name, columnNames(s.columns)})
+			errs = append(errs, &UnknownColumn{place, name, s.source.Name, s.names()})
 		}
 	}
 	if len(errs) > 0 {
@@ -358,14 +358,6 @@ func columnsOf(tree *ast.AST) (names []string, whole bool) {
 		}
 	}))
 	return names, whole || idents != selects
-}
-
-func columnNames(columns []column) []string {
-	names := make([]string, len(columns))
-	for i := range columns {
-		names[i] = columns[i].Name
-	}
-	return names
 }
 
 func (x *expression) mustBeBool() error {

@@ -49,46 +49,57 @@ func Compile(c Config, t cdc.Table) (*Shape, error) {
 	}
 	s := &Shape{source: t, table: cdc.Table{Name: t.Name, Key: t.Key}, index: map[string]int{}, only: len(c.Fields) > 0, given: map[string]bool{}}
 	s.rows.New = func() any { return &row{members: make([]member, 0, len(t.Columns))} }
-	names := make([]string, len(t.Columns))
 	for i, col := range t.Columns {
-		names[i] = col.Name
 		s.index[col.Name] = i
 		s.columns = append(s.columns, column{Column: col, head: head(col.Name)})
 	}
-	var errs []error
-	known := func(place, name string) {
-		if _, ok := s.index[name]; !ok {
-			errs = append(errs, &UnknownColumn{place, name, t.Name, names})
-		}
-	}
-	for _, name := range c.Fields {
-		known("fields", name)
-	}
-	for _, name := range c.Drop {
-		known("drop", name)
-	}
-	for _, name := range sorted(c.Rename) {
-		known("rename", name)
-	}
+	errs := s.unknown(c)
 	give := func(place, name string) {
 		if s.given[name] {
 			errs = append(errs, fmt.Errorf("%s: the document has a field %s already; drop or rename the column %s, or give this field another name", place, name, name))
 		}
 		s.given[name] = true
 	}
+	s.choose(c, give)
+	if c.Where != "" || len(c.Compute) > 0 {
+		errs = append(errs, s.compile(c, give)...)
+	}
+	if len(s.table.Columns) == 0 && len(errs) == 0 {
+		errs = append(errs, errors.New("drop: leaves no field of the document; keep one column"))
+	}
+	return s, errors.Join(errs...)
+}
+
+// unknown finds the columns that c names and the table does not have; expressions
+// have their own.
+func (s *Shape) unknown(c Config) (errs []error) {
+	for _, of := range []struct {
+		place string
+		names []string
+	}{{"fields", c.Fields}, {"drop", c.Drop}, {"rename", sorted(c.Rename)}} {
+		for _, name := range of.names {
+			if _, ok := s.index[name]; !ok {
+				errs = append(errs, &UnknownColumn{of.place, name, s.source.Name, s.names()})
+			}
+		}
+	}
+	return errs
+}
+
+// choose says which columns the document has, and under what names. Columns that keep
+// theirs come first, so that a new name that is taken is the one to be changed.
+func (s *Shape) choose(c Config, give func(place, name string)) {
 	for i := range s.columns {
 		col := &s.columns[i]
 		if slices.Contains(c.Drop, col.Name) || s.only && !slices.Contains(c.Fields, col.Name) {
 			continue
 		}
 		as := col.Column
-		if _, renamed := c.Rename[col.Name]; !renamed {
+		if name, renamed := c.Rename[col.Name]; renamed {
+			as.Name = name
+		} else {
 			give("fields", as.Name)
-			col.as = col.head
-			s.table.Columns = append(s.table.Columns, as)
-			continue
 		}
-		as.Name = c.Rename[col.Name]
 		col.as = head(as.Name)
 		s.table.Columns = append(s.table.Columns, as)
 	}
@@ -97,13 +108,14 @@ func Compile(c Config, t cdc.Table) (*Shape, error) {
 			give("rename."+name, c.Rename[name])
 		}
 	}
-	if c.Where != "" || len(c.Compute) > 0 {
-		errs = append(errs, s.compile(c, give)...)
+}
+
+func (s *Shape) names() []string {
+	names := make([]string, len(s.columns))
+	for i := range s.columns {
+		names[i] = s.columns[i].Name
 	}
-	if len(s.table.Columns) == 0 && len(errs) == 0 {
-		errs = append(errs, errors.New("drop: leaves no field of the document; keep one column"))
-	}
-	return s, errors.Join(errs...)
+	return names
 }
 
 // compile compiles the expressions.
@@ -116,7 +128,9 @@ func (s *Shape) compile(c Config, give func(place, name string)) (errs []error) 
 		if s.where, err = compile(env, s, "where", c.Where); err == nil {
 			err = s.where.mustBeBool()
 		}
-		errs = append(errs, err)
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
 	for _, name := range sorted(c.Compute) {
 		give("compute."+name, name)
@@ -148,19 +162,6 @@ func (s *Shape) Source() cdc.Table { return s.source }
 func (s *Shape) done(r *row) {
 	r.json = nil
 	s.rows.Put(r)
-}
-
-// Meets reports whether the sink has this row.
-func (s *Shape) Meets(data []byte) (bool, error) {
-	if s.where == nil {
-		return true, nil
-	}
-	r := s.rows.Get().(*row)
-	defer s.done(r)
-	if err := r.read(s, data); err != nil {
-		return false, err
-	}
-	return s.where.met(r)
 }
 
 // Document appends the document of a row, whether or not it meets the condition.
