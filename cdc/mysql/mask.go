@@ -189,6 +189,22 @@ func (l *layout) maskColumn(i int, m *mask) error {
 	return nil
 }
 
+// masksWhatItIsMadeOf returns a Stop for a generated column that is made of a masked one
+// and not masked itself. The log does not tell, so it is asked with the table's present
+// shape.
+func (l *layout) masksWhatItIsMadeOf(i int, expression string) error {
+	if expression == "" || l.columns[i].mask != nil {
+		return nil
+	}
+	for _, c := range l.columns {
+		if c.mask != nil && strings.Contains(strings.ToLower(expression), strings.ToLower(quote(c.name))) {
+			return stopf(fmt.Sprintf("tables[].mask: {%s: drop}", l.columns[i].name),
+				"table %s: the column %s is made of the masked column %s and not masked itself", l.table, l.columns[i].name, c.name)
+		}
+	}
+	return nil
+}
+
 // dropped reports whether rows leave the column out.
 func (c *column) dropped() bool { return c.mask != nil && c.mask.rule == maskDrop }
 

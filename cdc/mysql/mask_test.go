@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	gomysql "github.com/go-mysql-org/go-mysql/mysql"
+
 	"lockstep/cdc"
 	"lockstep/internal/secret"
 )
@@ -207,6 +209,35 @@ func TestAMaskThatDoesNotFitItsTableStops(t *testing.T) {
 		}
 		if !seen {
 			t.Errorf("%v: the doctor finds nothing: %v", c.masks, found)
+		}
+	}
+}
+
+// A generated column would tell what a masked one hides.
+func TestAGeneratedColumnIsMaskedWithWhatItIsMadeOf(t *testing.T) {
+	for _, name := range []string{gomysql.MySQLFlavor, gomysql.MariaDBFlavor} {
+		f := newFlavor(t, name)
+		f.exec("CREATE TABLE people (id INT PRIMARY KEY, `E mail` VARCHAR(60), n INT, small VARCHAR(60) AS (LOWER(`E mail`)) STORED, more INT AS (n + 1) VIRTUAL)")
+		conn, err := connect(t.Context(), f.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for _, c := range []struct {
+			masks Masks
+			want  string
+		}{
+			{Masks{"e mail": "sha256"}, "the column small is made of the masked column E mail and not masked itself; mend it with: tables[].mask: {small: drop}"},
+			{Masks{"n": "drop"}, "the column more is made of the masked column n"},
+			{Masks{"e mail": "sha256", "small": "drop"}, ""},
+			{nil, ""},
+		} {
+			f.cfg.Masks = func(cdc.TableName) Masks { return c.masks }
+			f.cfg.MaskSalt = salt
+			_, err := tableLayout(conn, cdc.TableName{DB: f.home, Table: "people"}, f.cfg.policy())
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%s, %v: %v; want %q", name, c.masks, err, c.want)
+			}
 		}
 	}
 }

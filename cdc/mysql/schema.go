@@ -157,7 +157,7 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 	if err := refuseVersioned(conn, t); err != nil {
 		return nil, err
 	}
-	rows, err := queryRows(conn, `SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IFNULL(CHARACTER_SET_NAME, ''), IFNULL(DATETIME_PRECISION, 0)
+	rows, err := queryRows(conn, `SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IFNULL(CHARACTER_SET_NAME, ''), IFNULL(DATETIME_PRECISION, 0), IFNULL(GENERATION_EXPRESSION, '')
 		FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION`, t.DB, t.Table)
 	if err != nil {
 		return nil, err
@@ -195,7 +195,15 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 	for _, k := range keys {
 		l.addKey(index[k[0]])
 	}
-	return l, l.mask(p)
+	if err := l.mask(p); err != nil {
+		return nil, err
+	}
+	for i, r := range rows {
+		if err := l.masksWhatItIsMadeOf(i, r[5]); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
 }
 
 // refuseVersioned stops at a table whose rows in the log are history, too. The log
