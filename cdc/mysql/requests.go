@@ -127,6 +127,9 @@ func (s *Source) accept(r cdc.SnapshotRequest) {
 		sn.State, sn.Problem = cdc.SnapshotFailed, fmt.Sprintf("the source has logged no row since %d copies of %s began, and another could not be told from them; ask again when any table has changed", cdc.Turns, r.Table)
 	}
 	if underway(sn.State) {
+		if at, err := s.pos.Version(); r.Sweep && err == nil {
+			sn.Sweep = below(at + cdc.Version(s.turn(sn.Table)))
+		}
 		s.schedule(sn)
 		return
 	}

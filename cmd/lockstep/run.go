@@ -82,7 +82,7 @@ A capture that cannot go on ends with an error; one that stands by then tries, a
 ends with the same.`,
 		Example: `  lockstep capture -c lockstep.yaml
 
-  # capture stopped at a statement that changes rows; their new state was written by hand
+  # capture stopped at a statement that changes rows; its tables are copied again afterwards
   lockstep capture --skip-gtid 3e11fa47-71ca-11e1-9e33-c80aa9429562:23`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
