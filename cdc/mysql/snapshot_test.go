@@ -955,6 +955,21 @@ func TestWhatIsKnownFromBeforeIsSweptBehindAFirstCopy(t *testing.T) {
 	}
 }
 
+func TestGoneNamesTheRowsThatAreNotThere(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (a INT, b VARCHAR(10), PRIMARY KEY (a, b))", "INSERT INTO q VALUES (1, 'x'), (2, 'y')")
+	keys := [][]byte{[]byte(`{"a":1,"b":"x"}`), []byte(`{"a":1,"b":"y"}`), []byte(`{"id":1}`)}
+	for table, want := range map[string]map[string]bool{
+		"q":    {`{"a":1,"b":"y"}`: true, `{"id":1}`: true},
+		"none": {`{"a":1,"b":"x"}`: true, `{"a":1,"b":"y"}`: true, `{"id":1}`: true},
+	} {
+		got, err := Gone(t.Context(), w.cfg, cdc.TableName{DB: w.name, Table: table}, keys)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got)\n%s", table, err, diff)
+		}
+	}
+}
+
 func TestCopiesWaitWhileTheSourceIsBusy(t *testing.T) {
 	w := newWorld(t)
 	w.tiny(1)

@@ -400,9 +400,7 @@ type store struct {
 	empty func(context.Context, cdc.TableName) (bool, error)
 	probe func(context.Context) (string, error)
 	check func(cdc.Table) error
-	// deleteMemory is how long the store remembers the version of a deleted row.
-	deleteMemory time.Duration
-	close        func()
+	close func()
 }
 
 // mayTake refuses a table that the store cannot hold, and rows that nobody known
