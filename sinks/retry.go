@@ -30,14 +30,28 @@ type item struct {
 	class       Class
 	reason      string
 
-	due   time.Time // of the next retry
-	index int       // in the heap
+	due     time.Time // of the next retry
+	index   int       // in the heap
+	counted int       // of its bytes, in the queue
 }
 
 // size is what the item counts against a byte budget: the record and the images
 // decoded from it.
 func (it *item) size() int {
-	return it.record.Size() + len(it.change.Before) + len(it.change.After)
+	return it.record.Size() + len(it.change.Before) + len(it.change.After) + it.left()
+}
+
+// load is about what the item adds to a call of the store.
+func (it *item) load() int {
+	return len(it.change.Key) + len(it.change.After) + it.left()
+}
+
+func (it *item) left() int {
+	n := 0
+	for _, image := range it.change.Left {
+		n += len(image)
+	}
+	return n
 }
 
 // detached is a copy that does not keep the fetch alive which it came with.
@@ -52,6 +66,10 @@ func (it *item) detached() *item {
 	c.change.Key = c.record.Key
 	c.change.Before = bytes.Clone(it.change.Before)
 	c.change.After = bytes.Clone(it.change.After)
+	c.change.Left = nil
+	for _, image := range it.change.Left {
+		c.change.Left = append(c.change.Left, bytes.Clone(image))
+	}
 	return &c
 }
 
@@ -66,13 +84,14 @@ type retryQueue struct {
 func (q *retryQueue) add(it *item) {
 	it = it.detached()
 	q.byRow[it.row] = it
-	q.bytes += it.size()
+	it.counted = it.size()
+	q.bytes += it.counted
 	heap.Push(&q.heap, it)
 }
 
 func (q *retryQueue) remove(it *item) {
 	delete(q.byRow, it.row)
-	q.bytes -= it.size()
+	q.bytes -= it.counted
 	heap.Remove(&q.heap, it.index)
 }
 

@@ -1,10 +1,12 @@
 package sinks
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,8 +29,8 @@ type Partition interface {
 	Commit(ctx context.Context, next int64) error
 }
 
-// Worker feeds one sink. All its fields but Filter must be set; they are not to
-// be changed once a partition runs.
+// Worker feeds one sink. All its fields but Filter and Moves must be set; they are
+// not to be changed once a partition runs.
 type Worker struct {
 	Name string // of the sink
 	Sink Sink
@@ -40,7 +42,11 @@ type Worker struct {
 	// all partitions have passed it.
 	Progress func(ctx context.Context, topic string) (ends, committed map[int]int64, err error)
 	// Filter reports whether the sink takes a table; nil takes every table.
-	Filter  func(cdc.TableName) bool
+	Filter func(cdc.TableName) bool
+	// Moves reports whether the place of a table's rows in the store depends on more
+	// than their key. Its changes then carry in Left what the changes had before them
+	// that they stand for; nil is for a store where no table's does.
+	Moves   func(cdc.TableName) bool
 	Log     *slog.Logger
 	Metrics *Metrics
 	Config  Config
@@ -303,13 +309,13 @@ func (l *lane) sift(due, fresh []*item) (pending, dead []*item) {
 			continue
 		}
 		if waiting, ok := l.queue.byRow[it.row]; ok {
-			if !it.outranks(waiting) {
+			if !l.outranks(it, waiting) {
 				continue
 			}
 			l.queue.remove(waiting)
 		}
 		if i, ok := newest[it.row]; ok {
-			if it.outranks(pending[i]) {
+			if l.outranks(it, pending[i]) {
 				pending[i] = it
 			}
 			continue
@@ -320,19 +326,35 @@ func (l *lane) sift(due, fresh []*item) (pending, dead []*item) {
 	return l.withoutGone(pending), dead
 }
 
-// outranks reports whether it is newer than other, and settles the loser. Of two
-// equal versions the one that came first stays.
-func (it *item) outranks(other *item) bool {
+// outranks reports whether it is newer than other, which has not come to the store
+// yet, and settles the loser. Of two equal versions the one that came first stays.
+func (l *lane) outranks(it, other *item) bool {
 	switch {
 	case it.change.Version > other.change.Version:
+		l.carry(it, other)
 		other.settle(outcomeSuperseded)
 		return true
 	case it.change.Version == other.change.Version:
 		it.settle(outcomeDuplicate)
 	default:
+		l.carry(other, it)
 		it.settle(outcomeSuperseded)
 	}
 	return false
+}
+
+// carry gives a change that stands for an older one of its row the images that the
+// older one had, where the store needs them to find the row's former places.
+func (l *lane) carry(it, older *item) {
+	if l.Moves == nil || !l.Moves(it.change.Table) {
+		return
+	}
+	for _, image := range slices.Concat(older.change.Left, [][]byte{older.change.Before}) {
+		same := func(other []byte) bool { return bytes.Equal(image, other) }
+		if image != nil && !same(it.change.Before) && !slices.ContainsFunc(it.change.Left, same) {
+			it.change.Left = append(slices.Clip(it.change.Left), image)
+		}
+	}
 }
 
 // drain applies pending piece by piece and waits as long as the store is
@@ -379,7 +401,7 @@ func (l *lane) drain(ctx, work context.Context, pending []*item) error {
 func (l *lane) cut(pending []*item) int {
 	bytes := 0
 	for i, it := range pending {
-		bytes += len(it.change.Key) + len(it.change.After)
+		bytes += it.load()
 		if i == l.limit || i > 0 && bytes > l.Config.BatchBytes {
 			return i
 		}

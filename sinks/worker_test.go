@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
 	"lockstep/kafka"
@@ -35,7 +36,8 @@ var update = flag.Bool("update", false, "write what happened into the stories")
 //	batch 2         changes per call at most
 //	partition 1     the partition's number; else it is 0
 //	others 3/5 2/2  of partition 1, 3 of 5 records are committed, of partition 2 all; else there is no other
-//	fetch a1 b2 ?   records that come in one fetch: key a with version 1, and so on; ? cannot be decoded, |5 is a barrier of version 5, -x is of a table that is filtered
+//	moves           the store needs to know where rows were before
+//	fetch a1 b2 ?   records that come in one fetch: key a with version 1, and so on; ? cannot be decoded, |5 is a barrier of version 5, -x is of a table that is filtered, a2/x was in place x before
 //	lost            the next fetch fails for good
 //	wait 3s         time passes
 //	stop            the partition is taken away
@@ -84,6 +86,7 @@ type stage struct {
 	records chan []kafka.Record
 	lost    chan struct{}
 	offset  int64
+	moves   bool
 }
 
 var verdicts = map[string]Verdict{"+": Applied, "=": Duplicate, "<": Stale, "~": Transient, "x": Poison, "!": Unavailable}
@@ -95,6 +98,7 @@ func play(t *testing.T, script string) string {
 	worker := &Worker{
 		Name: "es", Sink: s, Bury: s.bury, Progress: s.progress,
 		Filter:  func(n cdc.TableName) bool { return n.Table != "hidden" },
+		Moves:   func(cdc.TableName) bool { return s.moves },
 		Log:     slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Metrics: NewMetrics(reg),
 	}
@@ -124,6 +128,8 @@ func play(t *testing.T, script string) string {
 			s.refused = len(words)
 		case "sweep":
 			s.away = len(words)
+		case "moves":
+			s.moves = true
 		case "partition":
 			s.id, _ = strconv.Atoi(rest)
 		case "others":
@@ -175,6 +181,7 @@ func (s *stage) parse(t *testing.T, words []string) []kafka.Record {
 			if rest, ok := strings.CutPrefix(w, "-"); ok {
 				w, table = rest, "hidden"
 			}
+			w, place, _ := strings.Cut(w, "/")
 			n, err := strconv.Atoi(w[1:])
 			if err != nil {
 				t.Fatalf("record %q: %v", w, err)
@@ -182,7 +189,7 @@ func (s *stage) parse(t *testing.T, words []string) []kafka.Record {
 			if name := (cdc.TableName{DB: "shop", Table: table}); w[0] == '|' {
 				r = barrierRecord(name, uint64(n))
 			} else {
-				r = record(name, w[:1], uint64(n))
+				r = moved(name, w[:1], uint64(n), place)
 			}
 		}
 		r.Topic, r.Offset = "p.shop.q", s.offset
@@ -194,6 +201,11 @@ func (s *stage) parse(t *testing.T, words []string) []kafka.Record {
 
 // record is an upsert of a row of one column, its key.
 func record(table cdc.TableName, key string, seq uint64) kafka.Record {
+	return moved(table, key, seq, "")
+}
+
+// moved is an upsert of a row that was in some place before.
+func moved(table cdc.TableName, key string, seq uint64, from string) kafka.Record {
 	version, err := cdc.NewVersion(1, seq)
 	if err != nil {
 		panic(err)
@@ -202,12 +214,23 @@ func record(table cdc.TableName, key string, seq uint64) kafka.Record {
 		Table: table, Op: cdc.OpUpdate, Version: version, CommitMicros: 1,
 		Key: fmt.Appendf(nil, `{"id":%q}`, key), After: fmt.Appendf(nil, `{"id":%q}`, key),
 	}
+	if from != "" {
+		c.Before = fmt.Appendf(nil, `{"id":%q,"at":%q}`, key, from)
+	}
 	return kafka.Record{Key: c.Key, Value: c.AppendValue(nil, "p"), Headers: c.Headers()}
 }
 
 func name(c *cdc.Change) string {
 	text, _ := cdc.KeyText(c.Key)
-	return text + strconv.FormatUint(c.Version.Seq(), 10)
+	text += strconv.FormatUint(c.Version.Seq(), 10)
+	if c.Left != nil {
+		var places []string
+		for _, image := range c.Left {
+			places = append(places, gjson.GetBytes(image, "at").Str)
+		}
+		text += "[" + strings.Join(places, " ") + "]"
+	}
+	return text
 }
 
 func (s *stage) Apply(_ context.Context, changes []cdc.Change) []Outcome {
