@@ -192,9 +192,7 @@ func TestASweepThatWaitsLongSaysForWhom(t *testing.T) {
 			t.Helper()
 			time.Sleep(time.Until(s.began.Add(after)))
 			synctest.Wait()
-			s.mu.Lock()
-			text := strings.Join(s.minutes, "\n")
-			s.mu.Unlock()
+			text := s.text()
 			if f, w := strings.Count(text, "no coordinator"), strings.Count(text, `behind="[1 3]"`); f != failures || w != waits {
 				t.Errorf("after %s the log has %d failures and %d waits, want %d and %d:\n%s", after, f, w, failures, waits, text)
 			}

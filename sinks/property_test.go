@@ -186,8 +186,7 @@ func live(t *testing.T, seed uint64, records, restarts int) string {
 	reg := prometheus.NewRegistry()
 	cfg := DefaultConfig()
 	cfg.BatchChanges = 4
-	cfg.RetryBytes = 600
-	worker := &Worker{Name: "es", Sink: w, Bury: w.bury, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Config: cfg}
+	worker := &Worker{Name: "es", Memory: NewMemory(900), Sink: w, Bury: w.bury, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Config: cfg}
 	run := func(d time.Duration) {
 		w.sent = w.start
 		ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -256,6 +255,7 @@ func (l *list) Fetch(ctx context.Context) ([]kafka.Record, error) {
 		return out, nil
 	}
 	if l.err != nil {
+		time.Sleep(time.Second)
 		return nil, l.err
 	}
 	<-ctx.Done()
@@ -348,7 +348,7 @@ func TestAPartitionStopsReadingWhenItsRetriesFillTheirBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, _ := plain(func(_ context.Context, c []cdc.Change) []Outcome { return all(Transient, len(c)) }).
 			worker(func(context.Context, Refusal) error { return nil })
-		w.Config.RetryBytes = 5 << 10
+		w.Memory = NewMemory(10 << 10)
 		p := &list{records: rows(1000)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)

@@ -1,14 +1,13 @@
 package sinks
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"lockstep/cdc"
@@ -29,8 +28,8 @@ type Partition interface {
 	Commit(ctx context.Context, next int64) error
 }
 
-// Worker feeds one sink. All its fields but Filter and Moves must be set; they are
-// not to be changed once a partition runs.
+// Worker feeds one sink. All its fields but Filter, Moves and Memory must be set;
+// they are not to be changed once a partition runs.
 type Worker struct {
 	Name string // of the sink
 	Sink Sink
@@ -46,16 +45,25 @@ type Worker struct {
 	// Moves reports whether the place of a table's rows in the store depends on more
 	// than their key. Its changes then carry in Left what the changes had before them
 	// that they stand for; nil is for a store where no table's does.
-	Moves   func(cdc.TableName) bool
+	Moves func(cdc.TableName) bool
+	// Memory bounds the bytes that all workers of a process hold; nil is for a worker
+	// that shares Config.MemoryBytes with no other.
+	Memory  *Memory
 	Log     *slog.Logger
 	Metrics *Metrics
 	Config  Config
 
 	once      sync.Once
 	breaker   *breaker
+	pool      *pool
 	newest    highest
 	holding   holding
+	retrying  atomic.Int64
 	announced sync.Map // table and class of the dead letters that the log has told of
+
+	mu     sync.Mutex
+	tables map[string]*tableBreaker // by topic
+	sweeps map[*item]*SweepStatus
 }
 
 // holding counts the partitions that wait, so that the log says once that a sink
@@ -85,36 +93,51 @@ const buriers = 16
 // RunPartition applies the records of p until ctx ends, and then returns nil. It
 // returns an error when the partition cannot go on.
 //
-// The committed offset is never ahead of what is settled: applied, stale,
-// duplicate, filtered, superseded by a newer change of the row or by a barrier of
-// its table, or buried; a barrier of partition 0 is settled when the store is swept. When
-// ctx ends a call that is under way may finish within Config.StopWithin and its
-// changes are committed; changes that wait for a retry, or for a store that is
-// unavailable, are given back: whoever owns the partition next reads them again.
+// Several calls of the store may be under way, and they may end in any order: the
+// store's guard keeps what is newer. The committed offset is never ahead of what is
+// settled: applied, stale, duplicate, filtered, superseded by a newer change of the
+// row or by a barrier of its table, or buried; a barrier of partition 0 is settled
+// when the store is swept. When ctx ends calls that are under way may finish within
+// Config.StopWithin and their changes are committed; changes that wait, for a retry or
+// for a store that is unavailable, are given back: whoever owns the partition next
+// reads them again.
 func (w *Worker) RunPartition(ctx context.Context, p Partition) error {
-	w.once.Do(func() {
-		w.Metrics.Declare(w.Name, nil)
-		w.breaker = newBreaker(w.Name, w.Config, w.Log, w.Metrics.breaker.WithLabelValues(w.Name))
-	})
-	l := newLane(w, p)
+	w.start()
+	d := w.newDriver(p)
+	defer d.leave()
 
 	ctx, stop := context.WithCancel(ctx) // ends with the run too, and a sweep with it
 	defer stop()
 	work, release := linger(ctx, w.Config.StopWithin)
 	defer release()
-	fetched := make(chan []*item)
+	fetched := make(chan []*item) // no buffer: one answer of Kafka waits at most
 	var fetchErr error
 	var fetcher sync.WaitGroup
 	fetcher.Go(func() {
 		defer close(fetched)
-		fetchErr = l.fetch(ctx, fetched)
+		fetchErr = d.fetch(ctx, fetched)
 	})
 
-	err := l.run(ctx, work, fetched)
+	err := d.run(ctx, work, fetched)
 	stop()
 	fetcher.Wait()
-	l.leave(work)
+	err = errors.Join(err, d.drain(ctx, work))
+	d.lastCommit(work)
 	return errors.Join(err, fetchErr)
+}
+
+// start makes what the partitions share.
+func (w *Worker) start() {
+	w.once.Do(func() {
+		w.Metrics.Declare(w.Name, nil)
+		w.breaker = newBreaker(w.Name, w.Config, w.Log, w.Metrics)
+		w.pool = newPool(w.Name, w.Config, w.Metrics)
+		w.tables = make(map[string]*tableBreaker)
+		w.sweeps = make(map[*item]*SweepStatus)
+		if w.Memory == nil {
+			w.Memory = NewMemory(w.Config.MemoryBytes)
+		}
+	})
 }
 
 // linger returns a context that outlives ctx by d.
@@ -135,104 +158,126 @@ func linger(ctx context.Context, d time.Duration) (context.Context, func()) {
 	}
 }
 
-// lane is a worker's view of one partition. All of it but fetch belongs to one
-// goroutine.
-type lane struct {
+// driver does for one partition what its lane decides. All of it but fetch belongs to
+// one goroutine; what it starts reports back through the channels.
+type driver struct {
 	*Worker
 	part  Partition
-	topic string
-	id    int
+	lane  *lane
+	table *tableBreaker
+	share *share
 	log   *slog.Logger
 
-	queue retryQueue
-	books map[cdc.TableName]*account
-	limit int // changes in the next call: shrinks under pressure, grows back
-	pause pause
-	held  bool // the partition waits
+	ticket  *ticket // for a call, while one is wanted
+	answers chan answer
+	letters chan letter
+	commits chan commit
+	swept   chan bool
 
-	barriers map[cdc.TableName]cdc.Version // the newest that was met
-	sweeps   []*item                       // barriers for which the store is not swept yet
-	sweeping *item                         // the one of sweeps that is being swept for
-	swept    chan bool                     // how that ended
-
-	next        int64   // offset behind the last record taken in; -1 before the first
-	left        []*item // taken in but not settled when told to stop
-	counted     int     // retries of this lane inside the gauge of all lanes
-	committed   int64
+	burying     int
+	buriers     chan struct{}
+	failing     int    // letters that Kafka has not taken at the first attempt
+	failure     string // of the last of them
+	committing  bool
 	commitAfter time.Time
 	commitFails int // in a row
+	held        bool
+	counted     int // retries of this lane inside the number of all lanes
+
+	// They are closed when a breaker has changed since it was asked.
+	breakerRang, tableRang <-chan struct{}
 }
 
-func newLane(w *Worker, p Partition) *lane {
+// answer is how a call ended.
+type answer struct {
+	*call
+	ticket   *ticket
+	outcomes []Outcome
+	took     time.Duration
+	made     bool // false when the breaker did not let it through
+}
+
+// letter is what became of the attempt to bury a change.
+type letter struct {
+	it    *item
+	err   error // the first attempt has failed; others follow
+	taken bool
+}
+
+// commit is what became of the attempt to commit an offset.
+type commit struct {
+	to  int64
+	err error
+}
+
+func (w *Worker) newDriver(p Partition) *driver {
 	topic, id := p.Name()
-	return &lane{
-		Worker:    w,
-		part:      p,
-		topic:     topic,
-		id:        id,
-		log:       w.Log.With("sink", w.Name, "topic", topic, "partition", id),
-		queue:     retryQueue{byRow: make(map[rowKey]*item)},
-		books:     make(map[cdc.TableName]*account),
-		limit:     w.Config.BatchChanges,
-		pause:     pause{min: w.Config.HoldMin, max: w.Config.HoldMax},
-		barriers:  make(map[cdc.TableName]cdc.Version),
-		swept:     make(chan bool, 1),
-		next:      -1,
-		committed: -1,
+	d := &driver{
+		Worker:  w,
+		part:    p,
+		lane:    newLane(w.Config, topic, id, &books{metrics: w.Metrics, sink: w.Name, byTable: make(map[cdc.TableName]*account)}),
+		share:   &share{Memory: w.Memory, gauge: w.Metrics.memory.WithLabelValues(w.Name).Add},
+		log:     w.Log.With("sink", w.Name, "topic", topic, "partition", id),
+		answers: make(chan answer),
+		letters: make(chan letter),
+		commits: make(chan commit),
+		swept:   make(chan bool, 1),
+		buriers: make(chan struct{}, buriers),
 	}
+	d.lane.filter, d.lane.moves, d.lane.applied = w.Filter, w.Moves, d.observe
+	w.mu.Lock()
+	if d.table = w.tables[topic]; d.table == nil {
+		d.table = newTableBreaker(w.Name, tableLabel(topic), w.Config, w.Metrics, w.Log)
+		w.tables[topic] = d.table
+	}
+	w.mu.Unlock()
+	d.table.enter(1)
+	return d
 }
 
-// fetch decodes the next records while the current ones are applied. The channel
-// has no buffer, so at most one answer of the broker waits in it.
-func (l *lane) fetch(ctx context.Context, out chan<- []*item) error {
-	for {
-		records, err := l.part.Fetch(ctx)
+// fetch decodes the next records while the current ones are applied.
+func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
+	for d.share.wait(ctx) {
+		records, err := d.part.Fetch(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("sink %s: fetch %s/%d: %w", l.Name, l.topic, l.id, err)
+			return fmt.Errorf("sink %s: fetch %s/%d: %w", d.Name, d.lane.topic, d.lane.id, err)
 		}
 		if len(records) == 0 {
 			continue
 		}
+		items, bytes := decode(records)
+		d.share.add(bytes)
 		select {
-		case out <- decode(records):
+		case out <- items:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+	return nil
 }
 
-func decode(records []kafka.Record) []*item {
-	items := make([]item, len(records))
-	pointers := make([]*item, len(records))
-	for i, r := range records {
-		it := &items[i]
-		pointers[i] = it
-		it.record = r
-		if it.change, it.broken = cdc.Decode(r.Key, r.Value, r.Headers); it.broken == nil {
-			it.row = rowKey{it.change.Table, string(it.change.Key)}
-		}
-	}
-	return pointers
-}
-
-// run makes one lap for each fetch, and one whenever a retry or a commit is due.
-func (l *lane) run(ctx, work context.Context, fetched <-chan []*item) error {
+// run tells the lane what happens and does what it asks for, until ctx ends.
+func (d *driver) run(ctx, work context.Context, fetched <-chan []*item) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for ctx.Err() == nil {
-		in := fetched
-		if l.queue.bytes >= l.Config.RetryBytes {
-			in = nil // read on when the retries have drained
-		}
+	for {
 		var wake <-chan time.Time
-		if at := l.wakeAt(); !at.IsZero() {
+		if at := d.act(ctx, work); !at.IsZero() {
 			timer.Reset(time.Until(at))
 			wake = timer.C
 		}
-		var fresh []*item
+		in := fetched
+		if d.lane.full() {
+			in = nil
+		}
+		var granted <-chan struct{}
+		if d.ticket != nil {
+			granted = d.ticket.granted
+		}
+		before := d.lane.bytes
 		select {
 		case <-ctx.Done():
 			return nil
@@ -240,432 +285,405 @@ func (l *lane) run(ctx, work context.Context, fetched <-chan []*item) error {
 			if !ok {
 				return nil // fetch ended and says why
 			}
-			fresh = items
+			for _, it := range items {
+				before += it.counted // the share has them already
+			}
+			d.lane.take(time.Now(), items)
+		case a := <-d.answers:
+			if err := d.answer(a); err != nil {
+				return err
+			}
+		case l := <-d.letters:
+			d.letter(l)
+		case c := <-d.commits:
+			d.committed(c)
+		case done := <-d.swept:
+			d.lane.swept(done)
 		case <-wake:
-		case done := <-l.swept:
-			l.endSweep(done)
+		case <-granted:
+		case <-d.breakerRang:
+		case <-d.tableRang:
 		}
-		if err := l.lap(ctx, work, fresh); err != nil {
-			return err
-		}
+		d.share.add(d.lane.bytes - before)
 	}
-	return nil
 }
 
-// wakeAt is when something is to be done even if no record comes; zero for never.
-func (l *lane) wakeAt() time.Time {
-	var at time.Time
-	if len(l.queue.heap) > 0 {
-		at = l.queue.heap[0].due
+// drain waits for what is under way when the run is over.
+func (d *driver) drain(ctx, work context.Context) error {
+	if d.ticket != nil {
+		d.pool.drop(d.ticket)
+		d.ticket = nil
 	}
-	if l.settledTo() > l.committed && (at.IsZero() || l.commitAfter.Before(at)) {
-		at = l.commitAfter
+	var errs []error
+	for {
+		d.bury(ctx, work, time.Now())
+		if d.lane.calls == 0 && d.burying == 0 && !d.committing {
+			break
+		}
+		select {
+		case a := <-d.answers:
+			errs = append(errs, d.answer(a))
+		case l := <-d.letters:
+			d.letter(l)
+		case c := <-d.commits:
+			d.committed(c)
+		}
+	}
+	if d.lane.sweeping != nil {
+		d.lane.swept(<-d.swept)
+	}
+	return errors.Join(errs...)
+}
+
+// act starts whatever is to be done now, and returns when there will be more even if
+// nothing happens until then; zero for never.
+func (d *driver) act(ctx, work context.Context) time.Time {
+	now := time.Now()
+	d.lane.retry(now)
+	d.bury(ctx, work, now)
+	reason, at := d.send(work, now)
+	d.hold(reason)
+	d.startSweep(ctx)
+	d.countRetrying()
+	if next := d.startCommit(work, now); !next.IsZero() && (at.IsZero() || next.Before(at)) {
+		at = next
+	}
+	if heap := d.lane.queue.heap; len(heap) > 0 && (at.IsZero() || heap[0].due.Before(at)) {
+		at = heap[0].due
 	}
 	return at
 }
 
-// lap brings fresh records, and the retries that are due, to an end each: settled,
-// queued for a retry, or in l.left when ctx ended before.
-func (l *lane) lap(ctx, work context.Context, fresh []*item) error {
-	pending := l.queue.takeDue(time.Now())
-	pending, dead := l.sift(pending, fresh)
-	l.bury(ctx, work, dead)
-	err := l.drain(ctx, work, pending)
-	l.countRetrying()
-	l.startSweep(ctx)
-	if !time.Now().Before(l.commitAfter) {
-		l.commit(work)
-	}
-	return err
-}
-
-// sift takes fresh records in and leaves, of each row, the newest change that is
-// known: of the fresh ones, those due for a retry, and those still waiting for
-// it. What a barrier has made void is left out. The other result is what nobody can
-// read.
-func (l *lane) sift(due, fresh []*item) (pending, dead []*item) {
-	pending = due
-	newest := make(map[rowKey]int, len(due)+len(fresh))
-	for i, it := range due {
-		newest[it.row] = i
-	}
-	for _, it := range fresh {
-		it.book = l.book(it)
-		it.book.received.Inc()
-		if l.next < 0 {
-			l.committed = it.record.Offset
-		}
-		l.next = it.record.Offset + 1
-		switch {
-		case it.broken != nil:
-			it.refuse(Outcome{Poison, ClassUndecodable, it.broken.Error()})
-			dead = append(dead, it)
-			continue
-		case l.Filter != nil && !l.Filter(it.change.Table):
-			it.settle(outcomeFiltered)
-			continue
-		case it.change.Op == cdc.OpBarrier:
-			l.barrier(it)
-			continue
-		}
-		if waiting, ok := l.queue.byRow[it.row]; ok {
-			if !l.outranks(it, waiting) {
-				continue
+// send makes the calls that may be made now. It returns why changes wait, if they
+// are held, and when to look again.
+func (d *driver) send(work context.Context, now time.Time) (reason string, at time.Time) {
+	for {
+		next, reason, at := d.may(now)
+		if next == nil {
+			if d.ticket != nil {
+				d.pool.drop(d.ticket)
+				d.ticket = nil
 			}
-			l.queue.remove(waiting)
+			return reason, at
 		}
-		if i, ok := newest[it.row]; ok {
-			if l.outranks(it, pending[i]) {
-				pending[i] = it
-			}
-			continue
+		if d.ticket == nil {
+			d.ticket = d.pool.ask()
 		}
-		newest[it.row] = len(pending)
-		pending = append(pending, it)
-	}
-	return l.withoutGone(pending), dead
-}
-
-// outranks reports whether it is newer than other, which has not come to the store
-// yet, and settles the loser. Of two equal versions the one that came first stays.
-func (l *lane) outranks(it, other *item) bool {
-	switch {
-	case it.change.Version > other.change.Version:
-		l.carry(it, other)
-		other.settle(outcomeSuperseded)
-		return true
-	case it.change.Version == other.change.Version:
-		it.settle(outcomeDuplicate)
-	default:
-		l.carry(other, it)
-		it.settle(outcomeSuperseded)
-	}
-	return false
-}
-
-// carry gives a change that stands for an older one of its row the images that the
-// older one had, where the store needs them to find the row's former places.
-func (l *lane) carry(it, older *item) {
-	if l.Moves == nil || !l.Moves(it.change.Table) {
-		return
-	}
-	for _, image := range slices.Concat(older.change.Left, [][]byte{older.change.Before}) {
-		same := func(other []byte) bool { return bytes.Equal(image, other) }
-		if image != nil && !same(it.change.Before) && !slices.ContainsFunc(it.change.Left, same) {
-			it.change.Left = append(slices.Clip(it.change.Left), image)
-		}
-	}
-}
-
-// drain applies pending piece by piece and waits as long as the store is
-// unavailable. What is not settled when ctx ends is added to l.left.
-func (l *lane) drain(ctx, work context.Context, pending []*item) error {
-	defer l.resume()
-	for len(pending) > 0 && ctx.Err() == nil {
-		n := l.cut(pending)
-		var outcomes []Outcome
-		if !l.breaker.try(func() error {
-			outcomes = l.apply(work, pending[:n])
-			return verdict(work, outcomes)
-		}) {
-			l.hold("breaker is open")
-			l.breaker.wait(ctx)
-			continue
-		}
-		if len(outcomes) != n {
-			l.left = append(l.left, pending...)
-			return fmt.Errorf("sink %s answered %d changes with %d outcomes", l.Name, n, len(outcomes))
-		}
-		held, dead, reason := l.settle(pending[:n], outcomes)
-		l.bury(ctx, work, dead)
-		switch len(held) {
-		case 0:
-			l.resume()
-			l.limit = min(2*l.limit, l.Config.BatchChanges)
-			pending = pending[n:]
-			continue
-		case n: // the whole call: it may have been too much for the store
-			l.limit = max(n/2, 1)
+		select {
+		case <-d.ticket.granted:
 		default:
-			l.pause.reset()
+			return reason, at
 		}
-		pending = append(held, pending[n:]...)
-		l.hold(reason)
-		l.pause.sleep(ctx)
-	}
-	l.left = append(l.left, pending...)
-	return nil
-}
-
-// cut is how many of pending go into the next call.
-func (l *lane) cut(pending []*item) int {
-	bytes := 0
-	for i, it := range pending {
-		bytes += it.load()
-		if i == l.limit || i > 0 && bytes > l.Config.BatchBytes {
-			return i
+		t := d.ticket
+		d.ticket = nil
+		if c := next(now); c == nil {
+			d.pool.drop(t)
+		} else {
+			d.call(work, t, c)
 		}
 	}
-	return len(pending)
 }
 
-func (l *lane) apply(work context.Context, items []*item) []Outcome {
-	changes := make([]cdc.Change, len(items))
-	for i, it := range items {
+// may returns what gives the next call, or nil when none is to be made now.
+func (d *driver) may(now time.Time) (next func(time.Time) *call, reason string, at time.Time) {
+	l := d.lane
+	d.breakerRang, d.tableRang = d.breaker.bell.next(), d.table.bell.next()
+	if l.held && (l.calls > 0 || l.ready.oldest() != nil) {
+		reason = l.why
+	}
+	if d.failing > 0 {
+		return nil, "dead letter: " + d.failure, time.Time{}
+	}
+	if l.ready.oldest() == nil {
+		return nil, reason, d.probeUnreadable(now)
+	}
+	if ok, at := d.breaker.admits(); !ok {
+		return nil, cmp.Or(reason, "breaker is open"), at
+	}
+	if ok, at, why := d.table.admits(); !ok {
+		switch {
+		case at.IsZero() || now.Before(at):
+			return nil, "table held: " + why, at
+		case now.Before(l.until):
+			return nil, "table held: " + why, l.until
+		}
+		return d.probe, "table held: " + why, time.Time{}
+	}
+	if ok, at := l.wants(now, d.pool.patience()); !ok {
+		return nil, reason, at
+	}
+	return l.call, reason, time.Time{}
+}
+
+// probe gives the one change that a table is tried with, or nil when another
+// partition was faster.
+func (d *driver) probe(now time.Time) *call {
+	if !d.table.claim(now) {
+		return nil
+	}
+	return d.lane.probe(now)
+}
+
+// call asks the store, beside everything else.
+func (d *driver) call(work context.Context, t *ticket, c *call) {
+	changes := make([]cdc.Change, len(c.items))
+	for i, it := range c.items {
 		changes[i] = it.change
 	}
-	began := time.Now()
-	outcomes := l.Sink.Apply(work, changes)
-	l.Metrics.apply.WithLabelValues(l.Name).Observe(time.Since(began).Seconds())
-	return outcomes
+	go func() {
+		a := answer{call: c, ticket: t}
+		a.made = d.breaker.try(func() (error, string) {
+			began := time.Now()
+			a.outcomes = d.Sink.Apply(work, changes)
+			a.took = time.Since(began)
+			return verdict(work, a.outcomes)
+		})
+		d.answers <- a
+	}()
 }
 
 // verdict tells the breaker what a call says about the store: it is unavailable
 // when not one change got an answer.
-func verdict(work context.Context, outcomes []Outcome) error {
+func verdict(work context.Context, outcomes []Outcome) (err error, reason string) {
 	for _, out := range outcomes {
 		if out.Verdict != Unavailable {
-			return nil
+			return nil, ""
 		}
+		reason = out.Reason
 	}
 	if work.Err() != nil {
-		return errStopping
+		return errStopping, ""
 	}
-	return errUnavailable
+	return errUnavailable, reason
 }
 
-// settle does what each outcome asks for, save burying, and returns what is still
-// to be applied and what is to be buried.
-func (l *lane) settle(items []*item, outcomes []Outcome) (held, dead []*item, reason string) {
+// answer hands the outcomes of a call to the breaker of the table and to the lane, and
+// then its place to the next one.
+func (d *driver) answer(a answer) error {
 	now := time.Now()
-	for i, it := range items {
-		switch out := outcomes[i]; out.Verdict {
-		case Applied:
-			it.settle(outcomeApplied)
-			l.observe(it, now)
-		case Duplicate:
-			it.settle(outcomeDuplicate)
-		case Stale:
-			it.settle(outcomeStale)
-		case Filtered:
-			it.settle(outcomeFiltered)
-		case Poison:
-			it.refuse(out)
-			dead = append(dead, it)
-		case Transient:
-			it.refuse(out)
-			if it.refusals > len(l.Config.Retries) {
-				dead = append(dead, it)
-				continue
+	if !a.made {
+		d.pool.drop(a.ticket)
+		if a.probe {
+			d.table.unclaim(now)
+		}
+		d.lane.back(now, a.call)
+		return nil
+	}
+	d.Metrics.apply.WithLabelValues(d.Name).Observe(a.took.Seconds())
+	defer d.give(a)
+	open := d.table.note(now, a.call, d.signs(a))
+	if err := d.lane.answer(now, a.call, a.outcomes, open); err != nil {
+		return fmt.Errorf("sink %s %w", d.Name, err)
+	}
+	return nil
+}
+
+// give tells the pool how a call went.
+func (d *driver) give(a answer) {
+	bytes, down, wait := 0, false, time.Duration(0)
+	for _, it := range a.items {
+		bytes += it.load()
+	}
+	for _, out := range a.outcomes {
+		down = down || out.Verdict == Unavailable
+		wait = max(wait, out.RetryAfter)
+	}
+	d.pool.give(a.took, bytes, down, wait)
+}
+
+// signs says what each outcome means for the table. A refusal that may pass counts
+// only when there is no other retry, or in a try.
+func (d *driver) signs(a answer) []sign {
+	signs := make([]sign, len(a.items))
+	if len(a.outcomes) != len(a.items) {
+		return signs
+	}
+	for i, it := range a.items {
+		switch out := a.outcomes[i]; out.Verdict {
+		case Applied, Duplicate, Stale:
+			signs[i].taken = true
+		case Transient, Poison:
+			if out.Verdict == Poison || a.probe || it.refusals >= len(d.Config.Retries) {
+				signs[i] = sign{print: fingerprint(out.Class, out.Reason), class: out.Class, reason: out.Reason}
 			}
-			it.due = now.Add(l.Config.Retries[it.refusals-1])
-			l.queue.add(it)
-		default:
-			held = append(held, it)
-			reason = out.Reason
 		}
 	}
-	return held, dead, reason
-}
-
-func (it *item) settle(outcome string) { it.book.settled[outcome].Inc() }
-
-func (it *item) refuse(out Outcome) {
-	it.refusals++
-	it.lastFailed = time.Now()
-	if it.refusals == 1 {
-		it.firstFailed = it.lastFailed
-	}
-	it.class, it.reason = out.Class, out.Reason
-	if it.book.dead[it.class] == nil { // a class a sink made up would make a label up
-		it.class = ClassRefused
-	}
+	return signs
 }
 
 // observe notes how long an applied change was on its way.
-func (l *lane) observe(it *item, now time.Time) {
+func (d *driver) observe(it *item, now time.Time) {
 	committed := it.change.CommitMicros
 	if it.change.Op == cdc.OpRead || committed <= 0 {
 		return
 	}
-	l.newest.set(committed, l.Metrics.newest.WithLabelValues(l.Name))
+	d.newest.set(committed, d.Metrics.newest.WithLabelValues(d.Name))
 	if late := now.UnixMicro() - committed; late >= 0 {
 		it.book.latency.Observe(float64(late) / 1e6)
 	} else {
-		l.Metrics.future.WithLabelValues(l.Name).Inc()
+		d.Metrics.future.WithLabelValues(d.Name).Inc()
 	}
 }
 
-// bury hands every item to Bury, and tries again until it is taken. What is left
-// when ctx ends is added to l.left.
-func (l *lane) bury(ctx, work context.Context, items []*item) {
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, buriers)
-	taken := make([]bool, len(items))
-	var once sync.Once
-	for i, it := range items {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			wait := pause{min: l.Config.HoldMin, max: l.Config.HoldMax}
-			for {
-				err := l.Bury(work, it.refusal())
-				if err == nil {
-					taken[i] = true
-					return
-				}
-				once.Do(func() { l.hold("dead letter: " + err.Error()) })
-				if !wait.sleep(ctx) {
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	for i, it := range items {
-		if !taken[i] {
-			l.left = append(l.left, it)
+// bury begins a letter for everything that is dead. What nobody can read did not come
+// to the breaker of the table with a call; while that is open it waits.
+func (d *driver) bury(ctx, work context.Context, now time.Time) {
+	dead := d.lane.dead
+	d.lane.dead = nil
+	for _, it := range dead {
+		if it.broken != nil && d.table.note(now, nil, []sign{unreadable(it)}) {
+			d.lane.dead = append(d.lane.dead, it)
 			continue
 		}
-		it.settle(outcomeDead)
-		it.book.dead[it.class].Inc()
-		l.announce(it)
+		d.burying++
+		go d.write(ctx, work, it)
+	}
+}
+
+func unreadable(it *item) sign {
+	return sign{print: fingerprint(it.class, it.reason), class: it.class, reason: it.reason}
+}
+
+// probeUnreadable is the try of a table of which nothing is left but records that
+// nobody can read: it fails. It returns when it may be repeated.
+func (d *driver) probeUnreadable(now time.Time) time.Time {
+	if len(d.lane.dead) == 0 {
+		return time.Time{}
+	}
+	if s := unreadable(d.lane.dead[0]); d.table.tries(now, s.print) {
+		d.table.note(now, &call{probe: true}, []sign{s})
+	}
+	_, at, _ := d.table.admits()
+	return at
+}
+
+// write hands a change to Bury, and tries again until it is taken or ctx ends.
+func (d *driver) write(ctx, work context.Context, it *item) {
+	d.buriers <- struct{}{}
+	defer func() { <-d.buriers }()
+	wait := pause{min: d.Config.HoldMin, max: d.Config.HoldMax}
+	for first := true; ; first = false {
+		err := d.Bury(work, it.refusal())
+		if err == nil {
+			d.letters <- letter{it: it, taken: true}
+			return
+		}
+		if first {
+			d.letters <- letter{it: it, err: err}
+		}
+		if !wait.sleep(ctx) {
+			d.letters <- letter{it: it}
+			return
+		}
+	}
+}
+
+// letter takes in what became of a letter. While Kafka refuses one, the partition
+// waits: more of them would only pile up.
+func (d *driver) letter(l letter) {
+	if l.err != nil {
+		d.failing++
+		d.failure = l.err.Error()
+		l.it.unburied = true
+		return
+	}
+	d.burying--
+	if l.it.unburied {
+		d.failing--
+		l.it.unburied = false
+	}
+	if l.taken {
+		d.lane.buried(l.it)
+		d.announce(l.it)
 	}
 }
 
 // announce puts the first dead letter of a table and class into the log; the
 // counter tells of the others.
-func (l *lane) announce(it *item) {
-	table := l.topic
+func (d *driver) announce(it *item) {
+	table := d.lane.topic
 	if it.broken == nil {
 		table = it.change.Table.String()
 	}
-	if _, said := l.announced.LoadOrStore(table+"\x00"+string(it.class), true); !said {
-		l.log.Warn("dead letter; more of this table and class are only counted", "table", table, "class", string(it.class), "offset", it.record.Offset, "see", "lockstep dlq list")
+	if _, said := d.announced.LoadOrStore(table+"\x00"+string(it.class), true); !said {
+		d.log.Warn("dead letter; more of this table and class are only counted", "table", table, "class", string(it.class), "offset", it.record.Offset, "see", "lockstep dlq list")
 	}
 }
 
-func (it *item) refusal() Refusal {
-	r := Refusal{
-		Record:      it.record,
-		Class:       it.class,
-		Reason:      it.reason,
-		Retries:     it.refusals - 1,
-		FirstFailed: it.firstFailed,
-		LastFailed:  it.lastFailed,
-	}
-	if it.broken == nil {
-		r.Change = &it.change
-	}
-	return r
-}
-
-// hold notes that the partition waits; resume that it goes on.
-func (l *lane) hold(reason string) {
-	if l.held {
+// hold notes that the partition waits, or that it goes on when there is no reason.
+func (d *driver) hold(reason string) {
+	if waits := reason != ""; waits == d.held {
 		return
 	}
-	l.held = true
-	l.Metrics.held.WithLabelValues(l.Name).Inc()
-	if first, _ := l.holding.add(1); first {
-		l.log.Warn("sink held: changes wait, none is lost", "offset", l.next, "reason", reason)
-	}
-}
-
-func (l *lane) resume() {
-	l.pause.reset()
-	if !l.held {
-		return
-	}
-	l.held = false
-	l.Metrics.held.WithLabelValues(l.Name).Dec()
-	if last, since := l.holding.add(-1); last {
-		l.log.Info("sink goes on", "held", time.Since(since).Round(time.Millisecond).String())
-	}
-}
-
-// settledTo is the offset of the oldest change that is not settled, or behind the
-// last record when all are.
-func (l *lane) settledTo() int64 {
-	to := l.next
-	for _, it := range l.queue.heap {
-		to = min(to, it.record.Offset)
-	}
-	for _, it := range l.left {
-		to = min(to, it.record.Offset)
-	}
-	for _, it := range l.sweeps {
-		to = min(to, it.record.Offset)
-	}
-	return to
-}
-
-// commit never stops the work: what is not committed is read again, and the
-// store's guard makes that harmless.
-func (l *lane) commit(work context.Context) {
-	to := l.settledTo()
-	if to <= l.committed {
-		return
-	}
-	l.commitAfter = time.Now().Add(l.Config.CommitEvery)
-	if err := l.part.Commit(work, to); err != nil {
-		// Once is what happens when the partition is taken away; more is a fault.
-		if l.commitFails++; l.commitFails == 2 {
-			l.log.Warn("offset not committed, trying again", "offset", to, "error", err)
+	d.held = !d.held
+	if d.held {
+		d.Metrics.held.WithLabelValues(d.Name).Inc()
+		if first, _ := d.holding.add(1); first {
+			d.log.Warn("sink held: changes wait, none is lost", "offset", d.lane.next, "reason", reason)
 		}
 		return
 	}
-	if l.commitFails > 1 {
-		l.log.Info("offset committed again", "offset", to)
+	d.Metrics.held.WithLabelValues(d.Name).Dec()
+	if last, since := d.holding.add(-1); last {
+		d.log.Info("sink goes on", "held", time.Since(since).Round(time.Millisecond).String())
 	}
-	l.commitFails = 0
-	l.committed = to
 }
 
-// leave commits what is settled and gives the rest back.
-func (l *lane) leave(work context.Context) {
-	if l.sweeping != nil {
-		l.endSweep(<-l.swept)
+// startCommit commits what is settled, beside everything else, and returns when the
+// next commit may be made if there is one to make. It never stops the work: what is
+// not committed is read again, and the store's guard makes that harmless.
+func (d *driver) startCommit(work context.Context, now time.Time) time.Time {
+	to := d.lane.settledTo()
+	switch {
+	case to <= d.lane.committed || d.committing:
+		return time.Time{}
+	case now.Before(d.commitAfter):
+		return d.commitAfter
 	}
-	l.commit(work)
-	for _, it := range l.queue.heap {
-		it.settle(outcomeReleased)
+	d.committing = true
+	d.commitAfter = now.Add(d.Config.CommitEvery)
+	go func() { d.commits <- commit{to, d.part.Commit(work, to)} }()
+	return time.Time{}
+}
+
+func (d *driver) committed(c commit) {
+	d.committing = false
+	if c.err != nil {
+		// Once is what happens when the partition is taken away; more is a fault.
+		if d.commitFails++; d.commitFails == 2 {
+			d.log.Warn("offset not committed, trying again", "offset", c.to, "error", c.err)
+		}
+		return
 	}
-	for _, it := range l.left {
-		it.settle(outcomeReleased)
+	if d.commitFails > 1 {
+		d.log.Info("offset committed again", "offset", c.to)
 	}
-	for _, it := range l.sweeps {
-		it.settle(outcomeReleased)
+	d.commitFails = 0
+	d.lane.committed = c.to
+}
+
+// lastCommit commits what is settled when nothing is under way any more.
+func (d *driver) lastCommit(work context.Context) {
+	if to := d.lane.settledTo(); to > d.lane.committed {
+		d.committed(commit{to, d.part.Commit(work, to)})
 	}
-	l.queue = retryQueue{}
-	l.countRetrying()
+}
+
+// leave gives the rest back.
+func (d *driver) leave() {
+	d.lane.leave()
+	d.lane.queue = retryQueue{}
+	d.countRetrying()
+	d.hold("")
+	d.share.close()
+	d.table.enter(-1)
 }
 
 // countRetrying brings the gauge, which all partitions share, up to date.
-func (l *lane) countRetrying() {
-	now := len(l.queue.heap)
-	l.Metrics.retrying.WithLabelValues(l.Name).Add(float64(now - l.counted))
-	l.counted = now
-}
-
-// book finds the account of an item's table. What cannot be decoded is booked
-// under the end of its topic's name, never under what it says of itself.
-func (l *lane) book(it *item) *account {
-	name := it.change.Table
-	if it.broken != nil {
-		name = cdc.TableName{}
+func (d *driver) countRetrying() {
+	if now := len(d.lane.queue.heap); now != d.counted {
+		d.retrying.Add(int64(now - d.counted))
+		d.Metrics.retrying.WithLabelValues(d.Name).Add(float64(now - d.counted))
+		d.counted = now
 	}
-	a := l.books[name]
-	if a == nil {
-		label := name.String()
-		if it.broken != nil {
-			label = "unknown"
-			if parts := strings.Split(l.topic, "."); len(parts) > 2 {
-				label = strings.Join(parts[len(parts)-2:], ".")
-			}
-		}
-		a = l.Metrics.account(l.Name, label)
-		l.books[name] = a
-	}
-	return a
 }

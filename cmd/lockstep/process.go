@@ -28,6 +28,7 @@ type process struct {
 	registry *prometheus.Registry
 	kafka    *kafka.Client
 	ready    readiness
+	memory   *sinks.Memory // of all sinks
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -40,7 +41,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client}
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes)}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
 	p.metrics.sinks = sinks.NewMetrics(p.registry)
@@ -333,7 +334,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.kafka.Progress(ctx, p.group(name), topic)
 		},
-		Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
 	var owned atomic.Int64
 	p.ready.add("sink "+name, func() bool { return owned.Load() > 0 })
