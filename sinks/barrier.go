@@ -104,9 +104,12 @@ func (d *driver) sweep(ctx context.Context, it *item) bool {
 	table, version := it.change.Table, it.change.Version
 	d.Metrics.sweeping.WithLabelValues(d.Name).Inc()
 	defer d.Metrics.sweeping.WithLabelValues(d.Name).Dec()
+	d.tellSweep(it, &SweepStatus{Table: table.String(), Version: version.String(), Since: time.Now()})
+	defer d.tellSweep(it, nil)
 	if !d.othersPassed(ctx, it) {
 		return false
 	}
+	d.tellWaiting(it, nil)
 	began, said, rows := time.Now(), false, 0
 	wait := pause{min: d.Config.HoldMin, max: d.Config.HoldMax}
 	for {
@@ -127,6 +130,22 @@ func (d *driver) sweep(ctx context.Context, it *item) bool {
 	}
 }
 
+// tellSweep enters a sweep into the status, or takes it out when s is nil.
+func (w *Worker) tellSweep(it *item, s *SweepStatus) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sweeps[it] = s; s == nil {
+		delete(w.sweeps, it)
+	}
+}
+
+// tellWaiting notes in the status which partitions a sweep waits for.
+func (w *Worker) tellWaiting(it *item, behind []int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sweeps[it].WaitsFor = behind
+}
+
 // othersPassed waits until every other partition has settled what stood in it when
 // this was called, the barrier included: what is older than the barrier has come
 // to the store, or never will. The log tells of a wait that is long.
@@ -145,6 +164,7 @@ func (d *driver) othersPassed(ctx context.Context, it *item) bool {
 				delete(ends, d.lane.id)
 			}
 			behind := lagging(ends, committed)
+			d.tellWaiting(it, behind)
 			if len(behind) == 0 {
 				return true
 			}

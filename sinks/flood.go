@@ -19,8 +19,7 @@ var varying = []struct {
 	what *regexp.Regexp
 	by   string
 }{
-	{regexp.MustCompile(`(?s)(^|[^\pL\pN])'.*'`), `$1''`},
-	{regexp.MustCompile(`(?s)(^|[^\pL\pN])".*"`), `$1""`},
+	{regexp.MustCompile(`(?s)(^|[^\pL\pN])['"].*['"]`), `$1''`},
 	{regexp.MustCompile(`\bid \[[^\]]*\]`), `id []`},
 	{regexp.MustCompile(`\b[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b`), `#`},
 	{regexp.MustCompile(`\b[0-9]*[a-fA-F]*[0-9][0-9a-fA-F]{7,}\b`), `#`},
@@ -272,15 +271,14 @@ func (b *tableBreaker) admits() (ok bool, at time.Time, reason string) {
 	return false, b.flood.next, b.flood.reason
 }
 
-func (b *tableBreaker) status() BreakerStatus {
+// status is the breaker as an operator sees it, and how many partitions of the table
+// this process has.
+func (b *tableBreaker) status() (s BreakerStatus, lanes int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f := b.flood
-	s := BreakerStatus{State: f.state.String()}
-	if f.state != gobreaker.StateClosed && b.lanes > 0 {
-		s.Reason, s.Class, s.Fingerprint, s.Since, s.NextProbe = f.reason, f.class, f.print, notZero(f.since), notZero(f.next)
-	} else {
-		s.State = gobreaker.StateClosed.String()
-	}
-	return s
+	return BreakerStatus{
+		State: f.state.String(), Class: f.class, Fingerprint: f.print, Reason: f.reason,
+		Since: notZero(f.since), NextProbe: notZero(f.next),
+	}, b.lanes
 }

@@ -211,6 +211,12 @@ type highest struct {
 	value int64
 }
 
+func (h *highest) get() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.value
+}
+
 func (h *highest) set(micros int64, g prometheus.Gauge) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -151,7 +151,7 @@ func (p *pace) note(took time.Duration, bytes int, down, backlog bool) {
 	if *floor == 0 || ns < *floor {
 		*floor = ns
 	} else {
-		*floor += (ns - *floor) / 256
+		*floor += (ns - *floor) / 2048
 	}
 	smooth := func(at *float64, to float64) {
 		if *at == 0 {

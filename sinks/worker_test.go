@@ -31,7 +31,9 @@ var update = flag.Bool("update", false, "write what happened into the stories")
 // Each file of testdata holds stories. A story has a claim, a script, and below
 // the line what the worker did and when:
 //
-//	sink b ~ ~      answers for key b: + applied, = duplicate, < stale, ~ transient, x poison, ! unavailable; then +
+//	sink b ~ ~      answers for key b: + applied, = duplicate, < stale, ~ transient, x poison, ! unavailable
+//	all x           every answer from now on, but for keys that have their own
+//	flood 8         how many outcomes the breaker of the table looks at; else none opens it
 //	bury ! !        the next two dead letters are not taken
 //	sweep ! !       the next two sweeps find the store unavailable
 //	batch 2         changes per call at most
@@ -93,15 +95,17 @@ type stage struct {
 	moves   bool
 	takes   map[string]time.Duration
 	after   time.Duration
+	all     Verdict
 }
 
 var verdicts = map[string]Verdict{"+": Applied, "=": Duplicate, "<": Stale, "~": Transient, "x": Poison, "!": Unavailable}
 
 func play(t *testing.T, script string) string {
-	s := &stage{began: time.Now(), answers: make(map[string][]Verdict), records: make(chan []kafka.Record), lost: make(chan struct{}), takes: make(map[string]time.Duration)}
+	s := &stage{began: time.Now(), answers: make(map[string][]Verdict), records: make(chan []kafka.Record), lost: make(chan struct{}), takes: make(map[string]time.Duration), all: Applied}
 	reg := prometheus.NewRegistry()
 	cfg := DefaultConfig()
 	cfg.CallsMin, cfg.CallsMax = 1, 1
+	cfg.FloodShare = 1
 	worker := &Worker{
 		Name: "es", Sink: s, Bury: s.bury, Progress: s.progress,
 		Filter:  func(n cdc.TableName) bool { return n.Table != "hidden" },
@@ -135,6 +139,13 @@ func play(t *testing.T, script string) string {
 			s.refused = len(words)
 		case "sweep":
 			s.away = len(words)
+		case "all":
+			s.mu.Lock()
+			s.all = verdicts[rest]
+			s.mu.Unlock()
+		case "flood":
+			cfg.FloodWindow, _ = strconv.Atoi(rest)
+			cfg.FloodShare = DefaultConfig().FloodShare
 		case "moves":
 			s.moves = true
 		case "partition":
@@ -294,7 +305,7 @@ func (s *stage) Apply(_ context.Context, changes []cdc.Change) []Outcome {
 	s.mu.Lock()
 	for i := range changes {
 		key, _ := cdc.KeyText(changes[i].Key)
-		v := Applied
+		v := s.all
 		if script := s.answers[key]; len(script) > 0 {
 			v, s.answers[key] = script[0], script[1:]
 		}
@@ -302,7 +313,7 @@ func (s *stage) Apply(_ context.Context, changes []cdc.Change) []Outcome {
 		s.after = 0
 		switch v {
 		case Poison:
-			outcomes[i].Class, outcomes[i].Reason = ClassMapping, "no such field"
+			outcomes[i].Class, outcomes[i].Reason = ClassMapping, fmt.Sprintf("[1:%d] no such field in document with id '%s'", i, key)
 		case Transient:
 			outcomes[i].Class, outcomes[i].Reason = ClassRefused, "not now"
 		}
