@@ -42,6 +42,9 @@ type ConsumeConfig struct {
 	// within Client.DrainTime; nobody else gets the partition before. Its error
 	// ends Consume, unless it is ErrRevoked or the end of ctx.
 	Handle func(ctx context.Context, p *Partition) error
+	// Member, if set, is told when this process has got its share of the partitions,
+	// which may be none, and when that share is over.
+	Member func(in bool)
 	// Metrics may be nil.
 	Metrics *Metrics
 	Log     *slog.Logger
@@ -161,6 +164,16 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 // begin starts a Handle for each partition of a generation. The group does not
 // join again before all of them have returned.
 func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc ConsumeConfig, gen *kafkago.Generation) {
+	if cc.Member != nil {
+		gen.Start(func(generation context.Context) {
+			if generation.Err() != nil { // over already: nobody would wait for us
+				return
+			}
+			cc.Member(true)
+			<-generation.Done()
+			cc.Member(false)
+		})
+	}
 	owned := make(map[string][]*Partition)
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
