@@ -160,7 +160,7 @@ func TestAFloodHoldsItsTableOnlyAndARestartBuriesNoMoreThanAWindow(t *testing.T)
 		}
 		from := int64(0)
 		for start := range 3 { // processes
-			w, reg := sink.worker(bury)
+			w, reg := sink.worker(t, bury)
 			w.Config.BatchChanges = 7
 			w.Config.FloodWindow = 40
 			good := &topicList{list{records: tableRows("good", 500)}, "p.shop.good"}

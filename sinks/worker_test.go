@@ -437,12 +437,8 @@ func sum(t testing.TB, reg *prometheus.Registry) string {
 	if received != total {
 		sign = "IS NOT"
 	}
-	dead := 0
-	for _, n := range counted(t, reg, "lockstep_sink_dead_letters_total", "class") {
-		dead += n
-	}
-	if dead != by[outcomeDead] {
-		sign = fmt.Sprintf("(%d letters) IS NOT", dead)
+	if wrong := unbalanced(t, reg, true); wrong != "" {
+		sign = fmt.Sprintf("(%s) IS NOT", wrong)
 	}
 	slices.Sort(parts)
 	return fmt.Sprintf("received %d %s %s", received, sign, strings.Join(parts, " + "))
