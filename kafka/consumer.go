@@ -277,6 +277,13 @@ type Partition struct {
 // removed that, it is refused as data lost: a sink that never saw those records
 // needs a new initial copy.
 func (p *Partition) Fetch(ctx context.Context) ([]Record, error) {
+	return p.FetchAtMost(ctx, p.client.cfg.FetchMaxBytes)
+}
+
+// FetchAtMost is Fetch with a lower bound than Config.FetchMaxBytes on the bytes, as
+// stored in Kafka. A single batch that is larger gets through.
+func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error) {
+	bytes = min(bytes, p.client.cfg.FetchMaxBytes)
 	var f fetched
 	beyond := 0
 	err := p.client.retry(ctx, fmt.Sprintf("fetch %s/%d", p.Topic, p.ID), func() (err error) {
@@ -292,7 +299,7 @@ func (p *Partition) Fetch(ctx context.Context) ([]Record, error) {
 			p.next = 0
 			p.setCommitted(0)
 		}
-		f, err = p.client.fetch(ctx, p.Topic, p.ID, p.next, p.client.cfg.FetchMaxBytes)
+		f, err = p.client.fetch(ctx, p.Topic, p.ID, p.next, bytes)
 		err = p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next)
 		if errors.Is(err, errBeyondEnd) {
 			if beyond++; beyond >= beyondEnd {

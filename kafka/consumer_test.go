@@ -372,3 +372,25 @@ func TestAMemberWithoutAPartitionIsAMember(t *testing.T) {
 		}
 	}
 }
+
+func TestAFetchKeepsToTheBytesItIsAskedFor(t *testing.T) {
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	c := open(t, cfg)
+	fill(t, c, cfg, "t", 1, 2400)
+	counts := make(chan [2]int, 1)
+	ctx, cancel := context.WithCancel(deadline(t, 20*time.Second))
+	must(t, c.Consume(ctx, ConsumeConfig{Group: "g", Topics: fixed("t"), Log: quiet,
+		Handle: func(ctx context.Context, p *Partition) error {
+			defer cancel()
+			few, err := p.FetchAtMost(ctx, 1)
+			if err != nil {
+				return err
+			}
+			rest, err := p.Fetch(ctx)
+			counts <- [2]int{len(few), len(rest)}
+			return err
+		}}))
+	if got := <-counts; got[0] == 0 || got[0] > 240 || got[0]+got[1] != 2400 {
+		t.Errorf("a fetch of one byte brought %d records and the next %d; want one batch, and the rest of 2400", got[0], got[1])
+	}
+}

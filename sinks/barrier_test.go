@@ -56,7 +56,7 @@ type house struct {
 
 func (h *house) Name() (string, int) { return "p.shop.q", h.id }
 
-func (h *house) Fetch(ctx context.Context) ([]kafka.Record, error) {
+func (h *house) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
 	h.mu.Lock()
 	n := 0
 	if left := len(h.log) - h.sent; left > 0 {

@@ -62,7 +62,7 @@ func (w *Worker) newDriver(p Partition) *driver {
 		Worker:  w,
 		part:    p,
 		lane:    newLane(w.Config, topic, id, &books{metrics: w.Metrics, sink: w.Name, byTable: make(map[cdc.TableName]*account)}),
-		share:   &share{Memory: w.Memory, gauge: w.Metrics.memory.WithLabelValues(w.Name).Add},
+		share:   w.Memory.share(w.Metrics.memory.WithLabelValues(w.Name).Add),
 		log:     w.Log.With("sink", w.Name, "topic", topic, "partition", id),
 		answers: make(chan answer),
 		letters: make(chan letter),
@@ -83,8 +83,12 @@ func (w *Worker) newDriver(p Partition) *driver {
 
 // fetch decodes the next records while the current ones are applied.
 func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
-	for d.share.wait(ctx) {
-		records, err := d.part.Fetch(ctx)
+	for {
+		most, ok := d.share.wait(ctx)
+		if !ok {
+			return nil
+		}
+		records, err := d.part.Fetch(ctx, most)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -95,14 +99,13 @@ func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
 			continue
 		}
 		items, bytes := decode(records)
-		d.share.add(bytes)
+		d.share.fetched(bytes, most)
 		select {
 		case out <- items:
 		case <-ctx.Done():
 			return nil
 		}
 	}
-	return nil
 }
 
 // run tells the lane what happens and does what it asks for, until ctx ends.

@@ -49,7 +49,7 @@ type list struct {
 
 func (l *list) Name() (string, int) { return "p.shop.q", 0 }
 
-func (l *list) Fetch(ctx context.Context) ([]kafka.Record, error) {
+func (l *list) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
 	l.fetches.Add(1)
 	if len(l.records) > 0 {
 		out := l.records[:1]

@@ -10,11 +10,14 @@ func TestABusyPartitionLeavesMemoryToTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewMemory(1000)
 		gauge := 0.0
-		newShare := func() *share { return &share{Memory: m, gauge: func(d float64) { gauge += d }} }
+		newShare := func() *share { return m.share(func(d float64) { gauge += d }) }
 		reads := func(s *share) bool {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan bool, 1)
-			go func() { done <- s.wait(ctx) }()
+			go func() {
+				_, ok := s.wait(ctx)
+				done <- ok
+			}()
 			synctest.Wait()
 			cancel()
 			return <-done
@@ -43,7 +46,10 @@ func TestABusyPartitionLeavesMemoryToTheOthers(t *testing.T) {
 		}
 		// One that waits is told.
 		done := make(chan bool, 1)
-		go func() { done <- c.wait(t.Context()) }()
+		go func() {
+			_, ok := c.wait(t.Context())
+			done <- ok
+		}()
 		synctest.Wait()
 		a.close()
 		if !<-done {
@@ -55,4 +61,41 @@ func TestABusyPartitionLeavesMemoryToTheOthers(t *testing.T) {
 			t.Errorf("%d bytes are used and the gauge shows %v when nobody holds any", m.used, gauge)
 		}
 	})
+}
+
+// Many partitions that all read in the same moment pass the limit by half of it at
+// most, once they know what becomes of a fetch.
+func TestManyPartitionsAskForLittleEach(t *testing.T) {
+	const limit, swell = 256 << 20, 9
+	m := NewMemory(limit)
+	shares := make([]*share, 160)
+	for i := range shares {
+		shares[i] = m.share(func(float64) {})
+		shares[i].fetched(swell*leastFetch, leastFetch)
+		shares[i].add(-shares[i].held)
+	}
+	busy := shares[0]
+	for {
+		most, _ := busy.wait(t.Context())
+		if busy.fetched(swell*most, most); busy.held > limit-m.used {
+			break // it would wait now
+		}
+	}
+	asked := make([]int, len(shares))
+	for i, s := range shares[1:] {
+		var ok bool
+		if asked[i+1], ok = s.wait(t.Context()); !ok {
+			t.Fatal("one that holds nothing may not read")
+		}
+	}
+	for i, s := range shares {
+		s.fetched(swell*asked[i], leastFetch)
+	}
+	if m.used > limit*3/2 {
+		t.Errorf("%d bytes are held of %d", m.used, limit)
+	}
+	alone := NewMemory(limit).share(func(float64) {})
+	if most, _ := alone.wait(t.Context()); most < 16<<20 {
+		t.Errorf("one that is alone asks for %d bytes only", most)
+	}
 }

@@ -63,7 +63,7 @@ func (w *world) blame(format string, args ...any) {
 
 func (r *ride) Name() (string, int) { return "p.shop.q", r.id }
 
-func (r *ride) Fetch(ctx context.Context) ([]kafka.Record, error) {
+func (r *ride) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
 	r.mu.Lock()
 	n := 0
 	if r.sent < len(r.log) {

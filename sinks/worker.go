@@ -18,10 +18,10 @@ type Partition interface {
 	// Name gives the topic and the number of the partition.
 	Name() (topic string, id int)
 	// Fetch waits for the next records, in the order of their offsets, and
-	// returns none when nothing came for a while. It bounds the bytes of its
-	// answer, and tries again by itself what may pass: an error of Fetch ends the
-	// partition's run.
-	Fetch(ctx context.Context) ([]kafka.Record, error)
+	// returns none when nothing came for a while. Its answer has at most so many
+	// bytes, as stored in Kafka, or is one batch. It tries again by itself what may
+	// pass: an error of Fetch ends the partition's run.
+	Fetch(ctx context.Context, most int) ([]kafka.Record, error)
 	// Commit stores next as the offset to begin with after a restart.
 	Commit(ctx context.Context, next int64) error
 }

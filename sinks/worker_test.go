@@ -381,7 +381,7 @@ func (s *stage) bury(_ context.Context, r Refusal) error {
 
 func (s *stage) Name() (string, int) { return "p.shop.q", s.id }
 
-func (s *stage) Fetch(ctx context.Context) ([]kafka.Record, error) {
+func (s *stage) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
 	select {
 	case r := <-s.records:
 		return r, nil

@@ -41,7 +41,7 @@ type rowsOnce struct{ records []kafka.Record }
 
 func (p *rowsOnce) Name() (string, int) { return "shop.bank.tags", 0 }
 
-func (p *rowsOnce) Fetch(ctx context.Context) ([]kafka.Record, error) {
+func (p *rowsOnce) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
 	if r := p.records; r != nil {
 		p.records = nil
 		return r, nil
