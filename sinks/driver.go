@@ -21,6 +21,7 @@ type driver struct {
 	share *share
 	log   *slog.Logger
 
+	seat    seat    // in the pool
 	ticket  *ticket // for a call, while one is wanted
 	answers chan answer
 	letters chan letter
@@ -208,15 +209,15 @@ func (d *driver) act(ctx, work context.Context) time.Time {
 func (d *driver) send(work context.Context, now time.Time) (reason string, at time.Time) {
 	for {
 		next, reason, at := d.may(now)
+		if d.ticket != nil && (next == nil || d.ticket.kind != kind(d.lane.held)) {
+			d.pool.drop(d.ticket)
+			d.ticket = nil
+		}
 		if next == nil {
-			if d.ticket != nil {
-				d.pool.drop(d.ticket)
-				d.ticket = nil
-			}
 			return reason, at
 		}
 		if d.ticket == nil {
-			d.ticket = d.pool.ask()
+			d.ticket = d.pool.ask(&d.seat, d.lane.held)
 		}
 		select {
 		case <-d.ticket.granted:
@@ -337,7 +338,7 @@ func (d *driver) give(a answer) {
 		down = down || out.Verdict == Unavailable
 		wait = max(wait, out.RetryAfter)
 	}
-	d.pool.give(a.took, bytes, down, wait)
+	d.pool.give(a.ticket, a.took, bytes, down, wait)
 }
 
 // signs says what each outcome means for the table. A refusal that may pass counts

@@ -278,7 +278,7 @@ func TestACallThatTheBreakerStopsAtTheLastMomentIsUndone(t *testing.T) {
 		d.share.add(bytes)
 		now := time.Now()
 		d.lane.take(now, items)
-		ticket := d.pool.ask()
+		ticket := d.pool.ask(&d.seat, false)
 		c := d.lane.call(now)
 		for range w.Config.BreakerFailures {
 			w.breaker.try(func() (error, string) { return errUnavailable, "gone" })
@@ -299,4 +299,59 @@ func TestACallThatTheBreakerStopsAtTheLastMomentIsUndone(t *testing.T) {
 		}
 		d.leave()
 	})
+}
+
+// topicList is a partition of some topic.
+type topicList struct {
+	list
+	topic string
+}
+
+func (l *topicList) Name() (string, int) { return l.topic, 0 }
+
+func tableRows(table string, n int) []kafka.Record {
+	out := make([]kafka.Record, n)
+	for i := range out {
+		out[i] = record(cdc.TableName{DB: "shop", Table: table}, fmt.Sprint("row", i), uint64(i+1))
+		out[i].Topic, out[i].Offset = "p.shop."+table, int64(i)
+	}
+	return out
+}
+
+func TestAPartitionWhoseCallsHangHoldsUpNoOther(t *testing.T) {
+	for verdict, what := range map[Verdict]string{Applied: "are slow", Unavailable: "find the store unavailable"} {
+		t.Run("calls that "+what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, _ := plain(func(_ context.Context, changes []cdc.Change) []Outcome {
+					if changes[0].Table.Table == "fast" {
+						time.Sleep(5 * time.Millisecond)
+						return all(Applied, len(changes))
+					}
+					time.Sleep(30 * time.Second)
+					return all(verdict, len(changes))
+				}).worker(t, nil)
+				w.Config.BatchChanges = 10
+				ctx, cancel := context.WithCancel(t.Context())
+				var running sync.WaitGroup
+				run := func(p *topicList) {
+					running.Go(func() {
+						if err := w.RunPartition(ctx, p); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				run(&topicList{list{records: tableRows("slow", 5000)}, "p.shop.slow"})
+				time.Sleep(95 * time.Second) // it has as many calls as it can get
+				fast := &topicList{list{records: tableRows("fast", 300)}, "p.shop.fast"}
+				run(fast)
+				time.Sleep(5 * time.Second)
+				synctest.Wait()
+				if fast.committed < 290 {
+					t.Errorf("%d of 300 rows of the other partition are committed after 5 s", fast.committed)
+				}
+				cancel()
+				running.Wait()
+			})
+		})
+	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"lockstep/cdc"
-	"lockstep/kafka"
 )
 
 func TestAFingerprintIsOfTheCauseAndNotOfTheRow(t *testing.T) {
@@ -109,23 +108,6 @@ func TestTheWaitsOfAFloodGrowUntilAWindowHasPassedInPeace(t *testing.T) {
 	try(sign{print: "other"})
 	pour(sign{taken: true}, 20)
 	trip(time.Second)
-}
-
-// lanes is a partition of some topic.
-type topicList struct {
-	list
-	topic string
-}
-
-func (l *topicList) Name() (string, int) { return l.topic, 0 }
-
-func tableRows(table string, n int) []kafka.Record {
-	out := make([]kafka.Record, n)
-	for i := range out {
-		out[i] = record(cdc.TableName{DB: "shop", Table: table}, fmt.Sprint("row", i), uint64(i+1))
-		out[i].Topic, out[i].Offset = "p.shop."+table, int64(i)
-	}
-	return out
 }
 
 func TestAFloodHoldsItsTableOnlyAndARestartBuriesNoMoreThanAWindow(t *testing.T) {

@@ -99,7 +99,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink"}),
 		poolSize: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_pool_size",
-			Help: "How many calls of the store may be under way now, between worker.calls_min and worker.calls_max.",
+			Help: "How many calls of the store may be under way now, between worker.calls_min and worker.calls_max; as many again by partitions that found it unavailable.",
 		}, []string{"sink"}),
 		calls: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_pool_calls",

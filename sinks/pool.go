@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"math/bits"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,20 +20,41 @@ const (
 
 // pool shares the calls of a store among the partitions of its sink: so many may be
 // under way at a time, and whoever waits longest goes first. A partition waits at one
-// place of the queue at most, so it gets its turn however much the others have to do.
+// place of the queue at most, and gets another call only while it has fewer than are
+// free: one whose calls hang holds up no other.
+//
+// A partition that found the store unavailable asks again in a queue of its own kind,
+// which has as many calls: where only some of the partitions find it so, as when a
+// shard is away, their attempts hold up only each other.
 type pool struct {
-	mu      sync.Mutex
-	pace    pace
-	used    int
-	queue   []*ticket
+	mu    sync.Mutex
+	pace  pace
+	lines [2]struct {
+		used  int
+		queue []*ticket
+	}
 	closed  time.Time // no call before then
 	size    prometheus.Gauge
 	calls   prometheus.Gauge
 	waiting prometheus.Gauge
 }
 
-// ticket is a place in the queue; granted is closed when it is its turn.
-type ticket struct{ granted chan struct{} }
+// seat is what one partition has of a pool.
+type seat struct{ calls int }
+
+// ticket is a place in a queue; granted is closed when it is its turn.
+type ticket struct {
+	seat    *seat
+	kind    int // 1 of a partition that found the store unavailable, else 0
+	granted chan struct{}
+}
+
+func kind(held bool) int {
+	if held {
+		return 1
+	}
+	return 0
+}
 
 func newPool(name string, cfg Config, m *Metrics) *pool {
 	p := &pool{
@@ -46,11 +68,12 @@ func newPool(name string, cfg Config, m *Metrics) *pool {
 }
 
 // ask takes a place in the queue. It must end in give or drop.
-func (p *pool) ask() *ticket {
-	t := &ticket{granted: make(chan struct{})}
+func (p *pool) ask(s *seat, held bool) *ticket {
+	t := &ticket{seat: s, kind: kind(held), granted: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.queue = append(p.queue, t)
+	line := &p.lines[t.kind]
+	line.queue = append(line.queue, t)
 	p.grant()
 	return t
 }
@@ -59,27 +82,25 @@ func (p *pool) ask() *ticket {
 func (p *pool) drop(t *ticket) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	select {
-	case <-t.granted:
-		p.used--
-	default:
-		for i, other := range p.queue {
-			if other == t {
-				p.queue = append(p.queue[:i:i], p.queue[i+1:]...)
-				break
-			}
-		}
+	line := &p.lines[t.kind]
+	if i := slices.Index(line.queue, t); i >= 0 {
+		line.queue = slices.Delete(line.queue, i, i+1)
+	} else {
+		line.used--
+		t.seat.calls--
 	}
 	p.grant()
 }
 
-// give ends a call that took so long for so many bytes. Down means that the store was
-// unavailable; it is not asked again before the time that it has asked for.
-func (p *pool) give(took time.Duration, bytes int, down bool, retryAfter time.Duration) {
+// give ends the call of a ticket, which took so long for so many bytes. Down means that
+// the store was unavailable; it is not asked again before the time that it has asked
+// for.
+func (p *pool) give(t *ticket, took time.Duration, bytes int, down bool, retryAfter time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.used--
-	p.pace.note(took, bytes, down, len(p.queue) > 0)
+	p.lines[t.kind].used--
+	t.seat.calls--
+	p.pace.note(took, bytes, down, len(p.lines[0].queue) > 0)
 	p.size.Set(float64(p.pace.size))
 	if retryAfter = min(retryAfter, longestWait); retryAfter > 0 {
 		if until := time.Now().Add(retryAfter); until.After(p.closed) {
@@ -95,13 +116,24 @@ func (p *pool) give(took time.Duration, bytes int, down bool, retryAfter time.Du
 }
 
 func (p *pool) grant() {
-	for len(p.queue) > 0 && p.used < p.pace.size && !time.Now().Before(p.closed) {
-		close(p.queue[0].granted)
-		p.queue = p.queue[1:]
-		p.used++
+	used, waiting := 0, 0
+	closed := time.Now().Before(p.closed)
+	for i := range p.lines {
+		line := &p.lines[i]
+		line.queue = slices.DeleteFunc(line.queue, func(t *ticket) bool {
+			if line.used+t.seat.calls >= p.pace.size || closed {
+				return false
+			}
+			line.used++
+			t.seat.calls++
+			close(t.granted)
+			return true
+		})
+		used += line.used
+		waiting += len(line.queue)
 	}
-	p.calls.Set(float64(p.used))
-	p.waiting.Set(float64(len(p.queue)))
+	p.calls.Set(float64(used))
+	p.waiting.Set(float64(waiting))
 }
 
 // patience is how long a few changes wait for a call that is under way: half as long
@@ -116,7 +148,11 @@ func (p *pool) patience() time.Duration {
 func (p *pool) state() (size, used, waiting int, closed time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.pace.size, p.used, len(p.queue), p.closed
+	for _, line := range p.lines {
+		used += line.used
+		waiting += len(line.queue)
+	}
+	return p.pace.size, used, waiting, p.closed
 }
 
 // pace finds how many calls a store does well with. It grows by one while partitions

@@ -63,16 +63,16 @@ func TestWhoeverWaitsLongestCallsNext(t *testing.T) {
 			}
 			return n
 		}
-		a, b, c, d, e := p.ask(), p.ask(), p.ask(), p.ask(), p.ask()
+		a, b, c, d, e := p.ask(&seat{}, false), p.ask(&seat{}, false), p.ask(&seat{}, false), p.ask(&seat{}, false), p.ask(&seat{}, false)
 		if granted(a, b) != 2 || granted(c, d, e) != 0 {
 			t.Fatal("not the first two of five are granted")
 		}
 		p.drop(c) // it has nothing to send any more
-		p.give(time.Millisecond, 1, false, 0)
+		p.give(a, time.Millisecond, 1, false, 0)
 		if granted(d) != 1 || granted(c, e) != 0 {
 			t.Fatal("the next is not the one that waits longest")
 		}
-		p.give(time.Millisecond, 1, false, 3*time.Second)
+		p.give(b, time.Millisecond, 1, false, 3*time.Second)
 		if granted(e) != 0 {
 			t.Fatal("the store asked for a wait and is called")
 		}
@@ -87,4 +87,45 @@ func TestWhoeverWaitsLongestCallsNext(t *testing.T) {
 			t.Errorf("size %d, used %d, waiting %d; want 2, 0, 0", size, used, waiting)
 		}
 	})
+}
+
+func TestOnePartitionLeavesCallsToTheOthers(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.CallsMin, cfg.CallsMax = 4, 4
+	p := newPool("es", cfg, NewMetrics(prometheus.NewRegistry()))
+	granted := func(t *ticket) bool {
+		select {
+		case <-t.granted:
+			return true
+		default:
+			return false
+		}
+	}
+	var greedy, other, away, gone seat
+	first, second, third := p.ask(&greedy, false), p.ask(&greedy, false), p.ask(&greedy, false)
+	if !granted(first) || !granted(second) || granted(third) {
+		t.Error("one that is alone does not get the half of four")
+	}
+	if a, b := p.ask(&other, false), p.ask(&other, false); !granted(a) || granted(b) {
+		t.Error("another one does not get one of the other half, for the next one to come has the last")
+	}
+	if !granted(p.ask(&seat{}, false)) {
+		t.Error("a third one does not get the last")
+	}
+	if granted(p.ask(&seat{}, false)) {
+		t.Error("there are more than four")
+	}
+	for _, s := range []*seat{&away, &gone, {}, {}} {
+		if !granted(p.ask(s, true)) {
+			t.Error("one that found the store unavailable waits for those that did not")
+		}
+	}
+	if granted(p.ask(&seat{}, true)) {
+		t.Error("there are more than four of those that found the store unavailable")
+	}
+	p.give(first, time.Millisecond, 1, false, 0)
+	p.give(second, time.Millisecond, 1, false, 0)
+	if !granted(third) {
+		t.Error("what was given back is not granted")
+	}
 }
