@@ -34,17 +34,20 @@ func unreadable(it *item) sign {
 	return sign{print: fingerprint(it.class, it.reason), class: it.class, reason: it.reason}
 }
 
-// probeUnreadable is the try of a table of which nothing is left but records that
-// nobody can read: it fails. It returns when it may be repeated.
-func (d *driver) probeUnreadable(now time.Time) time.Time {
-	if len(d.lane.dead) == 0 {
-		return time.Time{}
+// awaitReadable tells why a partition waits of which nothing is left but records that
+// nobody can read, while its table is held. The try of the table, when it is held for
+// such records, fails: it returns when it may be repeated.
+func (d *driver) awaitReadable(now time.Time) (reason string, at time.Time) {
+	s := unreadable(d.lane.dead[0])
+	same := d.table.tries(now, s)
+	ok, next, why := d.table.admits()
+	switch {
+	case ok:
+		return "", time.Time{}
+	case !same:
+		return "table held: " + why, time.Time{}
 	}
-	if s := unreadable(d.lane.dead[0]); d.table.tries(now, s.print) {
-		d.table.note(now, &call{probe: true}, []sign{s})
-	}
-	_, at, _ := d.table.admits()
-	return at
+	return "table held: " + why, next
 }
 
 // write hands a change to Bury, and tries again until it is taken or ctx ends.

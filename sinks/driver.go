@@ -245,7 +245,10 @@ func (d *driver) may(now time.Time) (next func(time.Time) *call, reason string, 
 		return nil, "dead letter: " + d.failure, time.Time{}
 	}
 	if l.ready.oldest() == nil {
-		return nil, reason, d.probeUnreadable(now)
+		if len(l.dead) > 0 {
+			reason, at = d.awaitReadable(now)
+		}
+		return nil, reason, at
 	}
 	if ok, at := d.breaker.admits(); !ok {
 		return nil, cmp.Or(reason, "breaker is open"), at

@@ -247,11 +247,17 @@ func (b *tableBreaker) claim(now time.Time) bool {
 	return b.flood.probe(now)
 }
 
-// tries claims the try of a table that is held for such refusals: whoever asks knows
-// how it would end, and says so with note.
-func (b *tableBreaker) tries(now time.Time, print string) bool {
+// tries reports whether the table is held for such refusals. If its try is due it is
+// over with that: whoever asks knows how it would end.
+func (b *tableBreaker) tries(now time.Time, s sign) bool {
 	defer b.lock()()
-	return b.flood.print == print && b.flood.probe(now)
+	if b.flood.print != s.print {
+		return false
+	}
+	if b.flood.probe(now) {
+		b.flood.probed(now, s)
+	}
+	return true
 }
 
 // unclaim gives the try back, for it was not made.

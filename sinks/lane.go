@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -422,7 +423,7 @@ func (l *lane) adapt(now time.Time, c *call, unavailable int, reason string) {
 	default:
 		l.pause.reset()
 	}
-	l.held, l.heldAt, l.why = true, now, reason
+	l.held, l.heldAt, l.why = true, now, cmp.Or(reason, "the store is unavailable")
 	l.until = now.Add(l.pause.more())
 }
 

@@ -323,7 +323,10 @@ func live(t *testing.T, seed uint64, records, moves int) *world {
 		}
 	}
 	for _, k := range w.tracks {
-		move(k, processes[w.draw(2)])
+		w.mu.Lock()
+		to := processes[w.draw(2)]
+		w.mu.Unlock()
+		move(k, to)
 	}
 	for range moves {
 		w.mu.Lock()
