@@ -317,7 +317,7 @@ func live(t *testing.T, seed uint64, records, moves int) *world {
 			if wrong := unbalanced(t, reg, over); wrong != "" {
 				w.blame("process %d: %s", i, wrong)
 			}
-			if used := processes[i].Memory.used; used > memory+len(w.tracks)*fetch {
+			if used := inUse(processes[i].Memory); used > memory+len(w.tracks)*fetch {
 				w.blame("process %d holds %d bytes", i, used)
 			}
 		}
@@ -359,11 +359,17 @@ func live(t *testing.T, seed uint64, records, moves int) *world {
 		}
 	}
 	for i := range processes {
-		if used := processes[i].Memory.used; used != 0 {
+		if used := inUse(processes[i].Memory); used != 0 {
 			w.blame("process %d has given everything back and holds %d bytes", i, used)
 		}
 	}
 	return w
+}
+
+func inUse(m *Memory) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used
 }
 
 // unbalanced names a sink and table whose books do not balance; over says that nothing
