@@ -8,9 +8,12 @@ import (
 const (
 	// leastFetch is how much a partition may fetch however many there are.
 	leastFetch = 64 << 10
+	// enough is what a fetch should become at most: some calls' worth. More would only
+	// lie about.
+	enough = 4 << 20
 	// swelling is how many times as large as in Kafka records are thought to be before
 	// any were seen: they are compressed there, and decoding copies the images.
-	swelling = 4
+	swelling = 16
 )
 
 // Memory bounds the bytes of the changes that the workers of a process hold: fetched,
@@ -20,7 +23,7 @@ const (
 // alone gets half of the limit, n busy ones the n-th part of it, about, and there is
 // always something left for one that has had nothing to do. One that holds nothing may
 // always read: what others hold never stops it. A fetch is as large as it turns out to
-// be, so each asks for its part of half the limit: if all do so in the same moment,
+// be, so each asks for its part of half the limit, or for what is enough: if all do so in the same moment,
 // the limit is passed by that half.
 type Memory struct {
 	mu     sync.Mutex
@@ -55,7 +58,7 @@ func (s *share) wait(ctx context.Context) (most int, ok bool) {
 	for {
 		s.mu.Lock()
 		if s.held == 0 || s.held <= s.limit-s.used {
-			most = max(int(float64(s.limit/(2*s.shares))/s.swelling), leastFetch)
+			most = max(int(float64(min(s.limit/(2*s.shares), enough))/s.swelling), leastFetch)
 			s.mu.Unlock()
 			return most, ctx.Err() == nil
 		}
