@@ -64,7 +64,7 @@ func (r *readiness) state() (map[string]bool, bool) {
 	return state, all
 }
 
-// admin serves /metrics, /healthz and /readyz.
+// admin serves /metrics, /healthz, /readyz and /v1/status.
 type admin struct {
 	listener net.Listener // nil when it is turned off
 	server   *http.Server
@@ -88,6 +88,7 @@ func (p *process) listenAdmin() (*admin, error) {
 			Doing map[string]string `json:"doing,omitempty"`
 		}{ready, parts, p.ready.doing()})
 	})
+	mux.HandleFunc("GET /v1/status", p.serveStatus)
 	a := &admin{server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}
 	if p.cfg.Admin.Listen == "" {
 		return a, nil
