@@ -36,8 +36,8 @@ func (o Op) Valid() bool {
 //
 // Key, Before and After are JSON objects whose fields stand in the order of the
 // table's columns; Key holds the primary key alone. Before is nil for a create
-// or a read, and may be where it is read back, because a record has no room for two
-// large rows; After is nil for a delete. The slices are not to be changed.
+// or a read, and may lack large values (above SmallValue) where it is read back, because
+// a record has no room for two large rows; After is nil for a delete. The slices are not to be changed.
 type Change struct {
 	Table   TableName
 	Op      Op
@@ -50,7 +50,12 @@ type Change struct {
 	Key          []byte
 	Before       []byte
 	After        []byte
-	Origin       Origin
+	// Left are before images of changes that this one stands for, besides Before:
+	// older ones of the row that were left out because this one came. A store that
+	// puts a row into a place made of more than its key finds there the places that
+	// it may still hold the row in. It is not part of the record.
+	Left   [][]byte
+	Origin Origin
 }
 
 // ErrTooLarge is wrapped by the error for a change that the output takes under no

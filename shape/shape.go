@@ -171,10 +171,12 @@ func (s *Shape) Document(dst, data []byte) ([]byte, error) {
 	if err := r.read(s, data); err != nil {
 		return dst, err
 	}
-	return s.document(dst, r)
+	return s.document(dst, r, false)
 }
 
-func (s *Shape) document(dst []byte, r *row) ([]byte, error) {
+// document appends the document of a row. Past says that the row is what was there
+// before: then a computed field that it has no value for is left out.
+func (s *Shape) document(dst []byte, r *row, past bool) ([]byte, error) {
 	dst = append(dst, '{')
 	open := len(dst)
 	for i := range r.members {
@@ -198,12 +200,15 @@ func (s *Shape) document(dst []byte, r *row) ([]byte, error) {
 		dst = append(dst, r.json[m.value.from:m.value.to]...)
 	}
 	for _, c := range s.compute {
+		out := dst
 		if len(dst) > open {
-			dst = append(dst, ',')
+			out = append(out, ',')
 		}
-		dst = append(dst, c.head...)
-		var err error
-		if dst, err = c.append(dst, r); err != nil {
+		out, err := c.append(append(out, c.head...), r)
+		switch {
+		case err == nil:
+			dst = out
+		case !past:
 			return dst, err
 		}
 	}
@@ -212,8 +217,8 @@ func (s *Shape) document(dst []byte, r *row) ([]byte, error) {
 
 // Apply turns the change of a row into the change of its document. A row that does
 // not meet the condition becomes a delete of its key under its own version. Key and
-// version stay. The images are new slices; a before image that no document can be made
-// of is left out, because no sink had one. An error names the expression and the
+// version stay. The images are new slices; the one before lacks the computed fields that
+// it has no values for. An error names the expression and the
 // columns that it reads, never a value; c is then as it was.
 //
 // A row whose columns are not those of the table, or hold values of another type, is
@@ -245,15 +250,13 @@ func (s *Shape) apply(c *cdc.Change, r *row) error {
 		if !met {
 			before := s.before(c)
 			if before == nil { // where its document would be is where an older one is
-				if doc, err := s.document(nil, r); err == nil {
-					before = doc
-				}
+				before = s.past(r)
 			}
 			c.Op, c.Before, c.After = cdc.OpDelete, before, nil
 			return nil
 		}
 	}
-	after, err := s.document(make([]byte, 0, len(c.After)+64*len(s.compute)), r)
+	after, err := s.document(make([]byte, 0, len(c.After)+64*len(s.compute)), r, false)
 	if err != nil {
 		return err
 	}
@@ -261,11 +264,21 @@ func (s *Shape) apply(c *cdc.Change, r *row) error {
 	return nil
 }
 
+// before is the document of the row as it was. A record may lack large values of it.
 func (s *Shape) before(c *cdc.Change) []byte {
 	if c.Before == nil {
 		return nil
 	}
-	doc, err := s.Document(make([]byte, 0, len(c.Before)+64*len(s.compute)), c.Before)
+	r := s.rows.Get().(*row)
+	defer s.done(r)
+	if r.read(s, c.Before) != nil {
+		return nil
+	}
+	return s.past(r)
+}
+
+func (s *Shape) past(r *row) []byte {
+	doc, err := s.document(make([]byte, 0, len(r.json)+64*len(s.compute)), r, true)
 	if err != nil {
 		return nil
 	}

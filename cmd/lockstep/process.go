@@ -29,6 +29,9 @@ type process struct {
 	registry *prometheus.Registry
 	kafka    *kafka.Client
 	ready    readiness
+	memory   *sinks.Memory // of all sinks
+	workers  workers
+	started  time.Time
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -41,7 +44,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client}
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), started: time.Now()}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
 	p.metrics.sinks = sinks.NewMetrics(p.registry)
@@ -356,18 +359,19 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.kafka.Progress(ctx, p.group(name), topic)
 		},
-		Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
-	var owned atomic.Int64
-	p.ready.add("sink "+name, func() bool { return owned.Load() > 0 })
+	p.workers.add(name, p.cfg.Sinks[name].Store(), worker.Status)
+	// One that got no partition, because others have them all, is as ready as it can be.
+	var member atomic.Bool
+	p.ready.add("sink "+name, member.Load)
 	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
 	return p.kafka.Consume(ctx, kafka.ConsumeConfig{
 		Group:   p.group(name),
 		Topics:  func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) },
+		Member:  member.Store,
 		Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
 		Handle: func(ctx context.Context, part *kafka.Partition) error {
-			owned.Add(1)
-			defer owned.Add(-1)
 			return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
 		},
 	})
@@ -405,9 +409,7 @@ type store struct {
 	check func(cdc.Table) error
 	// shaper makes its documents.
 	shaper *shaper
-	// deleteMemory is how long the store remembers the version of a deleted row.
-	deleteMemory time.Duration
-	close        func()
+	close  func()
 }
 
 // mayTake refuses a table that the store cannot hold, and rows that nobody known

@@ -50,8 +50,7 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return elastic.CheckTable(shaped)
 		},
-		deleteMemory: elastic.DeleteMemory,
-		close:        s.Close,
+		close: s.Close,
 	}, nil
 }
 
@@ -80,8 +79,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 			_, err := shaper.shaped(t)
 			return errors.Join(err, checkKeyTemplate(table.Key, t), checkKeyStays(shaper, t))
 		},
-		deleteMemory: cfg.TombstoneTTL,
-		close:        func() { _ = s.Close() },
+		close: func() { _ = s.Close() },
 	}, nil
 }
 
