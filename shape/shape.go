@@ -217,8 +217,8 @@ func (s *Shape) document(dst []byte, r *row, past bool) ([]byte, error) {
 
 // Apply turns the change of a row into the change of its document. A row that does
 // not meet the condition becomes a delete of its key under its own version. Key and
-// version stay. The images are new slices; the one before lacks the computed fields that
-// it has no values for. An error names the expression and the
+// version stay. The images are new slices; those from before lack the computed fields
+// that they have no values for. An error names the expression and the
 // columns that it reads, never a value; c is then as it was.
 //
 // A row whose columns are not those of the table, or hold values of another type, is
@@ -226,7 +226,7 @@ func (s *Shape) document(dst []byte, r *row, past bool) ([]byte, error) {
 // its columns: s should be compiled anew if the table was not looked at since.
 func (s *Shape) Apply(c *cdc.Change) (unfamiliar string, err error) {
 	if c.Op == cdc.OpDelete {
-		c.Before = s.before(c)
+		s.lookBack(c)
 		return "", nil
 	}
 	r := s.rows.Get().(*row)
@@ -248,11 +248,11 @@ func (s *Shape) apply(c *cdc.Change, r *row) error {
 			return err
 		}
 		if !met {
-			before := s.before(c)
-			if before == nil { // where its document would be is where an older one is
-				before = s.past(r)
+			s.lookBack(c)
+			if c.Before == nil { // where its document would be is where an older one is
+				c.Before = s.past(r)
 			}
-			c.Op, c.Before, c.After = cdc.OpDelete, before, nil
+			c.Op, c.After = cdc.OpDelete, nil
 			return nil
 		}
 	}
@@ -260,18 +260,32 @@ func (s *Shape) apply(c *cdc.Change, r *row) error {
 	if err != nil {
 		return err
 	}
-	c.Before, c.After = s.before(c), after
+	s.lookBack(c)
+	c.After = after
 	return nil
 }
 
-// before is the document of the row as it was. A record may lack large values of it.
-func (s *Shape) before(c *cdc.Change) []byte {
-	if c.Before == nil {
+// lookBack makes documents of the images from before the change. They say where an
+// older document is, so one that is not whole is better than none.
+func (s *Shape) lookBack(c *cdc.Change) {
+	c.Before = s.before(c.Before)
+	if c.Left == nil {
+		return
+	}
+	left := make([][]byte, len(c.Left))
+	for i, image := range c.Left {
+		left[i] = s.before(image)
+	}
+	c.Left = left
+}
+
+func (s *Shape) before(image []byte) []byte {
+	if image == nil {
 		return nil
 	}
 	r := s.rows.Get().(*row)
 	defer s.done(r)
-	if r.read(s, c.Before) != nil {
+	if r.read(s, image) != nil {
 		return nil
 	}
 	return s.past(r)

@@ -336,8 +336,9 @@ func TestTheRowBeforeLacksWhatCannotBeComputed(t *testing.T) {
 		{`{"id":1,"b":5}`, `{"id":1,"b":5,"n":2,"z":1}`},
 		{`{"b":0}`, `{"b":0}`},
 	} {
-		change := cdc.Change{Op: cdc.OpUpdate, Before: []byte(c.before), After: []byte(`{"id":1,"a":"x","b":5}`)}
-		if _, err := s.Apply(&change); err != nil || string(change.Before) != c.want || string(change.After) != `{"id":1,"a":"x","b":5,"n":2,"z":1}` {
+		left := [][]byte{[]byte(c.before)}
+		change := cdc.Change{Op: cdc.OpUpdate, Before: []byte(c.before), After: []byte(`{"id":1,"a":"x","b":5}`), Left: left}
+		if _, err := s.Apply(&change); err != nil || string(change.Before) != c.want || string(change.Left[0]) != c.want || string(left[0]) != c.before || string(change.After) != `{"id":1,"a":"x","b":5,"n":2,"z":1}` {
 			t.Errorf("%s -> %s, %v; want %s", change.Before, change.After, err, c.want)
 		}
 	}
