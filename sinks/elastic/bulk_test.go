@@ -133,7 +133,7 @@ func TestTheGeneratedMappingKnowsEveryKind(t *testing.T) {
 	for kind, want := range map[cdc.Kind]string{
 		cdc.KindInt: "long", cdc.KindUint: "unsigned_long", cdc.KindFloat: "float", cdc.KindDouble: "double", cdc.KindDecimal: "double",
 		cdc.KindKeyword: "keyword", cdc.KindText: "text", cdc.KindSet: "keyword", cdc.KindDate: "date", cdc.KindDateTime: "date",
-		cdc.KindTimestamp: "date", cdc.KindBytes: "binary", cdc.KindJSON: "flattened",
+		cdc.KindTimestamp: "date", cdc.KindBytes: "binary", cdc.KindJSON: "flattened", cdc.KindBool: "boolean",
 	} {
 		if got := field(kind, true)["type"]; got != want {
 			t.Errorf("%s is mapped to %s; want %s", kind, got, want)

@@ -171,6 +171,7 @@ func TestEveryKindOfColumnIsTakenWithItsExtremesAndFoundBySearch(t *testing.T) {
 			`"2026-11-22T08:15:30.1"`},
 		cdc.KindTimestamp: {`"2026-11-22T08:15:30.123456Z"`, `"1970-01-01T00:00:01Z"`, `"2038-01-19T03:14:07.999999Z"`},
 		cdc.KindBytes:     {`"AAEC/w=="`, `""`, `"` + strings.Repeat("AAAA", 50_000) + `"`},
+		cdc.KindBool:      {"true", "false"},
 		cdc.KindJSON:      {`{"a":{"b":[1,"x",null,true,1.0]}}`, `{}`, `{"a":"` + strings.Repeat("y", 40_000) + `"}`},
 	}
 	kinds := 0
