@@ -296,15 +296,19 @@ func (d *driver) call(work context.Context, t *ticket, c *call) {
 }
 
 // verdict tells the breaker what a call says about the store: it is unavailable
-// when not one change got an answer.
+// when not one change got an answer for which it was asked.
 func verdict(work context.Context, outcomes []Outcome) (err error, reason string) {
+	asked := false
 	for _, out := range outcomes {
-		if out.Verdict != Unavailable {
+		switch {
+		case out.Unasked:
+			continue
+		case out.Verdict != Unavailable:
 			return nil, ""
 		}
-		reason = out.Reason
+		asked, reason = true, out.Reason
 	}
-	if work.Err() != nil {
+	if !asked || work.Err() != nil { // it says nothing
 		return errStopping, ""
 	}
 	return errUnavailable, reason
@@ -338,7 +342,7 @@ func (d *driver) give(a answer) {
 		bytes += it.load()
 	}
 	for _, out := range a.outcomes {
-		down = down || out.Verdict == Unavailable
+		down = down || out.Verdict == Unavailable && !out.Unasked
 		wait = max(wait, out.RetryAfter)
 	}
 	d.pool.give(a.ticket, a.took, bytes, down, wait)

@@ -1,27 +1,29 @@
-package sinks_test
+package sinks
 
 import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"lockstep/cdc"
-	"lockstep/sinks"
 )
 
 // recorder is a sink that answers in the order it is asked.
 type recorder struct {
-	sinks.Sink
+	Sink
 	got   []string
 	short bool
 }
 
-func (r *recorder) Apply(_ context.Context, changes []cdc.Change) []sinks.Outcome {
-	outcomes := make([]sinks.Outcome, len(changes))
+func (r *recorder) Apply(_ context.Context, changes []cdc.Change) []Outcome {
+	outcomes := make([]Outcome, len(changes))
 	for i, c := range changes {
 		r.got = append(r.got, fmt.Sprintf("%s %s %s", c.Op, c.Key, c.After))
-		outcomes[i] = sinks.Outcome{Verdict: sinks.Applied, Reason: string(c.Key)}
+		outcomes[i] = Outcome{Verdict: Applied, Reason: string(c.Key)}
 	}
 	if r.short {
 		return outcomes[1:]
@@ -33,10 +35,10 @@ func (r *recorder) Apply(_ context.Context, changes []cdc.Change) []sinks.Outcom
 // of the rest; the caller's changes stay as they were.
 func TestAShapedSinkGetsDocumentsAndAnswersForTheRest(t *testing.T) {
 	store := &recorder{}
-	shaped := sinks.Shaped{Sink: store, Shape: func(_ context.Context, c *cdc.Change) *sinks.Outcome {
+	shaped := Shaped{Sink: store, Shape: func(_ context.Context, c *cdc.Change) *Outcome {
 		switch string(c.Key) {
 		case "poison":
-			return &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassShape, Reason: "no"}
+			return &Outcome{Verdict: Poison, Class: ClassShape, Reason: "no"}
 		case "gone":
 			c.Op, c.After = cdc.OpDelete, nil
 		default:
@@ -68,4 +70,57 @@ func TestAShapedSinkGetsDocumentsAndAnswersForTheRest(t *testing.T) {
 	if outcomes := shaped.Apply(t.Context(), changes); len(outcomes) == len(changes) {
 		t.Error("a store that answers too little passed for one that answers all")
 	}
+}
+
+// A table whose shape cannot be made waits, whatever the number of its partitions; the
+// breaker does not hear of it, and other tables go on.
+func TestATableThatWaitsForItsShapeHoldsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fits atomic.Bool
+		w, _ := plain(func(_ context.Context, c []cdc.Change) []Outcome { return all(Applied, len(c)) }).worker(t, nil)
+		w.Sink = Shaped{Sink: w.Sink, Shape: func(_ context.Context, c *cdc.Change) *Outcome {
+			if c.Table.Table == "q" && !fits.Load() {
+				return &Outcome{Verdict: Unavailable, Unasked: true, Reason: "the shape does not fit"}
+			}
+			return nil
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		var parts []*list
+		done := make(chan error)
+		run := func(p *list) {
+			parts = append(parts, p)
+			go func() { done <- w.RunPartition(ctx, p) }()
+		}
+		for range 10 {
+			run(&list{records: rows(3)})
+		}
+		time.Sleep(10 * time.Minute)
+		other := &list{records: rows(3)}
+		for i := range other.records {
+			r := record(cdc.TableName{DB: "shop", Table: "other"}, fmt.Sprint(i), uint64(i+1))
+			r.Topic, r.Offset = "p.shop.other", int64(i)
+			other.records[i] = r
+		}
+		run(other)
+		time.Sleep(2 * time.Second)
+		if state := w.breaker.status(); state.State != "closed" || other.committed != 3 {
+			t.Errorf("the breaker is %+v, and %d of 3 changes of another table are committed", state, other.committed)
+		}
+		if parts[0].committed != 0 {
+			t.Error("a change without its shape was committed")
+		}
+		fits.Store(true)
+		time.Sleep(time.Minute)
+		for _, p := range parts[:10] {
+			if p.committed != 3 {
+				t.Errorf("%d of 3 changes are committed once the shape fits", p.committed)
+			}
+		}
+		cancel()
+		for range parts {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }

@@ -93,6 +93,9 @@ type Outcome struct {
 	Class Class
 	// Reason is the store's own answer, for a human: error type and message.
 	Reason string
+	// Unasked says of an Unavailable that the store was not asked, for a reason of this
+	// table's own: its partition waits, and the others and the breaker hear nothing.
+	Unasked bool
 	// RetryAfter is how long the store has asked not to be called again; zero when it
 	// has not. The whole sink waits that long, up to a minute.
 	RetryAfter time.Duration

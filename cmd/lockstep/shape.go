@@ -154,7 +154,7 @@ func (s *shaper) look(ctx context.Context, t *shapedTable, unfamiliar string) *s
 	case errors.Is(err, cdc.ErrNoTable): // the barrier of its DROP stands behind the change
 		return &sinks.Outcome{Verdict: sinks.Transient, Class: sinks.ClassNoTable, Reason: err.Error()}
 	case err != nil:
-		return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
+		return &sinks.Outcome{Verdict: sinks.Unavailable, Unasked: true, Reason: err.Error()}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
