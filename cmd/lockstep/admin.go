@@ -95,7 +95,7 @@ func (p *process) listenAdmin() (*admin, error) {
 	}
 	var err error
 	if a.listener, err = net.Listen("tcp", p.cfg.Admin.Listen); err != nil {
-		return nil, fmt.Errorf("admin.listen: %w", err)
+		return nil, fmt.Errorf("admin.listen: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", err)
 	}
 	return a, nil
 }

@@ -42,10 +42,9 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return s.Empty(ctx, alias)
 		},
-		probe:        s.Probe,
-		check:        elastic.CheckTable,
-		deleteMemory: elastic.DeleteMemory,
-		close:        s.Close,
+		probe: s.Probe,
+		check: elastic.CheckTable,
+		close: s.Close,
 	}, nil
 }
 
@@ -71,8 +70,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 			table, _ := p.cfg.RedisTable(t.Name)
 			return checkKeyTemplate(table.Key, t)
 		},
-		deleteMemory: cfg.TombstoneTTL,
-		close:        func() { _ = s.Close() },
+		close: func() { _ = s.Close() },
 	}, nil
 }
 
