@@ -23,23 +23,21 @@ const (
 func (l *lane) barrier(barrier *item) {
 	t := barrier.change.Table
 	l.barriers[t] = max(l.barriers[t], barrier.change.Version)
-	for it := l.first; it != nil; {
-		this := it
-		it = it.next
-		if !l.behindBarrier(this) {
-			continue
+	var void []*item
+	for it := l.first; it != nil; it = it.next {
+		if (it.place == ready || it.place == behind || it.place == waiting) && l.behindBarrier(it) {
+			void = append(void, it)
 		}
-		switch this.place {
+	}
+	for _, it := range void {
+		switch it.place {
 		case ready:
-			l.ready.remove(this)
+			l.ready.remove(it)
 		case waiting:
-			l.queue.remove(this)
-		case behind:
-		default:
-			continue
+			l.queue.remove(it)
 		}
-		delete(l.rows, this.row)
-		l.settle(this, outcomeSuperseded)
+		delete(l.rows, it.row)
+		l.settle(it, outcomeSuperseded)
 	}
 	if l.id != 0 {
 		l.settle(barrier, outcomeApplied)

@@ -48,6 +48,7 @@ type answer struct {
 	ticket   *ticket
 	outcomes []Outcome
 	took     time.Duration
+	bytes    int
 	made     bool // false when the breaker did not let it through
 }
 
@@ -279,12 +280,13 @@ func (d *driver) probe(now time.Time) *call {
 
 // call asks the store, beside everything else.
 func (d *driver) call(work context.Context, t *ticket, c *call) {
+	a := answer{call: c, ticket: t}
 	changes := make([]cdc.Change, len(c.items))
 	for i, it := range c.items {
 		changes[i] = it.change
+		a.bytes += it.load()
 	}
 	go func() {
-		a := answer{call: c, ticket: t}
 		a.made = d.breaker.try(func() (error, string) {
 			began := time.Now()
 			a.outcomes = d.Sink.Apply(work, changes)
@@ -337,15 +339,12 @@ func (d *driver) answer(a answer) error {
 
 // give tells the pool how a call went.
 func (d *driver) give(a answer) {
-	bytes, down, wait := 0, false, time.Duration(0)
-	for _, it := range a.items {
-		bytes += it.load()
-	}
+	down, wait := false, time.Duration(0)
 	for _, out := range a.outcomes {
 		down = down || out.Verdict == Unavailable && !out.Unasked
 		wait = max(wait, out.RetryAfter)
 	}
-	d.pool.give(a.ticket, a.took, bytes, down, wait)
+	d.pool.give(a.ticket, a.took, a.bytes, down, wait)
 }
 
 // signs says what each outcome means for the table. A refusal that may pass counts

@@ -118,8 +118,24 @@ func (l *lane) enter(it *item) {
 
 // settle ends a change: it is what the offset waits for no more.
 func (l *lane) settle(it *item, outcome string) {
+	l.book(it, outcome)
+	l.unlink(it)
+	if it.standsFor != nil {
+		l.unlink(it.standsFor)
+		it.standsFor = nil
+	}
+}
+
+// book writes what became of a change into the books.
+func (l *lane) book(it *item, outcome string) {
 	it.book.settled[outcome].Inc()
 	it.book.inFlight.Dec()
+	l.bytes -= it.counted
+	it.place = settled
+}
+
+// unlink takes an item out of what the offset waits for.
+func (l *lane) unlink(it *item) {
 	if it.prev == nil {
 		l.first = it.next
 	} else {
@@ -131,8 +147,60 @@ func (l *lane) settle(it *item, outcome string) {
 		it.next.prev = it.prev
 	}
 	it.prev, it.next = nil, nil
-	l.bytes -= it.counted
-	it.place = settled
+}
+
+// supersede settles a change that has not come to the store, in favour of a newer one
+// of its row. Where the store needs what the row was before, to find its former places,
+// the newer one carries the images of the older one and stands for it: the offset waits
+// until the newer one is settled, because whoever reads that alone again does not know
+// them.
+func (l *lane) supersede(older, it *item) {
+	if l.moves == nil || !l.moves(it.change.Table) {
+		l.settle(older, outcomeSuperseded)
+		return
+	}
+	l.carry(older, it)
+	l.book(older, outcomeSuperseded)
+	// The oldest that it stands for holds the offset for all of them.
+	oldest := older
+	for _, other := range []*item{older.standsFor, it.standsFor} {
+		switch {
+		case other == nil:
+		case other.record.Offset < oldest.record.Offset:
+			l.unlink(oldest)
+			oldest = other
+		default:
+			l.unlink(other)
+		}
+	}
+	it.standsFor, older.standsFor = oldest, nil
+	older.record.Key, older.record.Value, older.record.Headers, older.change = nil, nil, nil, cdc.Change{}
+}
+
+// carry gives a change the images of an older one, each once.
+func (l *lane) carry(older, it *item) {
+	had := it.load()
+	with := func(images [][]byte, image []byte) [][]byte {
+		same := func(other []byte) bool { return bytes.Equal(image, other) }
+		if image == nil || same(it.change.Before) || slices.ContainsFunc(images, same) {
+			return images
+		}
+		return append(images, image)
+	}
+	if it.change.Left == nil { // the usual case; of a row that changes often there are many
+		it.change.Left = slices.DeleteFunc(older.change.Left, func(image []byte) bool { return bytes.Equal(image, it.change.Before) })
+	} else {
+		for _, image := range older.change.Left {
+			it.change.Left = with(it.change.Left, image)
+		}
+	}
+	it.change.Left = with(it.change.Left, older.change.Before)
+	more := it.load() - had
+	it.counted += more
+	l.bytes += more
+	if it.place == ready {
+		l.ready.bytes += more
+	}
 }
 
 // admit finds the place of a change among the others of its row.
@@ -165,16 +233,16 @@ func (l *lane) makeReady(now time.Time, it *item) {
 	l.ready.push(it)
 }
 
-// replace puts a newer change where its row waits, and settles the older one. In the
+// replace puts a newer change where its row waits, in favour of the older one. In the
 // place of one that waits for a retry it need not wait.
 func (l *lane) replace(now time.Time, old, it *item) {
-	place := old.place
-	l.settle(old, outcomeSuperseded)
+	place, load := old.place, old.load()
+	l.supersede(old, it)
 	l.rows[it.row] = it
 	switch place {
 	case ready:
 		it.place, it.since = ready, old.since
-		l.ready.replace(old, it)
+		l.ready.replace(old, load, it)
 	case behind:
 		it.place = behind
 	case waiting:
@@ -185,39 +253,17 @@ func (l *lane) replace(now time.Time, old, it *item) {
 
 // outranks reports whether it is newer than other, which has not come to the store
 // yet, and settles it if it is not. Of two equal versions the one that came first
-// stays. The winner stands for the loser.
+// stays.
 func (l *lane) outranks(it, other *item) bool {
 	switch {
 	case it.change.Version > other.change.Version:
-		l.carry(it, other)
 		return true
 	case it.change.Version == other.change.Version:
 		l.settle(it, outcomeDuplicate)
 	default:
-		l.carry(other, it)
-		l.settle(it, outcomeSuperseded)
+		l.supersede(it, other)
 	}
 	return false
-}
-
-// carry gives a change that stands for an older one of its row the images that the
-// older one had, where the store needs them to find the row's former places.
-func (l *lane) carry(it, older *item) {
-	if l.moves == nil || !l.moves(it.change.Table) {
-		return
-	}
-	for _, image := range slices.Concat(older.change.Left, [][]byte{older.change.Before}) {
-		same := func(other []byte) bool { return bytes.Equal(image, other) }
-		if image == nil || same(it.change.Before) || slices.ContainsFunc(it.change.Left, same) {
-			continue
-		}
-		it.change.Left = append(slices.Clip(it.change.Left), image)
-		it.counted += len(image)
-		l.bytes += len(image)
-		if it.place == ready {
-			l.ready.bytes += len(image)
-		}
-	}
 }
 
 // full reports whether more records would only lie about: reading waits.
@@ -316,9 +362,9 @@ func (l *lane) overtaken(now time.Time, it *item) bool {
 	newer := l.rows[it.row]
 	switch {
 	case newer != nil:
-		l.carry(newer, it)
-		l.settle(it, outcomeSuperseded)
-		l.release(now, it.row)
+		row := it.row
+		l.supersede(it, newer)
+		l.release(now, row)
 		return true
 	case l.behindBarrier(it):
 		l.settle(it, outcomeSuperseded)
@@ -439,9 +485,12 @@ func (l *lane) settledTo() int64 {
 // leave gives back what is not settled: whoever owns the partition next receives it
 // again.
 func (l *lane) leave() {
-	for l.first != nil {
-		l.settle(l.first, outcomeReleased)
+	for it := l.first; it != nil; it = it.next {
+		if it.place != settled {
+			l.book(it, outcomeReleased)
+		}
 	}
+	l.first, l.last = nil, nil
 }
 
 // books finds the account of a table.

@@ -183,6 +183,9 @@ func whereabouts(l *lane) string {
 	at := map[string][]*item{}
 	bytes, items := 0, 0
 	for it := l.first; it != nil; it = it.next {
+		if it.place == settled {
+			continue // the offset waits for one that stands for it
+		}
 		at[places[it.place]] = append(at[places[it.place]], it)
 		bytes += it.counted
 		items++

@@ -16,8 +16,9 @@ import (
 // where in flight is what the workers hold at that moment. As an expression, which is
 // 0 for every sink and table save for what happens while it is scraped:
 //
-//	lockstep_sink_received_total - on(sink, table) lockstep_sink_in_flight
-//	  - on(sink, table) sum by (sink, table) (lockstep_sink_changes_total)
+//	sum by (sink, table) (lockstep_sink_received_total)
+//	  - sum by (sink, table) (lockstep_sink_in_flight)
+//	  - sum by (sink, table) (lockstep_sink_changes_total)
 const (
 	outcomeApplied    = "applied"
 	outcomeStale      = "stale"
@@ -66,7 +67,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink", "table"}),
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_in_flight",
-			Help: "Records taken from Kafka and not settled yet. For every sink and table, received_total - in_flight - sum by (sink, table) (changes_total) is 0.",
+			Help: "Records taken from Kafka and not settled yet. sum by (sink, table) of received_total, less that of in_flight and of changes_total, is 0.",
 		}, []string{"sink", "table"}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_changes_total",

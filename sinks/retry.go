@@ -25,7 +25,8 @@ type item struct {
 	counted int // bytes of the record and of the images decoded from it
 
 	place      place
-	prev, next *item     // among what is not settled
+	prev, next *item     // among what the offset waits for
+	standsFor  *item     // the oldest change of its row, settled, that the offset waits for until this one is
 	since      time.Time // when it became ready
 	at         int       // its place in what is ready
 	due        time.Time // of the next retry
@@ -135,10 +136,11 @@ func (q *line) unshift(items []*item) {
 	q.count += len(items)
 }
 
-func (q *line) replace(old, it *item) {
+// replace puts it in the place of one that had such a load.
+func (q *line) replace(old *item, load int, it *item) {
 	it.at = old.at
 	q.items[it.at-q.base] = it
-	q.bytes += it.load() - old.load()
+	q.bytes += it.load() - load
 }
 
 func (q *line) remove(it *item) {

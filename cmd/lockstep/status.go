@@ -296,13 +296,18 @@ func (a *app) status(ctx context.Context, address string) error {
 func (a *app) watchStatus(ctx context.Context, address string) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
+	var last error
 	for {
 		if a.output == "table" && terminal(a.stdout) {
 			fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
 		}
-		last := a.status(ctx, address)
-		if _, unwell := errors.AsType[unwellError](last); last != nil && !unwell && ctx.Err() == nil {
-			fmt.Fprintf(a.stderr, "lockstep: %v\n", last)
+		err := a.status(ctx, address)
+		if ctx.Err() != nil {
+			return last
+		}
+		last = err
+		if _, unwell := errors.AsType[unwellError](err); err != nil && !unwell {
+			fmt.Fprintf(a.stderr, "lockstep: %v\n", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -191,6 +193,12 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	sink.ill.Store(false)
 	if got := await(0); got.code != 0 || got.stderr != "" || !strings.Contains(got.stdout, "2023-11-14T22:13:20Z") {
 		t.Errorf("the store is mended: %+v", got)
+	}
+	watching, stop := context.WithTimeout(ctx, watchInterval*5/4)
+	defer stop()
+	var out bytes.Buffer
+	if err := (&app{output: "json", stdout: &out, stderr: io.Discard}).watchStatus(watching, admin.addr()); err != nil || strings.Count(out.String(), `"pipeline"`) != 2 {
+		t.Errorf("%v; watched for one interval and a bit:\n%s", err, out.String())
 	}
 	cancel()
 	if err := <-done; err != nil {

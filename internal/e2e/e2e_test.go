@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -214,6 +217,59 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 		t.Errorf("letters after the replay: %+v", letters)
 	}
 	w.equal(time.Second)
+	p.stop()
+}
+
+// Rows that a store refuses one like the other hold their table, and no other, instead
+// of becoming as many dead letters; lockstep status says so; when they are mended the
+// table goes on by itself.
+func TestAFloodOfRefusalsHoldsTheTableUntilItIsMended(t *testing.T) {
+	w := newWorld(t, 800)
+	p := w.start("run")
+	w.equal(90 * time.Second)
+	w.sql(`UPDATE questions SET settings = CAST('"checker: none"' AS JSON)`)
+	search, questions := `sink="search"`, fmt.Sprintf("table=%q", w.name+".questions")
+	await(t, time.Minute, "the table to be held", func() bool {
+		return p.metric("lockstep_sink_table_held", search, questions, `class="mapping"`) == 1
+	})
+	var status struct {
+		Sinks []struct {
+			Name   string
+			Tables []struct {
+				Table   string
+				Breaker struct{ State, Class, Fingerprint, Reason string }
+			}
+		}
+	}
+	out, err := exec.Command(w.binary, "status", "--address", p.admin, "-o", "json").Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 3 {
+		t.Errorf("lockstep status ended with %v; want exit code 3", err)
+	}
+	if err := json.Unmarshal(out, &status); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, s := range status.Sinks {
+		for _, table := range s.Tables {
+			b := table.Breaker
+			held := s.Name == "search" && table.Table == w.name+".questions"
+			if held != (b.State != "closed") || held && (b.Class != "mapping" || b.Fingerprint == "" || b.Reason == "") {
+				t.Errorf("sink %s, table %s: %+v", s.Name, table.Table, b)
+			}
+		}
+	}
+	applied := func() float64 {
+		return p.metric("lockstep_sink_changes_total", search, fmt.Sprintf("table=%q", w.name+".tags"), `outcome="applied"`)
+	}
+	before := applied()
+	w.sql("UPDATE tags SET name = CONCAT(name, '+')")
+	await(t, 30*time.Second, "another table to go on", func() bool { return applied() > before })
+	waitFor(t, 6*time.Second) // a try
+	if n := p.metric("lockstep_sink_dead_letters_total"); n > 200 {
+		t.Errorf("%v dead letters of 800 rows; want no more than the window", n)
+	}
+	w.sql("UPDATE questions SET settings = JSON_OBJECT('mended', id)")
+	w.equal(2 * time.Minute)
+	p.balanced("search")
 	p.stop()
 }
 
