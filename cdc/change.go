@@ -47,7 +47,10 @@ type Change struct {
 	Key          []byte
 	Before       []byte
 	After        []byte
-	Origin       Origin
+	// Left are the before images of changes that this one stands for: older changes
+	// of the row that a worker left out because this one is newer.
+	Left   [][]byte
+	Origin Origin
 }
 
 // Origin says where in the source's log a change stood. It is for the eye of an

@@ -75,6 +75,8 @@ type Outcome struct {
 	Class Class
 	// Reason is the store's own answer, for a human: error type and message.
 	Reason string
+	// RetryAfter is how long the store asked to be left alone; 0 when it did not say.
+	RetryAfter time.Duration
 }
 
 // Refusal is a record that ends as a dead letter.

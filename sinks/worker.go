@@ -292,7 +292,7 @@ func (l *lane) sift(due, fresh []*item) (pending, dead []*item) {
 		l.next = it.record.Offset + 1
 		switch {
 		case it.broken != nil:
-			it.refuse(Outcome{Poison, ClassUndecodable, it.broken.Error()})
+			it.refuse(Outcome{Verdict: Poison, Class: ClassUndecodable, Reason: it.broken.Error()})
 			dead = append(dead, it)
 			continue
 		case l.Filter != nil && !l.Filter(it.change.Table):

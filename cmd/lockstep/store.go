@@ -24,7 +24,7 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 	describe := func(ctx context.Context, t cdc.TableName) (cdc.Table, error) {
 		return mysql.Describe(ctx, p.cfg.Source, t)
 	}
-	s, err := elastic.Open(cfg, p.cfg.ElasticTable, describe, p.log.With("sink", name), p.metrics.elastic)
+	s, err := elastic.Open(name, cfg, p.cfg.ElasticTable, describe, p.log.With("sink", name), p.metrics.elastic)
 	if err != nil {
 		return nil, err
 	}

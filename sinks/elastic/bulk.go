@@ -174,7 +174,8 @@ type document struct {
 	table    *table
 	lines    span // of the bulk body
 	outcome  sinks.Outcome
-	strict   bool // refused because the mapping lacks a field
+	unmapped bool // refused by the mapping
+	strict   bool // because it lacks a field
 	prepared int  // the generation of the mapping it was sent against
 }
 

@@ -225,7 +225,7 @@ func (f *fake) open(t *testing.T) *Sink {
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{server.URL}
 	cfg.Timeout = 300 * time.Millisecond
-	s, err := Open(cfg, func(cdc.TableName) (TableConfig, bool) { return TableConfig{Index: "a"}, true },
+	s, err := Open("search", cfg, func(cdc.TableName) (TableConfig, bool) { return TableConfig{Index: "a"}, true },
 		func(context.Context, cdc.TableName) (cdc.Table, error) { return sinktest.Questions, nil },
 		slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()))
 	if err != nil {

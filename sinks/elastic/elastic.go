@@ -21,6 +21,7 @@ import (
 
 // Sink is one Elasticsearch cluster. It is safe for concurrent use.
 type Sink struct {
+	name      string
 	config    Config
 	client    *elasticsearch.BaseClient
 	transport *http.Transport
@@ -33,13 +34,13 @@ type Sink struct {
 	tables map[cdc.TableName]*table // nil for a table that is not for this sink
 }
 
-// Open makes a sink of the cluster at cfg.Addresses. It does not talk to it yet:
+// Open makes the sink of that name, of the cluster at cfg.Addresses. It does not talk to it yet:
 // a cluster that is down makes changes wait, not a process die.
 //
 // tables says where the rows of a table go, if anywhere. describe gives the
 // present shape of a table, from which its index is made; its error wraps
 // cdc.ErrNoTable when the table is gone.
-func Open(cfg Config, tables func(cdc.TableName) (TableConfig, bool), describe func(context.Context, cdc.TableName) (cdc.Table, error), log *slog.Logger, metrics *Metrics) (*Sink, error) {
+func Open(name string, cfg Config, tables func(cdc.TableName) (TableConfig, bool), describe func(context.Context, cdc.TableName) (cdc.Table, error), log *slog.Logger, metrics *Metrics) (*Sink, error) {
 	var ca []byte
 	if cfg.CAFile != "" {
 		var err error
@@ -66,7 +67,7 @@ func Open(cfg Config, tables func(cdc.TableName) (TableConfig, bool), describe f
 		return nil, fmt.Errorf("open Elasticsearch: %w", err)
 	}
 	return &Sink{
-		config: cfg, client: client, transport: transport, lookup: tables, describe: describe,
+		name: name, config: cfg, client: client, transport: transport, lookup: tables, describe: describe,
 		log: log, metrics: metrics, tables: make(map[cdc.TableName]*table),
 	}, nil
 }
@@ -146,7 +147,7 @@ func unavailable(docs []*document, reason string) {
 func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason string) {
 	for _, d := range docs {
 		d.prepared = d.table.generation()
-		d.strict = false
+		d.strict, d.unmapped = false, false
 	}
 	part := join(body, docs)
 	alias := true
@@ -187,6 +188,7 @@ func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason 
 		a := answers[i]
 		d.outcome = classify(d.change.Op, d.change.Version, a)
 		d.strict = a.kind == kindStrict
+		d.unmapped = d.outcome.Verdict == sinks.Poison && d.outcome.Class == sinks.ClassMapping
 		switch {
 		case a.kind == kindNoIndex:
 			d.table.forget()
@@ -200,8 +202,9 @@ func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason 
 	return ""
 }
 
-// widen adds to the mapping the columns that tables got since it was made, and
-// returns the documents that were refused for want of them.
+// widen looks at the tables of documents that a mapping has refused. It adds the
+// columns that they got since, and returns the documents that were refused for want
+// of them. Those of a table which the index does not fit any more have to wait.
 func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 	type look struct {
 		wider bool
@@ -210,7 +213,7 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 	looks := make(map[*table]look)
 	var again []*document
 	for _, d := range docs {
-		if !d.strict {
+		if !d.unmapped {
 			continue
 		}
 		l, looked := looks[d.table]
@@ -218,7 +221,15 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 			l.wider, l.err = s.extend(ctx, d.table, d.prepared)
 			looks[d.table] = l
 		}
+		var misfit *outgrown
 		switch {
+		case errors.As(l.err, &misfit):
+			d.table.forget() // until the index is rebuilt
+			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: misfit.Error()}
+		case !d.strict && l.wider:
+			again = append(again, d)
+		case !d.strict:
+			// Its value is refused by a field that is as it should be.
 		case errors.Is(l.err, cdc.ErrNoTable):
 			d.outcome.Verdict = sinks.Transient
 		case l.err != nil:

@@ -49,7 +49,7 @@ func openStore(t *testing.T, change func(*Config)) *store {
 		t.Fatal(err)
 	}
 	var err error
-	s.Sink, err = Open(cfg, func(n cdc.TableName) (TableConfig, bool) {
+	s.Sink, err = Open("search", cfg, func(n cdc.TableName) (TableConfig, bool) {
 		return TableConfig{Index: s.prefix + "_{db}_{table}"}, n.DB == "sinktest"
 	}, func(_ context.Context, n cdc.TableName) (cdc.Table, error) {
 		table, ok := s.tables[n]

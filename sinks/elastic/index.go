@@ -124,6 +124,9 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 			s.log.Warn("mapping not compared with the table", "table", t.name.String(), "index", t.alias, "error", describeErr)
 			return nil
 		}
+		if err := s.fits(ctx, t, index, shape); err != nil {
+			return err
+		}
 		_, err = s.add(ctx, t, index, shape)
 		return err
 	}
@@ -136,8 +139,31 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 	return s.create(ctx, t, shape)
 }
 
+// fits refuses an index whose fields are not of the types that the table needs.
+func (s *Sink) fits(ctx context.Context, t *table, index *index, shape cdc.Table) error {
+	if found := misfits(index.Mappings.Properties, shape, t.config.Mapping); len(found) > 0 {
+		return &outgrown{index: index.name, sink: s.name, table: t.name, misfits: found}
+	}
+	fields := refitted(index.Mappings.Properties, shape, t.config.Mapping)
+	if len(fields) == 0 {
+		return nil
+	}
+	res, err := s.put(ctx, func(body []byte) esapi.Request {
+		return esapi.IndicesPutMappingRequest{Index: []string{index.name}, Body: bytes.NewReader(body)}
+	}, map[string]any{"properties": fields})
+	switch {
+	case err == nil:
+		return nil
+	case res.status == http.StatusBadRequest:
+		return fmt.Errorf("the index %s cannot take the mapping that is configured for %s (%s); run: lockstep rebuild %s --table %s, or put tables[].elastic.mapping back as it was",
+			index.name, t.name, res.reason, s.name, t.name)
+	}
+	return fmt.Errorf("change the mapping of %s: %w", index.name, err)
+}
+
 // extend adds the columns that the table got since the given generation of the
-// mapping, and reports whether the mapping is wider now.
+// mapping, and reports whether the mapping is wider now. Its error says so when a
+// field does not fit its column any more.
 func (s *Sink) extend(ctx context.Context, t *table, generation int) (bool, error) {
 	t.work.Lock()
 	defer t.work.Unlock()
@@ -154,6 +180,9 @@ func (s *Sink) extend(ctx context.Context, t *table, generation int) (bool, erro
 	}
 	if index == nil {
 		return false, fmt.Errorf("the alias %s has vanished", t.alias)
+	}
+	if err := s.fits(ctx, t, index, shape); err != nil {
+		return false, err
 	}
 	return s.add(ctx, t, index, shape)
 }
