@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"regexp"
 	"strconv"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -76,7 +78,8 @@ type answer struct {
 	status int
 	kind   string // error.type; empty for a success
 	reason string
-	index  string // where a delete went
+	index  string        // where a delete went
+	after  time.Duration // how long it asks to be left alone
 }
 
 func (a answer) String() string {
@@ -102,6 +105,17 @@ func readBulk(body []byte) []answer {
 		return true
 	})
 	return answers
+}
+
+// retryAfter reads a Retry-After header: seconds or a date; 0 when there is none.
+func retryAfter(header string, now time.Time) time.Duration {
+	if seconds, err := strconv.Atoi(header); err == nil {
+		return max(0, time.Duration(min(seconds, 86400))*time.Second)
+	}
+	if at, err := http.ParseTime(header); err == nil {
+		return min(max(0, at.Sub(now)), 24*time.Hour)
+	}
+	return 0
 }
 
 // explain reads an error object; the innermost cause names the field.
@@ -139,7 +153,11 @@ var currentVersion = regexp.MustCompile(`current version \[(\d+)\]`)
 // both are settled.
 func classify(op cdc.Op, version cdc.Version, a answer) sinks.Outcome {
 	refused := func(v sinks.Verdict, c sinks.Class) sinks.Outcome {
-		return sinks.Outcome{Verdict: v, Class: c, Reason: a.String()}
+		out := sinks.Outcome{Verdict: v, Class: c, Reason: a.String()}
+		if v == sinks.Unavailable {
+			out.RetryAfter = a.after
+		}
+		return out
 	}
 	switch {
 	case a.kind == "" && (a.status == 200 || a.status == 201):

@@ -300,6 +300,30 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 	}
 }
 
+func TestAFullStoreSaysHowLongItWantsToBeLeftAlone(t *testing.T) {
+	full := `{"items":[{"index":{"status":201}},{"index":{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"full"}}}]}`
+	for header, least := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "soon": 0, "-3": 0, time.Now().Add(time.Minute).UTC().Format(http.TimeFormat): 50 * time.Second,
+	} {
+		for status, body := range map[int]string{429: `{"error":{"type":"es_rejected_execution_exception","reason":"full"}}`, 503: "", 200: full} {
+			f := &fake{bulk: func(w http.ResponseWriter, _ []string) {
+				if header != "" {
+					w.Header().Set("Retry-After", header)
+				}
+				w.WriteHeader(status)
+				io.WriteString(w, body)
+			}}
+			out := f.open(t).Apply(t.Context(), eight()[:2])
+			if out[1].Verdict != sinks.Unavailable || out[1].RetryAfter < least || out[1].RetryAfter > least+10*time.Second || least == 0 && out[1].RetryAfter != 0 {
+				t.Errorf("%d with Retry-After %q: %+v; want unavailable for at least %s", status, header, out[1], least)
+			}
+			if status == 200 && (out[0].Verdict != sinks.Applied || out[0].RetryAfter != 0) {
+				t.Errorf("the document that was taken: %+v", out[0])
+			}
+		}
+	}
+}
+
 func TestRequestsAreCutByCountAndBytes(t *testing.T) {
 	f := &fake{bulk: taken}
 	s := f.open(t)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/elastic/go-elasticsearch/v8"
 	"github.com/elastic/go-elasticsearch/v8/esapi"
@@ -127,24 +128,32 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 func (s *Sink) send(ctx context.Context, body []byte, docs []*document) {
 	for len(docs) > 0 {
 		n := pack(docs, s.config.BulkDocs, s.config.BulkBytes)
-		if reason := s.bulk(ctx, body, docs[:n]); reason != "" {
+		if no := s.bulk(ctx, body, docs[:n]); no != nil {
 			// Whoever does not answer one request will not answer the next.
-			unavailable(docs, reason)
+			all(docs, *no)
 			return
 		}
 		docs = docs[n:]
 	}
 }
 
-func unavailable(docs []*document, reason string) {
+func all(docs []*document, out sinks.Outcome) {
 	for _, d := range docs {
-		d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: reason}
+		d.outcome = out
 	}
 }
 
+// away is the outcome of what got no answer, or none that counts.
+func away(doing string, res response, err error) *sinks.Outcome {
+	if err != nil {
+		return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
+	}
+	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: fmt.Sprintf("%s: %s", doing, res.answer), RetryAfter: res.after}
+}
+
 // bulk sends one request and notes the outcome of each document. When the request
-// as a whole was not answered it returns why, and notes nothing.
-func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason string) {
+// as a whole was not answered it returns that, and notes nothing.
+func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) *sinks.Outcome {
 	for _, d := range docs {
 		d.prepared = d.table.generation()
 		d.strict, d.unmapped = false, false
@@ -157,35 +166,34 @@ func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason 
 		FilterPath:   []string{"items.*.status", "items.*.error", "items.delete._index", "error", "status"},
 	})
 	s.metrics.count(res.status, len(part))
-	if err != nil {
-		return err.Error()
-	}
 	switch {
+	case err != nil:
+		return away("", res, err)
 	case res.status == http.StatusOK:
 	case len(docs) > 1 && (res.status == http.StatusBadRequest || res.status == http.StatusRequestEntityTooLarge):
 		// Too much at once, or one document that spoils the request: halve it until
 		// it shows which.
 		half := len(docs) / 2
-		if reason = s.bulk(ctx, body, docs[:half]); reason != "" {
-			return reason
+		if no := s.bulk(ctx, body, docs[:half]); no != nil {
+			return no
 		}
-		if reason = s.bulk(ctx, body, docs[half:]); reason != "" {
-			unavailable(docs[half:], reason)
-			// The first half has its answers.
+		if no := s.bulk(ctx, body, docs[half:]); no != nil {
+			all(docs[half:], *no) // the first half has its answers
 		}
-		return ""
+		return nil
 	case res.status == http.StatusRequestEntityTooLarge, res.status == http.StatusBadRequest && res.kind != "":
 		docs[0].outcome = classify(docs[0].change.Op, docs[0].change.Version, res.answer)
-		return ""
+		return nil
 	default:
-		return fmt.Sprintf("bulk request: %s", res.answer)
+		return away("bulk request", res, nil)
 	}
 	answers := readBulk(res.body)
 	if len(answers) != len(docs) {
-		return fmt.Sprintf("bulk request: %d answers to %d documents", len(answers), len(docs))
+		return away(fmt.Sprintf("bulk request: %d answers to %d documents", len(answers), len(docs)), res, nil)
 	}
 	for i, d := range docs {
 		a := answers[i]
+		a.after = res.after
 		d.outcome = classify(d.change.Op, d.change.Version, a)
 		d.strict = a.kind == kindStrict
 		d.unmapped = d.outcome.Verdict == sinks.Poison && d.outcome.Class == sinks.ClassMapping
@@ -199,7 +207,7 @@ func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason 
 			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: "the alias " + d.table.alias + " has become an index"}
 		}
 	}
-	return ""
+	return nil
 }
 
 // widen looks at the tables of documents that a mapping has refused. It adds the
@@ -280,12 +288,8 @@ func (s *Sink) overtaken(ctx context.Context, docs []*document) {
 	}
 	res, err := s.do(ctx, esapi.MgetRequest{Body: bytes.NewReader(append(body, "]}"...))})
 	found := gjson.GetBytes(res.body, "docs").Array()
-	switch {
-	case err != nil:
-		unavailable(refused, err.Error())
-		return
-	case res.status != http.StatusOK || len(found) != len(refused):
-		unavailable(refused, fmt.Sprintf("ask for the versions of %d documents: %s", len(refused), res.answer))
+	if err != nil || res.status != http.StatusOK || len(found) != len(refused) {
+		all(refused, *away(fmt.Sprintf("ask for the versions of %d documents", len(refused)), res, err))
 		return
 	}
 	for i, d := range refused {
@@ -349,7 +353,7 @@ func (s *Sink) do(ctx context.Context, req esapi.Request) (response, error) {
 		return response{}, fmt.Errorf("ask Elasticsearch: %w", err)
 	}
 	defer res.Body.Close()
-	out := response{answer: answer{status: res.StatusCode}}
+	out := response{answer: answer{status: res.StatusCode, after: retryAfter(res.Header.Get("Retry-After"), time.Now())}}
 	if out.body, err = io.ReadAll(res.Body); err != nil {
 		return out, fmt.Errorf("read Elasticsearch's answer: %w", err)
 	}
