@@ -252,6 +252,14 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 		f := finding{Check: "table " + t.Name.String(), OK: true, Detail: "can be stored"}
 		if err := s.check(t); err != nil {
 			f.OK, f.Detail, f.Fix = false, err.Error(), "mend the table's entry in the configuration, or leave the table out"
+		} else if s.inspect != nil {
+			notes, err := s.inspect(ctx, t)
+			if len(notes) > 0 {
+				f.Detail = strings.Join(notes, "; ")
+			}
+			if err != nil {
+				f.OK, f.Detail, f.Fix = false, oneLine(err.Error()), "do what the sentence says"
+			}
 		}
 		found = append(found, f)
 	}

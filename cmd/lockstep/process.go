@@ -338,16 +338,33 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	var owned atomic.Int64
 	p.ready.add("sink "+name, func() bool { return owned.Load() > 0 })
 	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
-	return p.kafka.Consume(ctx, kafka.ConsumeConfig{
-		Group:   p.group(name),
-		Topics:  func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) },
-		Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
-		Handle: func(ctx context.Context, part *kafka.Partition) error {
-			owned.Add(1)
-			defer owned.Add(-1)
-			return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
-		},
+	topics := func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) }
+	g, ctx := errgroup.WithContext(ctx)
+	if store.run != nil {
+		g.Go(func() error {
+			return store.run(ctx, func(ctx context.Context) (tables []cdc.TableName, err error) {
+				names, err := topics(ctx)
+				for _, topic := range names {
+					if t, ok := kafka.TableOf(p.cfg.Prefix, topic); ok {
+						tables = append(tables, t)
+					}
+				}
+				return tables, err
+			})
+		})
+	}
+	g.Go(func() error {
+		return p.kafka.Consume(ctx, kafka.ConsumeConfig{
+			Group: p.group(name), Topics: topics,
+			Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
+			Handle: func(ctx context.Context, part *kafka.Partition) error {
+				owned.Add(1)
+				defer owned.Add(-1)
+				return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
+			},
+		})
 	})
+	return g.Wait()
 }
 
 // group is the consumer group of a sink.
@@ -380,6 +397,12 @@ type store struct {
 	empty func(context.Context, cdc.TableName) (bool, error)
 	probe func(context.Context) (string, error)
 	check func(cdc.Table) error
+	// inspect looks at what the store has for a table; the texts are what to know of
+	// it, an error what is to be mended. nil when there is nothing to look at.
+	inspect func(context.Context, cdc.Table) ([]string, error)
+	// run does what a store needs done beside the changes, until ctx ends; nil for
+	// nothing.
+	run func(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error
 	// deleteMemory is how long the store remembers the version of a deleted row.
 	deleteMemory time.Duration
 	close        func()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"time"
 
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
@@ -44,9 +46,22 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 		},
 		probe:        s.Probe,
 		check:        elastic.CheckTable,
-		deleteMemory: elastic.DeleteMemory,
+		inspect:      s.Inspect,
+		run:          s.Run,
+		deleteMemory: p.elasticMemory(cfg),
 		close:        s.Close,
 	}, nil
+}
+
+// elasticMemory is how long every table of an Elasticsearch sink remembers the
+// version of a deleted row.
+func (p *process) elasticMemory(cfg elastic.Config) time.Duration {
+	for i := range p.cfg.Tables {
+		if t := &p.cfg.Tables[i]; !t.Skip && cmp.Or(t.Elastic.Deletes, cfg.Deletes) != elastic.Tombstone {
+			return elastic.DeleteMemory
+		}
+	}
+	return cfg.TombstoneKeep
 }
 
 func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) (*store, error) {

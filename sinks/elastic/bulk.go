@@ -21,7 +21,7 @@ const longestID = 512
 
 // appendChange appends the bulk lines of a change, or says why they cannot be
 // sent.
-func appendChange(b []byte, c *cdc.Change, alias string, maxBytes int) ([]byte, *sinks.Outcome) {
+func appendChange(b []byte, c *cdc.Change, t *table, maxBytes int) ([]byte, *sinks.Outcome) {
 	id, err := cdc.KeyText(c.Key)
 	if err != nil {
 		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey, Reason: err.Error()}
@@ -34,23 +34,43 @@ func appendChange(b []byte, c *cdc.Change, alias string, maxBytes int) ([]byte, 
 		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassTooLarge,
 			Reason: fmt.Sprintf("the document has %d bytes; max_document_bytes is %d", len(c.After), maxBytes)}
 	}
-	if c.Op == cdc.OpDelete {
-		b = append(b, `{"delete":{"_index":`...)
-	} else {
-		b = append(b, `{"index":{"_index":`...)
-	}
-	b = cdc.AppendString(b, alias)
-	b = append(b, `,"_id":`...)
-	b = cdc.AppendString(b, id)
-	b = append(b, `,"version":`...)
-	b = strconv.AppendUint(b, uint64(c.Version), 10)
-	b = append(b, `,"version_type":"external"}}`...)
-	b = append(b, '\n')
-	if c.Op != cdc.OpDelete {
-		b = appendSource(b, c.After, c.Version)
-		b = append(b, '\n')
+	a := action{index: t.alias, id: id, version: c.Version}
+	switch {
+	case c.Op != cdc.OpDelete:
+		b = append(appendSource(a.append(b, index_), c.After, c.Version), '\n')
+	case t.tombstones:
+		b = append(appendTombstone(a.append(b, index_), c.Version, time.Now()), '\n')
+	default:
+		b = a.append(b, delete_)
 	}
 	return b, nil
+}
+
+// The two verbs of a bulk request.
+const (
+	index_  = "index"
+	delete_ = "delete"
+)
+
+// action is the first line of a write in a bulk request.
+type action struct {
+	index, id string
+	version   cdc.Version
+	again     bool // may replace what has the same version
+}
+
+func (a action) append(b []byte, verb string) []byte {
+	b = append(append(append(b, `{"`...), verb...), `":{"_index":`...)
+	b = cdc.AppendString(b, a.index)
+	b = append(b, `,"_id":`...)
+	b = cdc.AppendString(b, a.id)
+	b = append(b, `,"version":`...)
+	b = strconv.AppendUint(b, uint64(a.version), 10)
+	b = append(b, `,"version_type":"external`...)
+	if a.again {
+		b = append(b, "_gte"...)
+	}
+	return append(b, "\"}}\n"...)
 }
 
 // appendSource appends the row as it is, with the version spliced in at its end.

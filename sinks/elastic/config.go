@@ -9,6 +9,12 @@ import (
 	"lockstep/internal/secret"
 )
 
+// What a deleted row leaves behind.
+const (
+	Hard      = "hard"
+	Tombstone = "tombstone"
+)
+
 // Config says which Elasticsearch to write to and how.
 type Config struct {
 	// Addresses are the URLs of the cluster's nodes, such as https://es1:9200; requests go to them in turn. There is no default.
@@ -33,6 +39,10 @@ type Config struct {
 	Shards int `yaml:"shards"`
 	// Replicas is the number of copies of each shard of an index that is created here. It is 0 to 10; the default is 1. Set 0 on a cluster of one node.
 	Replicas int `yaml:"replicas"`
+	// Deletes says what a deleted row leaves behind. hard, the default, deletes the document; its version is remembered for an hour and lost when a node restarts, and after that a change that comes late could bring the row back. tombstone writes a document {_lockstep: {v, deleted: true, at}} in its place, which the filter of the alias hides from searches and not from a GET by id, and which keeps every late change out.
+	Deletes string `yaml:"deletes" jsonschema:"enum=hard,enum=tombstone"`
+	// TombstoneKeep is how long a tombstone is kept. It is 1h to 8760h; the default is 336h, which is 14 days. Keep it longer than Kafka keeps changes and than a dead letter may wait for its replay.
+	TombstoneKeep time.Duration `yaml:"tombstone_keep"`
 	// RefreshInterval is how long a change may stay invisible to searches, of an index that is created here. The default is 1s.
 	RefreshInterval time.Duration `yaml:"refresh_interval"`
 }
@@ -46,6 +56,8 @@ func DefaultConfig() Config {
 		Timeout:          30 * time.Second,
 		Shards:           1,
 		Replicas:         1,
+		Deletes:          Hard,
+		TombstoneKeep:    14 * 24 * time.Hour,
 		RefreshInterval:  time.Second,
 	}
 }
@@ -81,6 +93,12 @@ func (c Config) Check() error {
 	if c.Timeout < 100*time.Millisecond || c.Timeout > 10*time.Minute {
 		errs = append(errs, fmt.Errorf("timeout: %s is outside 100ms to 10m (default %s)", c.Timeout, d.Timeout))
 	}
+	if c.Deletes != Hard && c.Deletes != Tombstone {
+		errs = append(errs, fmt.Errorf("deletes: %q is not known; use hard or tombstone (default hard)", c.Deletes))
+	}
+	if c.TombstoneKeep < time.Hour || c.TombstoneKeep > 8760*time.Hour {
+		errs = append(errs, fmt.Errorf("tombstone_keep: %s is outside 1h to 8760h (default 336h)", c.TombstoneKeep))
+	}
 	if c.RefreshInterval < 100*time.Millisecond || c.RefreshInterval > time.Hour {
 		errs = append(errs, fmt.Errorf("refresh_interval: %s is outside 100ms to 1h (default %s)", c.RefreshInterval, d.RefreshInterval))
 	}
@@ -95,6 +113,8 @@ type TableConfig struct {
 	Mapping map[string]any `yaml:"mapping"`
 	// Shards overrides the number of primary shards for this table; 0, the default, means the sink's.
 	Shards int `yaml:"shards"`
+	// Deletes overrides for this table what a deleted row leaves behind: hard or tombstone; empty, the default, means what the sink says.
+	Deletes string `yaml:"deletes" jsonschema:"enum=hard,enum=tombstone,enum="`
 }
 
 // DefaultTableConfig holds the default of every field.
@@ -108,6 +128,9 @@ func (c TableConfig) Check() error {
 	}
 	if c.Shards < 0 || c.Shards > 1024 {
 		errs = append(errs, fmt.Errorf("shards: %d is outside 0 to 1024 (default 0, the sink's number)", c.Shards))
+	}
+	if c.Deletes != "" && c.Deletes != Hard && c.Deletes != Tombstone {
+		errs = append(errs, fmt.Errorf("deletes: %q is not known; use hard or tombstone, or leave it empty for what the sink says", c.Deletes))
 	}
 	for column, m := range c.Mapping {
 		if _, ok := m.(map[string]any); !ok {

@@ -101,7 +101,7 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 		}
 		from := len(body)
 		if no == nil {
-			body, no = appendChange(body, c, t.alias, s.config.MaxDocumentBytes)
+			body, no = appendChange(body, c, t, s.config.MaxDocumentBytes)
 		}
 		d := &document{at: i, change: c, table: t, lines: span{from, len(body)}}
 		switch {

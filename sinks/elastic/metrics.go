@@ -11,6 +11,7 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	bytes    prometheus.Counter
 	mappings prometheus.Counter
+	outlived prometheus.Counter
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -29,10 +30,14 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Indices created and columns added to the mapping of an index.",
 		}),
 	}
+	m.outlived = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lockstep_elastic_tombstones_removed_total",
+		Help: "Tombstones removed because they were older than tombstone_keep.",
+	})
 	for _, answer := range []string{"none", "2xx", "4xx", "429", "5xx"} {
 		m.requests.WithLabelValues(answer)
 	}
-	reg.MustRegister(m.requests, m.bytes, m.mappings)
+	reg.MustRegister(m.requests, m.bytes, m.mappings, m.outlived)
 	return m
 }
 
