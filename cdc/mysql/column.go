@@ -55,8 +55,9 @@ type column struct {
 	unsigned bool
 	policy
 	// What the stores need to know.
-	kind    cdc.Kind
-	sqlType string
+	kind     cdc.Kind
+	sqlType  string
+	nullable bool
 }
 
 func (c *column) setName(name string) {

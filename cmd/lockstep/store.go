@@ -44,8 +44,11 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return s.Empty(ctx, alias)
 		},
-		probe:        s.Probe,
-		check:        elastic.CheckTable,
+		probe: s.Probe,
+		check: func(t cdc.Table) error {
+			table, _ := p.cfg.ElasticTable(t.Name)
+			return table.CheckTable(t)
+		},
 		inspect:      s.Inspect,
 		run:          s.Run,
 		deleteMemory: p.elasticMemory(cfg),

@@ -19,9 +19,9 @@ import (
 // refuse the whole bulk request, so such a change is never sent.
 const longestID = 512
 
-// appendChange appends the bulk lines of a change, or says why they cannot be
-// sent.
-func appendChange(b []byte, c *cdc.Change, t *table, maxBytes int) ([]byte, *sinks.Outcome) {
+// appendChange appends the bulk lines of a change, under a routing unless it is
+// empty, or says why they cannot be sent.
+func appendChange(b []byte, c *cdc.Change, t *table, routing string, maxBytes int) ([]byte, *sinks.Outcome) {
 	id, err := cdc.KeyText(c.Key)
 	if err != nil {
 		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey, Reason: err.Error()}
@@ -34,7 +34,7 @@ func appendChange(b []byte, c *cdc.Change, t *table, maxBytes int) ([]byte, *sin
 		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassTooLarge,
 			Reason: fmt.Sprintf("the document has %d bytes; max_document_bytes is %d", len(c.After), maxBytes)}
 	}
-	a := action{index: t.alias, id: id, version: c.Version}
+	a := action{index: t.alias, id: id, routing: routing, version: c.Version}
 	switch {
 	case c.Op != cdc.OpDelete:
 		b = append(appendSource(a.append(b, index_), c.After, c.Version), '\n')
@@ -46,6 +46,16 @@ func appendChange(b []byte, c *cdc.Change, t *table, maxBytes int) ([]byte, *sin
 	return b, nil
 }
 
+// appendLeft appends the delete of a row under a routing that it has left.
+func appendLeft(b []byte, c *cdc.Change, t *table, routing string) []byte {
+	id, _ := cdc.KeyText(c.Key)
+	a := action{index: t.alias, id: id, routing: routing, version: c.Version, again: true}
+	if t.tombstones {
+		return append(appendTombstone(a.append(b, index_), c.Version, time.Now()), '\n')
+	}
+	return a.append(b, delete_)
+}
+
 // The two verbs of a bulk request.
 const (
 	index_  = "index"
@@ -55,6 +65,7 @@ const (
 // action is the first line of a write in a bulk request.
 type action struct {
 	index, id string
+	routing   string // empty for none
 	version   cdc.Version
 	again     bool // may replace what has the same version
 }
@@ -64,6 +75,10 @@ func (a action) append(b []byte, verb string) []byte {
 	b = cdc.AppendString(b, a.index)
 	b = append(b, `,"_id":`...)
 	b = cdc.AppendString(b, a.id)
+	if a.routing != "" {
+		b = append(b, `,"routing":`...)
+		b = cdc.AppendString(b, a.routing)
+	}
 	b = append(b, `,"version":`...)
 	b = strconv.AppendUint(b, uint64(a.version), 10)
 	b = append(b, `,"version_type":"external`...)
@@ -210,6 +225,8 @@ type document struct {
 	at       int // of the change in the call
 	change   *cdc.Change
 	table    *table
+	routing  string
+	left     bool // the delete under a routing that the row has left
 	lines    span // of the bulk body
 	outcome  sinks.Outcome
 	unmapped bool // refused by the mapping

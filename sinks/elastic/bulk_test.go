@@ -98,7 +98,7 @@ func TestAnyRowAndAnyKeyMakeWholeBulkLines(t *testing.T) {
 		key, _ := json.Marshal(map[string]string{"name": name})
 		row, _ := json.MarshalIndent(map[string]any{"name": name, "title": title, "n": []any{map[string]any{}}}, "", rapid.SampledFrom([]string{"", " ", "\n"}).Draw(t, "indent"))
 		c := cdc.Change{Op: cdc.OpUpdate, Version: 1 << 42, Key: key, After: row}
-		lines, no := appendChange(nil, &c, &table{alias: "alias"}, 1<<20)
+		lines, no := appendChange(nil, &c, &table{alias: "alias"}, "", 1<<20)
 		if no != nil {
 			if name != "" && len(name) <= longestID {
 				t.Fatalf("refused: %+v", no)

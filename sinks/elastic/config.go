@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
+	"lockstep/cdc"
 	"lockstep/internal/secret"
 )
 
@@ -113,8 +115,27 @@ type TableConfig struct {
 	Mapping map[string]any `yaml:"mapping"`
 	// Shards overrides the number of primary shards for this table; 0, the default, means the sink's.
 	Shards int `yaml:"shards"`
+	// Routing is the column whose value routes the documents of the table, for example tenant_id: documents of one value live in one shard, and searches that name it ask only that. It is empty by default, which routes by _id. A GET by id then needs the routing, too. An existing index takes another routing only by a rebuild.
+	Routing string `yaml:"routing"`
+	// RoutingOfNull is the routing of rows whose routing column is NULL or empty. It has no default, and without it a column that may be NULL is refused.
+	RoutingOfNull string `yaml:"routing_of_null"`
 	// Deletes overrides for this table what a deleted row leaves behind: hard or tombstone; empty, the default, means what the sink says.
 	Deletes string `yaml:"deletes" jsonschema:"enum=hard,enum=tombstone,enum="`
+}
+
+// CheckTable reports what keeps a table out of Elasticsearch as it is configured.
+func (c TableConfig) CheckTable(t cdc.Table) error {
+	errs := []error{CheckTable(t)}
+	if c.Routing != "" {
+		at := slices.IndexFunc(t.Columns, func(column cdc.Column) bool { return column.Name == c.Routing })
+		switch {
+		case at < 0:
+			errs = append(errs, fmt.Errorf("routing: %s has no column %s; name one that it has", t.Name, c.Routing))
+		case t.Columns[at].Nullable && c.RoutingOfNull == "":
+			errs = append(errs, fmt.Errorf("routing: column %s of %s may be NULL, and a document without a routing would not be found; say in routing_of_null what stands for NULL, or make the column NOT NULL", c.Routing, t.Name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // DefaultTableConfig holds the default of every field.
@@ -131,6 +152,9 @@ func (c TableConfig) Check() error {
 	}
 	if c.Deletes != "" && c.Deletes != Hard && c.Deletes != Tombstone {
 		errs = append(errs, fmt.Errorf("deletes: %q is not known; use hard or tombstone, or leave it empty for what the sink says", c.Deletes))
+	}
+	if c.RoutingOfNull != "" && c.Routing == "" {
+		errs = append(errs, errors.New("routing_of_null: has no routing; name the column in routing"))
 	}
 	for column, m := range c.Mapping {
 		if _, ok := m.(map[string]any); !ok {

@@ -79,7 +79,7 @@ func (s *Sink) Close() { s.transport.CloseIdleConnections() }
 // Apply writes the changes with as few bulk requests as their size allows.
 func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome {
 	outcomes := make([]sinks.Outcome, len(changes))
-	unready := make(map[*table]*sinks.Outcome)
+	places := s.places(ctx, changes, outcomes)
 	size := 0
 	for i := range changes {
 		size += len(changes[i].After) + 256
@@ -88,22 +88,15 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	docs := make([]*document, 0, len(changes))
 	var unsent []*document // too large to try
 	for i := range changes {
-		c := &changes[i]
+		c, p := &changes[i], places[i]
+		if p == nil {
+			continue // answered already
+		}
 		t := s.table(c.Table)
-		if t == nil {
-			outcomes[i] = sinks.Outcome{Verdict: sinks.Filtered}
-			continue
-		}
-		no, asked := unready[t]
-		if !asked {
-			no = s.ready(ctx, t)
-			unready[t] = no
-		}
 		from := len(body)
-		if no == nil {
-			body, no = appendChange(body, c, t, s.config.MaxDocumentBytes)
-		}
-		d := &document{at: i, change: c, table: t, lines: span{from, len(body)}}
+		var no *sinks.Outcome
+		body, no = appendChange(body, c, t, p.routing, s.config.MaxDocumentBytes)
+		d := &document{at: i, change: c, table: t, routing: p.routing, lines: span{from, len(body)}}
 		switch {
 		case no == nil:
 			docs = append(docs, d)
@@ -112,6 +105,13 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 			unsent = append(unsent, d)
 		default:
 			outcomes[i] = *no
+			continue
+		}
+		for _, routing := range p.left {
+			from := len(body)
+			gone := &cdc.Change{Table: c.Table, Op: cdc.OpDelete, Version: c.Version - 1, Key: c.Key}
+			body = appendLeft(body, gone, t, routing)
+			docs = append(docs, &document{at: i, change: gone, table: t, routing: routing, left: true, lines: span{from, len(body)}})
 		}
 	}
 	s.send(ctx, body, docs)
@@ -119,9 +119,68 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	docs = append(docs, unsent...)
 	s.overtaken(ctx, docs)
 	for _, d := range docs {
-		outcomes[d.at] = d.outcome
+		if !d.left {
+			outcomes[d.at] = d.outcome
+		}
+	}
+	for _, d := range docs {
+		// A row that is not gone from where it was is not where it should be alone.
+		if v := d.outcome.Verdict; d.left && (v == sinks.Unavailable || v == sinks.Transient) && outcomes[d.at].Verdict != sinks.Unavailable {
+			outcomes[d.at] = d.outcome
+		}
 	}
 	return outcomes
+}
+
+// places finds where each change goes. A change without a place has its outcome.
+func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sinks.Outcome) []*place {
+	places := make([]*place, len(changes))
+	unready := make(map[*table]*sinks.Outcome)
+	asked := make(map[*table]map[string]*place)
+	for i := range changes {
+		c := &changes[i]
+		t := s.table(c.Table)
+		if t == nil {
+			outcomes[i] = sinks.Outcome{Verdict: sinks.Filtered}
+			continue
+		}
+		no, known := unready[t]
+		if !known {
+			no = s.ready(ctx, t)
+			unready[t] = no
+		}
+		var p place
+		if no == nil {
+			p, no = t.config.place(c)
+		}
+		if no != nil {
+			outcomes[i] = *no
+			continue
+		}
+		places[i] = &p
+		if p.asked {
+			if asked[t] == nil {
+				asked[t] = make(map[string]*place)
+			}
+			id, _ := cdc.KeyText(c.Key) // a key that makes no id is refused later
+			asked[t][id] = &p
+		}
+	}
+	away := make(map[*table]error)
+	for t, of := range asked {
+		away[t] = s.found(ctx, t, of)
+	}
+	for i, p := range places {
+		if p == nil || !p.asked {
+			continue
+		}
+		if err := away[s.table(changes[i].Table)]; err != nil {
+			places[i], outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Unavailable, Reason: "ask where the row is: " + err.Error()}
+		} else if changes[i].Op == cdc.OpDelete && p.routing == "" {
+			places[i], outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Applied} // it is nowhere
+		}
+	}
+	return places
 }
 
 // send writes docs and notes their outcomes.
@@ -280,6 +339,10 @@ func (s *Sink) overtaken(ctx context.Context, docs []*document) {
 		body = cdc.AppendString(body, d.table.alias)
 		body = append(body, `,"_id":`...)
 		body = cdc.AppendString(body, id)
+		if d.routing != "" {
+			body = append(body, `,"routing":`...)
+			body = cdc.AppendString(body, d.routing)
+		}
 		body = append(body, `,"_source":false}`...)
 		refused = append(refused, d)
 	}

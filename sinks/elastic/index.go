@@ -141,6 +141,11 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 		}
 	}
 	shape, describeErr := s.describe(ctx, t.name)
+	if describeErr == nil {
+		if err := t.config.CheckTable(shape); err != nil {
+			return err
+		}
+	}
 	if index != nil {
 		if describeErr != nil {
 			// The stream carries on without the source, whose rows mostly fit.
@@ -156,14 +161,15 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 	if describeErr != nil {
 		return fmt.Errorf("make an index for %s: %w", t.name, describeErr)
 	}
-	if err := CheckTable(shape); err != nil {
-		return err
-	}
 	return s.create(ctx, t, shape)
 }
 
 // fits refuses an index whose fields are not of the types that the table needs.
 func (s *Sink) fits(t *table, index *index, shape cdc.Table) error {
+	if routed := index.Mappings.Meta.Lockstep.Routing; routed != t.config.Routing || index.Mappings.Routing.Required != (routed != "") {
+		return fmt.Errorf("the documents of index %s are routed by %s, and those of %s are to be routed by %s; run: lockstep rebuild %s --table %s, or put tables[].elastic.routing back as it was",
+			index.name, cmp.Or(routed, "_id"), t.name, cmp.Or(t.config.Routing, "_id"), s.name, t.name)
+	}
 	if found := misfits(index.Mappings.Properties, shape, t.config.Mapping); len(found) > 0 {
 		return &outgrown{index: index.name, sink: s.name, table: t.name, misfits: found}
 	}
@@ -228,6 +234,14 @@ type index struct {
 		IsWriteIndex *bool           `json:"is_write_index"`
 	} `json:"aliases"`
 	Mappings struct {
+		Routing struct {
+			Required bool `json:"required"`
+		} `json:"_routing"`
+		Meta struct {
+			Lockstep struct {
+				Routing string `json:"routing"`
+			} `json:"lockstep"`
+		} `json:"_meta"`
 		Properties map[string]json.RawMessage `json:"properties"`
 	} `json:"mappings"`
 	Settings struct {

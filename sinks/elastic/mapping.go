@@ -137,6 +137,15 @@ func indexBody(t *table, shape cdc.Table, cfg Config, unsignedLong bool) map[str
 	if t.config.Shards > 0 {
 		shards = t.config.Shards
 	}
+	mappings := map[string]any{
+		"dynamic":    "strict",
+		"properties": properties(shape, t.config.Mapping, unsignedLong),
+	}
+	if t.config.Routing != "" {
+		// A write or a GET that forgets the routing is refused and does not miss.
+		mappings["_routing"] = map[string]any{"required": true}
+		mappings["_meta"] = map[string]any{"lockstep": map[string]any{"routing": t.config.Routing}}
+	}
 	return map[string]any{
 		"aliases": map[string]any{t.alias: aliasBody(t.tombstones)},
 		"settings": map[string]any{"index": map[string]any{
@@ -147,9 +156,6 @@ func indexBody(t *table, shape cdc.Table, cfg Config, unsignedLong bool) map[str
 			"gc_deletes": "1h", // DeleteMemory
 			"mapping":    map[string]any{"total_fields": map[string]any{"limit": max(1000, 2*len(shape.Columns)+16)}},
 		}},
-		"mappings": map[string]any{
-			"dynamic":    "strict",
-			"properties": properties(shape, t.config.Mapping, unsignedLong),
-		},
+		"mappings": mappings,
 	}
 }

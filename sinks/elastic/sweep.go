@@ -119,7 +119,7 @@ func (s *Sink) remove(ctx context.Context, t *table, page []gjson.Result, tombst
 	var body []byte
 	for _, hit := range page {
 		// What has this version goes, too.
-		a := action{index: t.alias, id: hit.Get("_id").Str, version: at(hit), again: true}
+		a := action{index: t.alias, id: hit.Get("_id").Str, routing: hit.Get("_routing").Str, version: at(hit), again: true}
 		if tombstones {
 			body = append(appendTombstone(a.append(body, index_), a.version, time.Now()), '\n')
 		} else {

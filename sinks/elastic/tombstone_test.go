@@ -18,7 +18,7 @@ func tombstones(c *Config) { c.Deletes = Tombstone }
 
 // found is how many documents a search through the alias finds, and how many the
 // index has.
-func (s *store) found(t *testing.T, name cdc.TableName) (seen, all int64) {
+func (s *store) seen(t *testing.T, name cdc.TableName) (seen, all int64) {
 	t.Helper()
 	s.ask(t, http.MethodPost, "/"+s.alias(name)+"/_refresh", "")
 	_, res := s.ask(t, http.MethodPost, "/"+s.alias(name)+"/_count", "")
@@ -53,7 +53,7 @@ func TestAfterARestartAnOlderChangeBringsBackARowThatWasDeletedHardAndNotOneWith
 	if out.Verdict != sinks.Stale {
 		t.Errorf("a tombstone: %+v; want stale", out)
 	}
-	if seen, _ := kept.found(t, sinktest.Questions.Name); seen != 0 {
+	if seen, _ := kept.seen(t, sinktest.Questions.Name); seen != 0 {
 		t.Errorf("a search finds %d rows; want none", seen)
 	}
 	for range 100 {
@@ -78,7 +78,7 @@ func TestATombstoneIsHiddenFromSearchesAndRemovedWhenItHasBeenKeptLongEnough(t *
 			t.Fatal(out)
 		}
 	}
-	if seen, all := s.found(t, name); seen != 2 || all != 4 {
+	if seen, all := s.seen(t, name); seen != 2 || all != 4 {
 		t.Fatalf("a search finds %d of %d documents; want 2 of 4", seen, all)
 	}
 	_, before := s.ask(t, http.MethodGet, "/"+s.alias(name)+"/_doc/3", "")
@@ -97,7 +97,7 @@ func TestATombstoneIsHiddenFromSearchesAndRemovedWhenItHasBeenKeptLongEnough(t *
 		if err := s.lap(t.Context(), func(context.Context) ([]cdc.TableName, error) { return []cdc.TableName{name, sinktest.Tags.Name}, nil }); err != nil {
 			t.Fatal(err)
 		}
-		if seen, all := s.found(t, name); seen != 2 || all != want {
+		if seen, all := s.seen(t, name); seen != 2 || all != want {
 			t.Errorf("after a lap that keeps %s a search finds %d of %d documents; want 2 of %d", keep, seen, all, want)
 		}
 	}
@@ -115,7 +115,7 @@ func TestARowMadeAgainWhileItsTombstoneIsRemovedStays(t *testing.T) {
 	if out := verdictOf(t, s, sinktest.Delete(1, 5)); out.Verdict != sinks.Applied {
 		t.Fatal(out)
 	}
-	s.found(t, name)
+	s.seen(t, name)
 	_, hits := s.ask(t, http.MethodGet, "/"+s.alias(name)+"-000001/_search?version=true", "")
 	if out := verdictOf(t, s, sinktest.Upsert(1, 6, "again")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -124,7 +124,7 @@ func TestARowMadeAgainWhileItsTombstoneIsRemovedStays(t *testing.T) {
 	if n != 0 || err != nil {
 		t.Errorf("%d removed, error %v; want none", n, err)
 	}
-	if seen, _ := s.found(t, name); seen != 1 {
+	if seen, _ := s.seen(t, name); seen != 1 {
 		t.Errorf("a search finds %d rows; want the one made again", seen)
 	}
 }
@@ -147,7 +147,7 @@ func TestAnIndexOfHardDeletesLearnsToHideTombstones(t *testing.T) {
 			t.Fatal(out)
 		}
 	}
-	if seen, all := s.found(t, name); seen != 1 || all != 2 {
+	if seen, all := s.seen(t, name); seen != 1 || all != 2 {
 		t.Errorf("a search finds %d of %d documents; want 1 of 2", seen, all)
 	}
 	// Back again: the tombstones stay hidden until they are old.
@@ -156,7 +156,7 @@ func TestAnIndexOfHardDeletesLearnsToHideTombstones(t *testing.T) {
 	if out := verdictOf(t, s, sinktest.Delete(2, 2)); out.Verdict != sinks.Applied {
 		t.Fatal(out)
 	}
-	if seen, all := s.found(t, name); seen != 0 || all != 1 {
+	if seen, all := s.seen(t, name); seen != 0 || all != 1 {
 		t.Errorf("a search finds %d of %d documents; want 0 of 1", seen, all)
 	}
 	s.ask(t, http.MethodPost, "/_aliases", fmt.Sprintf(`{"actions":[{"add":{"index":"%s-000001","alias":%q,"filter":{"term":{"id":1}}}}]}`, alias, alias))
