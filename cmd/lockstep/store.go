@@ -22,11 +22,15 @@ func (p *process) openSink(ctx context.Context, name string) (*store, error) {
 	return nil, errNoStore
 }
 
-func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
+func (p *process) elasticSink(name string, cfg elastic.Config) (*elastic.Sink, error) {
 	describe := func(ctx context.Context, t cdc.TableName) (cdc.Table, error) {
 		return mysql.Describe(ctx, p.cfg.Source, t)
 	}
-	s, err := elastic.Open(name, cfg, p.cfg.ElasticTable, describe, p.log.With("sink", name), p.metrics.elastic)
+	return elastic.Open(name, cfg, p.cfg.ElasticTable, describe, p.log.With("sink", name), p.metrics.elastic)
+}
+
+func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
+	s, err := p.elasticSink(name, cfg)
 	if err != nil {
 		return nil, err
 	}

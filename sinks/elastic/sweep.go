@@ -52,12 +52,17 @@ func (s *Sink) Sweep(ctx context.Context, name cdc.TableName, v cdc.Version) (re
 // pages hands over the documents of an index that match a query, as the index is
 // when this begins, page by page. source says which fields come with them.
 func (s *Sink) pages(ctx context.Context, index string, query, source any, each func(page []gjson.Result) error) error {
+	return s.shardPages(ctx, index, "", query, source, each)
+}
+
+// shardPages is pages of the shards that a preference names; of all when it is empty.
+func (s *Sink) shardPages(ctx context.Context, index, preference string, query, source any, each func(page []gjson.Result) error) error {
 	// A document can be seen only after the next refresh.
 	res, err := s.do(ctx, esapi.IndicesRefreshRequest{Index: []string{index}})
 	if err = s.good(res, err, "refresh "+index); err != nil {
 		return err
 	}
-	res, err = s.do(ctx, esapi.OpenPointInTimeRequest{Index: []string{index}, KeepAlive: sweepKeep})
+	res, err = s.do(ctx, esapi.OpenPointInTimeRequest{Index: []string{index}, KeepAlive: sweepKeep, Preference: preference})
 	if err = s.good(res, err, "open a view of "+index); err != nil {
 		return err
 	}
