@@ -18,7 +18,7 @@ var imports = map[string][]string{
 	"cdc/mysql":       {"cdc", "internal/certs", "internal/secret"},
 	"kafka":           {"cdc", "internal/certs", "internal/secret"},
 	"sinks":           {"cdc", "kafka"},
-	"sinks/elastic":   {"cdc", "sinks", "internal/secret"},
+	"sinks/elastic":   {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "sinks", "sinks/elastic", "sinks/redis", "internal/nearest", "internal/secret"},

@@ -67,7 +67,8 @@ type action struct {
 	index, id string
 	routing   string // empty for none
 	version   cdc.Version
-	again     bool // may replace what has the same version
+	again     bool    // may replace what has the same version
+	over      *stored // is to be replaced, whatever its version
 }
 
 func (a action) append(b []byte, verb string) []byte {
@@ -78,6 +79,9 @@ func (a action) append(b []byte, verb string) []byte {
 	if a.routing != "" {
 		b = append(b, `,"routing":`...)
 		b = cdc.AppendString(b, a.routing)
+	}
+	if a.over != nil {
+		return append(a.over.appendOver(b), "}}\n"...)
 	}
 	b = append(b, `,"version":`...)
 	b = strconv.AppendUint(b, uint64(a.version), 10)
@@ -226,8 +230,9 @@ type document struct {
 	change   *cdc.Change
 	table    *table
 	routing  string
-	left     bool // the delete under a routing that the row has left
-	lines    span // of the bulk body
+	left     bool    // the delete under a routing that the row has left
+	lines    span    // of the bulk body
+	over     *stored // what somebody else wrote, to be replaced
 	outcome  sinks.Outcome
 	unmapped bool // refused by the mapping
 	strict   bool // because it lacks a field

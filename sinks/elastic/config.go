@@ -19,16 +19,26 @@ const (
 
 // Config says which Elasticsearch to write to and how.
 type Config struct {
-	// Addresses are the URLs of the cluster's nodes, such as https://es1:9200; requests go to them in turn. There is no default.
+	// Addresses are the URLs of the cluster's nodes, such as https://es1:9200; requests go to them in turn, and one that does not answer is left out for a while. There is no default.
 	Addresses []string `yaml:"addresses"`
+	// CloudID names a deployment on Elastic Cloud and stands in place of addresses. It is empty by default.
+	CloudID string `yaml:"cloud_id"`
 	// Username is the user to log in as. It is empty by default, which sends no login.
 	Username string `yaml:"username"`
 	// Password belongs to the username.
 	Password secret.Text `yaml:"password"`
+	// PasswordFile is a file that holds the password, in place of password. It is empty by default. This file, api_key_file and those of the certificates are read again when they change, while the sink runs: within 5s, and at once when the cluster refuses what they held.
+	PasswordFile string `yaml:"password_file"`
 	// APIKey is a base64 API key that is used instead of username and password. It is empty by default.
 	APIKey secret.Text `yaml:"api_key"`
+	// APIKeyFile is a file that holds the API key, in place of api_key. It is empty by default.
+	APIKeyFile string `yaml:"api_key_file"`
 	// CAFile is a file of PEM certificates that the cluster's certificate must be signed by. It is empty by default, which means the system's certificates.
 	CAFile string `yaml:"ca_file"`
+	// CertFile is a file with the PEM certificate that the sink shows to the cluster. It is empty by default, which shows none.
+	CertFile string `yaml:"cert_file"`
+	// KeyFile is a file with the PEM key that belongs to cert_file.
+	KeyFile string `yaml:"key_file"`
 	// BulkBytes is the size of a bulk request at which the next one begins; a larger document travels alone. It is 1024 to 104857600 bytes; the default is 5242880. Lower it when the cluster answers 429.
 	BulkBytes int `yaml:"bulk_bytes"`
 	// BulkDocs is how many documents a bulk request holds at most. It is 1 to 100000; the default is 1000.
@@ -72,7 +82,7 @@ func (c Config) Check() error {
 			errs = append(errs, fmt.Errorf("%s: %d is outside %d to %d (default %d)", name, got, low, high, def))
 		}
 	}
-	if len(c.Addresses) == 0 {
+	if len(c.Addresses) == 0 && c.CloudID == "" {
 		errs = append(errs, errors.New("addresses: is empty; name at least one node, such as http://127.0.0.1:9200"))
 	}
 	for i, a := range c.Addresses {
@@ -80,12 +90,7 @@ func (c Config) Check() error {
 			errs = append(errs, fmt.Errorf("addresses[%d]: %q is not a URL such as https://es1:9200", i, a))
 		}
 	}
-	if c.APIKey != "" && c.Username != "" {
-		errs = append(errs, errors.New("api_key: stands beside username; set one of them"))
-	}
-	if c.Password != "" && c.Username == "" {
-		errs = append(errs, errors.New("password: has no username"))
-	}
+	errs = append(errs, c.checkAccess()...)
 	d := DefaultConfig()
 	number("bulk_bytes", c.BulkBytes, 1<<10, 100<<20, d.BulkBytes)
 	number("bulk_docs", c.BulkDocs, 1, 100_000, d.BulkDocs)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
@@ -22,14 +21,14 @@ import (
 
 // Sink is one Elasticsearch cluster. It is safe for concurrent use.
 type Sink struct {
-	name      string
-	config    Config
-	client    *elasticsearch.BaseClient
-	transport *http.Transport
-	lookup    func(cdc.TableName) (TableConfig, bool)
-	describe  func(context.Context, cdc.TableName) (cdc.Table, error)
-	log       *slog.Logger
-	metrics   *Metrics
+	name     string
+	config   Config
+	client   *elasticsearch.BaseClient
+	access   *access
+	lookup   func(cdc.TableName) (TableConfig, bool)
+	describe func(context.Context, cdc.TableName) (cdc.Table, error)
+	log      *slog.Logger
+	metrics  *Metrics
 
 	mu     sync.Mutex
 	tables map[cdc.TableName]*table // nil for a table that is not for this sink
@@ -42,22 +41,14 @@ type Sink struct {
 // present shape of a table, from which its index is made; its error wraps
 // cdc.ErrNoTable when the table is gone.
 func Open(name string, cfg Config, tables func(cdc.TableName) (TableConfig, bool), describe func(context.Context, cdc.TableName) (cdc.Table, error), log *slog.Logger, metrics *Metrics) (*Sink, error) {
-	var ca []byte
-	if cfg.CAFile != "" {
-		var err error
-		if ca, err = os.ReadFile(cfg.CAFile); err != nil {
-			return nil, fmt.Errorf("ca_file: %w", err)
-		}
+	access, err := openAccess(cfg, log)
+	if err != nil {
+		return nil, fmt.Errorf("open Elasticsearch: %w", err)
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = 64 // partitions write side by side
 	client, err := elasticsearch.NewBaseClient(elasticsearch.Config{
 		Addresses: cfg.Addresses,
-		Username:  cfg.Username,
-		Password:  cfg.Password.Reveal(),
-		APIKey:    cfg.APIKey.Reveal(),
-		CACert:    ca,
-		Transport: transport,
+		CloudID:   cfg.CloudID,
+		Transport: access,
 		// The worker holds and tries again, in one place and with a breaker.
 		DisableRetry: true,
 		// One client for Elasticsearch 8 and 9.
@@ -68,13 +59,13 @@ func Open(name string, cfg Config, tables func(cdc.TableName) (TableConfig, bool
 		return nil, fmt.Errorf("open Elasticsearch: %w", err)
 	}
 	return &Sink{
-		name: name, config: cfg, client: client, transport: transport, lookup: tables, describe: describe,
+		name: name, config: cfg, client: client, access: access, lookup: tables, describe: describe,
 		log: log, metrics: metrics, tables: make(map[cdc.TableName]*table),
 	}, nil
 }
 
 // Close gives the connections back.
-func (s *Sink) Close() { s.transport.CloseIdleConnections() }
+func (s *Sink) Close() { s.access.close() }
 
 // Apply writes the changes with as few bulk requests as their size allows.
 func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome {
@@ -117,7 +108,7 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	s.send(ctx, body, docs)
 	s.send(ctx, body, s.widen(ctx, docs))
 	docs = append(docs, unsent...)
-	s.overtaken(ctx, docs)
+	s.overtaken(ctx, body, docs)
 	for _, d := range docs {
 		if !d.left {
 			outcomes[d.at] = d.outcome
@@ -315,55 +306,6 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 // longer has.
 func (d *document) outdated() bool {
 	return d.outcome.Verdict == sinks.Transient && d.outcome.Class == sinks.ClassMapping
-}
-
-// overtaken looks at what is refused for good: Elasticsearch reads a document
-// before it compares versions, so it refuses an old state that nobody needs any
-// more in the same words as a new one. Such a change is stale, not poison; without
-// this the letter of a row that was mended could never be closed by a replay.
-func (s *Sink) overtaken(ctx context.Context, docs []*document) {
-	body := []byte(`{"docs":[`)
-	var refused []*document
-	for _, d := range docs {
-		if d.outcome.Verdict != sinks.Poison && !d.outdated() {
-			continue
-		}
-		id, err := cdc.KeyText(d.change.Key)
-		if err != nil {
-			continue
-		}
-		if len(refused) > 0 {
-			body = append(body, ',')
-		}
-		body = append(body, `{"_index":`...)
-		body = cdc.AppendString(body, d.table.alias)
-		body = append(body, `,"_id":`...)
-		body = cdc.AppendString(body, id)
-		if d.routing != "" {
-			body = append(body, `,"routing":`...)
-			body = cdc.AppendString(body, d.routing)
-		}
-		body = append(body, `,"_source":false}`...)
-		refused = append(refused, d)
-	}
-	if len(refused) == 0 {
-		return
-	}
-	res, err := s.do(ctx, esapi.MgetRequest{Body: bytes.NewReader(append(body, "]}"...))})
-	found := gjson.GetBytes(res.body, "docs").Array()
-	if err != nil || res.status != http.StatusOK || len(found) != len(refused) {
-		all(refused, *away(fmt.Sprintf("ask for the versions of %d documents", len(refused)), res, err))
-		return
-	}
-	for i, d := range refused {
-		switch has := cdc.Version(found[i].Get("_version").Uint()); {
-		case !found[i].Get("found").Bool() || has < d.change.Version:
-		case has == d.change.Version:
-			d.outcome = sinks.Outcome{Verdict: sinks.Duplicate}
-		default:
-			d.outcome = sinks.Outcome{Verdict: sinks.Stale}
-		}
-	}
 }
 
 // Probe asks the cluster for its version.

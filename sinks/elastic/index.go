@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
 	"github.com/tidwall/gjson"
@@ -30,6 +31,8 @@ type table struct {
 	wrong      error // why the table can never be written with this configuration
 
 	work sync.Mutex // one look at the index at a time
+
+	foreign atomic.Bool // the log has told of a document that somebody else wrote
 
 	mu       sync.Mutex
 	prepared bool
