@@ -37,6 +37,7 @@ type job struct {
 	id    string
 	table cdc.TableName
 	where string
+	turn  uint8
 	ended bool // cancelled, or whatever else: what is still read of it is not published
 
 	layout *tableIn // nil: to be read
@@ -206,7 +207,7 @@ func (s *Source) job(sn *cdc.Snapshot) *job {
 	if j := s.snaps.jobs[sn.ID]; j != nil {
 		return j
 	}
-	j := &job{id: sn.ID, table: tableNamed(sn.Table), where: sn.Where, planned: sn.After, size: min(firstChunk, s.Config.Snapshot.ChunkRows), since: time.Now(), said: time.Now()}
+	j := &job{id: sn.ID, table: tableNamed(sn.Table), where: sn.Where, turn: sn.Turn, planned: sn.After, size: min(firstChunk, s.Config.Snapshot.ChunkRows), since: time.Now(), said: time.Now()}
 	if sn.Keys > 0 {
 		r, known := s.snaps.requests[sn.ID]
 		if !known {
@@ -356,7 +357,7 @@ func (c *copier) settle(ctx context.Context, j *job, met error, then func() erro
 	if err := c.connect(ctx); err != nil {
 		return err
 	}
-	w, err := c.openWindow(ctx, j.table)
+	w, err := c.openWindow(ctx, j.table, j.turn)
 	if err != nil {
 		return err
 	}
@@ -539,6 +540,12 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return t, nil
 		}
 		l, err := tableLayout(c.conn, j.table, c.Config.policy())
+		if err == nil {
+			err = mayReadAll(c.conn, j.table, c.Config.User)
+		}
+		if err == nil { // it may have come by a RENAME
+			err = c.checkCascades(c.conn, []cdc.TableName{j.table})
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -575,7 +582,7 @@ func (c *copier) window(ctx context.Context, j *job, ch *chunk) error {
 	if err := c.connect(ctx); err != nil {
 		return err
 	}
-	w, err := c.openWindow(ctx, j.table)
+	w, err := c.openWindow(ctx, j.table, j.turn)
 	if err != nil {
 		return err
 	}

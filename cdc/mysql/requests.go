@@ -123,6 +123,9 @@ func (s *Source) accept(r cdc.SnapshotRequest) {
 	if t := tableNamed(r.Table); !s.Match(t) || !s.copied(t) {
 		sn.State, sn.Problem = cdc.SnapshotFailed, "the table "+r.Table+" is not captured"
 	}
+	if sn.State != cdc.SnapshotFailed && s.turn(sn.Table) >= cdc.Turns {
+		sn.State, sn.Problem = cdc.SnapshotFailed, fmt.Sprintf("the source has logged no row since %d copies of %s began, and another could not be told from them; ask again when any table has changed", cdc.Turns, r.Table)
+	}
 	if underway(sn.State) {
 		s.schedule(sn)
 		return

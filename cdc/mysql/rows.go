@@ -190,8 +190,10 @@ func allSet(bitmap []byte, n int) bool {
 
 // rows publishes the row changes of an event. Rows of tables that are not captured
 // are never decoded. The clock goes on by the size of the event, and the n-th image
-// has the clock before it and n: an image takes a byte at least, so no two images
-// of the log have the same.
+// has the clock before it, the turns of copies, and n: an event has more bytes than
+// that, because an image takes one at least and what stands before them thirty, so no
+// two images of the log have the same, nor one the version of a row that is read behind
+// the event.
 func (r *reader) rows(ev *event) error {
 	clock := r.clock
 	r.clock += uint64(len(ev.data))
@@ -218,7 +220,7 @@ func (r *reader) rows(ev *event) error {
 	case ev.EventType == replication.PARTIAL_UPDATE_ROWS_EVENT:
 		return r.refuse("SET PERSIST binlog_row_value_options = '' where it is not, and see which session sets another", "transaction %s has partial JSON updates of %s in the log", r.txn.gtid, l.table)
 	case !e.full:
-		return r.refuse("SET PERSIST binlog_row_image = FULL where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, l.table)
+		return r.refuse(persist(r.pos.Flavor, "binlog_row_image", "FULL")+" where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, l.table)
 	case r.txn.xa:
 		return r.refuse("", "transaction %s changes %s in an XA transaction, whose rows are logged before it is decided", r.txn.gtid, l.table)
 	case e.columns != len(l.columns):
@@ -229,6 +231,7 @@ func (r *reader) rows(ev *event) error {
 			return r.damaged(ev, err)
 		}
 	}
+	clock += cdc.Turns - 1
 	r.change = cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit,
 		Origin: cdc.Origin{ServerID: ev.ServerID, File: r.file, Pos: ev.LogPos}}
 	data := e.images
@@ -348,5 +351,8 @@ func (r *reader) publish(src *source, op cdc.Op, key, before, after []byte, cloc
 	if r.wasPublished(c) {
 		return nil
 	}
-	return r.Out.Publish(r.ctx, c)
+	if err = r.Out.Publish(r.ctx, c); errors.Is(err, cdc.ErrTooLarge) {
+		return r.passOver("a higher kafka.max_record_bytes; or, where this row may stay as it is in the sinks, ", "transaction %s: %v", r.txn.gtid, err)
+	}
+	return err
 }

@@ -26,6 +26,13 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 	defer cancel()
+	began := time.Now()
+	late := func(err error) error { // the connection was closed under it, and that is all it says
+		if ctx.Err() != context.DeadlineExceeded {
+			return err
+		}
+		return fmt.Errorf("no answer for %s", time.Since(began).Round(100*time.Millisecond))
+	}
 	// The library hears ctx only while it dials; a server that accepts and never
 	// says a word would hold it for ever.
 	var release func() bool
@@ -45,7 +52,7 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 			return nil
 		})
 	if err != nil {
-		return nil, fmt.Errorf("connect to MySQL at %s as %s: %w", cfg.Addr, cfg.User, err)
+		return nil, fmt.Errorf("connect to MySQL at %s as %s: %w", cfg.Addr, cfg.User, late(err))
 	}
 	// A session that lives for a whole copy must not be cut off while the reader
 	// waits for Kafka.
@@ -55,7 +62,7 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 	} {
 		if _, err := conn.Execute(set); err != nil {
 			conn.Close()
-			return nil, fmt.Errorf("prepare the session on %s: %s: %w", cfg.Addr, set, err)
+			return nil, fmt.Errorf("prepare the session on %s: %s: %w", cfg.Addr, set, late(err))
 		}
 	}
 	release()
@@ -147,13 +154,8 @@ func listTables(conn *client.Conn, match func(cdc.TableName) bool) ([]cdc.TableN
 // tableLayout reads the present shape of a table. It returns cdc.ErrNoTable for
 // a table that does not exist and a Stop for one that cannot be captured.
 func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) {
-	versioned, err := queryRows(conn, "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? AND TABLE_TYPE = 'SYSTEM VERSIONED'", t.DB, t.Table)
-	if err != nil {
+	if err := refuseVersioned(conn, t); err != nil {
 		return nil, err
-	}
-	if len(versioned) > 0 {
-		return nil, stopf(fmt.Sprintf("ALTER TABLE %s DROP SYSTEM VERSIONING (or leave the table out)", quoteTable(t)),
-			"table %s is system-versioned, so its log has rows that are history", t)
 	}
 	rows, err := queryRows(conn, `SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IFNULL(CHARACTER_SET_NAME, ''), IFNULL(DATETIME_PRECISION, 0), IS_NULLABLE
 		FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION`, t.DB, t.Table)
@@ -195,6 +197,17 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 		l.addKey(index[k[0]])
 	}
 	return l, nil
+}
+
+// refuseVersioned stops at a table whose rows in the log are history, too. The log
+// itself does not tell.
+func refuseVersioned(conn *client.Conn, t cdc.TableName) error {
+	versioned, err := queryRows(conn, "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? AND TABLE_TYPE = 'SYSTEM VERSIONED'", t.DB, t.Table)
+	if err != nil || len(versioned) == 0 {
+		return err
+	}
+	return stopf(fmt.Sprintf("ALTER TABLE %s DROP SYSTEM VERSIONING (or leave the table out)", quoteTable(t)),
+		"table %s is system-versioned, so its log has rows that are history", t)
 }
 
 // fromType sets the form of a column from its declared type.

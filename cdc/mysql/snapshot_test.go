@@ -387,6 +387,7 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 		{cdc.SnapshotRequest{ID: "no-column", Table: table, Where: "nothing = 1"}, cdc.SnapshotFailed, "Unknown column 'nothing'", nil},
 		{cdc.SnapshotRequest{ID: "two", Table: table, Where: "1) OR (1"}, cdc.SnapshotFailed, "cannot be used", nil},
 		{cdc.SnapshotRequest{ID: "wrong-key", Table: table, Keys: raw(`{"no":3}`)}, cdc.SnapshotFailed, "is no key of", nil},
+		{cdc.SnapshotRequest{ID: "two-names", Table: table, Keys: raw(`{"id":3,"id":4}`)}, cdc.SnapshotFailed, "is no key of", nil},
 	} {
 		out.mu.Lock()
 		before := len(out.changes)
@@ -564,7 +565,7 @@ func TestAChunkReadBeforeAStatementOnTheWholeTableIsReadAgain(t *testing.T) {
 		on   cdc.TableName
 		want bool
 	}{{other, true}, {q, false}} {
-		win, err := c.openWindow(t.Context(), q)
+		win, err := c.openWindow(t.Context(), q, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -865,6 +866,86 @@ func TestACopyThatSweepsEndsWithABarrier(t *testing.T) {
 	}
 	if got := out.pos[len(out.pos)-1].Barriers[w.name+".q"]; got != sweep {
 		t.Errorf("the position has the barrier %s", got)
+	}
+}
+
+// Rows that were mended without the log saying so are newer than what the copies before
+// read of them, though the log clock stands still, and older than any change behind it.
+func TestCopiesOutrankOneAnotherWhileTheLogStandsStill(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY, v INT)", "INSERT INTO q VALUES (1, 0), (2, 0)")
+	out, requests := newMemory(), &asked{}
+	s := w.source(out, nil)
+	s.Requests = requests
+	stop := w.run(s)
+	out.awaitCopied(t)
+	for i := 1; i < cdc.Turns; i++ {
+		w.onOneConnection("SET SESSION sql_log_bin = 0", fmt.Sprintf("UPDATE q SET v = %d", i), "SET SESSION sql_log_bin = 1")
+		id := fmt.Sprint("copy-", i)
+		s.snaps.mu.Lock()
+		s.schedule(cdc.Snapshot{ID: id, Table: w.name + ".q"})
+		s.snaps.mu.Unlock()
+		out.awaitSnapshot(t, id, cdc.SnapshotDone)
+	}
+	requests.ask(cdc.SnapshotRequest{ID: "one-more", Table: w.name + ".q"})
+	if sn := out.awaitSnapshot(t, "one-more", cdc.SnapshotDone, cdc.SnapshotFailed); sn.State != cdc.SnapshotFailed || !strings.Contains(sn.Problem, "the source has logged no row") {
+		t.Errorf("one copy more than there are turns is %s: %s", sn.State, sn.Problem)
+	}
+	w.exec("UPDATE q SET v = 100 WHERE id = 1")
+	out.awaitChanges(t, 2+2*(cdc.Turns-1)+1)
+	requests.ask(cdc.SnapshotRequest{ID: "behind", Table: w.name + ".q", Where: "id = 1"})
+	out.awaitSnapshot(t, "behind", cdc.SnapshotDone)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	last := map[string]cdc.Change{}
+	for _, c := range out.changes {
+		if was, seen := last[string(c.Key)]; seen && c.Version <= was.Version {
+			t.Errorf("%s of %s at %s comes behind %s at %s", c.Op, c.Key, c.Version, was.Op, was.Version)
+		}
+		last[string(c.Key)] = c
+	}
+	if got, want := string(last[`{"id":1}`].After), `{"id":1,"v":100}`; got != want {
+		t.Errorf("the newest of row 1 is %s, want %s", got, want)
+	}
+}
+
+// The rows of a table that came this way before are swept behind its copy, in a new
+// pipeline too.
+func TestWhatIsKnownFromBeforeIsSweptBehindAFirstCopy(t *testing.T) {
+	for name, c := range map[string]struct {
+		epoch uint16
+		known bool
+		want  cdc.Version // of the barrier
+	}{
+		"known":                       {2, true, 2<<42 - 1},
+		"not known":                   {2, false, 0},
+		"no version is below its own": {1, true, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1)")
+			out := newMemory()
+			s := w.source(out, nil)
+			s.FirstEpoch = func(context.Context) (uint16, error) { return c.epoch, nil }
+			s.MayCopy = func(context.Context, cdc.Table) (bool, error) { return c.known, nil }
+			stop := w.run(s)
+			out.awaitCopied(t)
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			var got cdc.Version
+			for _, change := range out.changes {
+				if change.Op == cdc.OpBarrier {
+					got = change.Version
+				} else if got != 0 {
+					t.Errorf("%s of %s behind the barrier", change.Op, change.Key)
+				}
+			}
+			if got != c.want {
+				t.Errorf("the barrier has the version %s, want %s", got, c.want)
+			}
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
@@ -42,11 +43,20 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 			return err
 		}
 	case verbDML:
-		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
+		if err := r.refuse(persist(r.pos.Flavor, "binlog_format", "ROW")+" where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
 			return err
 		}
 	default:
-		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+1)
+		if r.refuseCascades && slices.ContainsFunc(st.tables, r.Match) && cascading(string(ev.Query)) {
+			if err := r.passOver("source.unlogged_cascades: accept; or drop that rule, ", "transaction %s gives %s a foreign key that changes rows by itself, and the server does not log such changes: %s",
+				r.txn.gtid, st.tables[0], truncate(string(ev.Query), 200)); err != nil {
+				return err
+			}
+		}
+		if err := r.unversioned(st); err != nil {
+			return err
+		}
+		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+cdc.Turns)
 		if err != nil {
 			return err
 		}
@@ -161,6 +171,35 @@ func (r *reader) act(st statement, query string, v cdc.Version) error {
 		r.snaps.disturbed(t)
 	}
 	return err
+}
+
+// unversioned refuses a statement that makes a table of MariaDB system-versioned, which
+// LIKE may do, and options anywhere in it. The table is asked for as it is now: was it
+// another one then, the log says more of it.
+func (r *reader) unversioned(st statement) error {
+	if r.pos.Flavor != flavorMariaDB || st.verb != verbCreate && st.verb != verbReplace && st.verb != verbReshape {
+		return nil
+	}
+	for _, t := range st.tables {
+		if !r.Match(t) {
+			continue
+		}
+		conn, err := connect(r.ctx, r.Config)
+		if err != nil {
+			return lost(err)
+		}
+		conn.ReadTimeout = r.Config.ReadTimeout
+		done := until(r.ctx, conn)
+		err = refuseVersioned(conn, t)
+		done()
+		if stop, ok := errors.AsType[*Stop](err); ok {
+			err = r.refuse(stop.Remedy, "transaction %s: %s", r.txn.gtid, stop.Problem)
+		}
+		if err != nil {
+			return lost(err)
+		}
+	}
+	return nil
 }
 
 // follows reports whether changes of a table are in Kafka.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -182,7 +183,7 @@ func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.P
 			return first, nil
 		}
 		if last > 0 && !found {
-			p.log.Warn("no position is saved, so every table is copied again under a new epoch; rows that were deleted since the last change in Kafka stay in the sinks", "last_epoch", last)
+			p.log.Warn("no position is saved, so every table is copied again under a new epoch, and then what is not in it any more is swept from the sinks", "last_epoch", last)
 		}
 		return last + 1, nil
 	}, nil
@@ -235,25 +236,44 @@ func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc
 
 // mayCopy refuses the first copy of a table that a sink cannot hold, or of which it
 // has rows already that this pipeline did not write: their versions are unknown, and
-// where they are higher every later change of those rows would count as stale.
-func (p *process) mayCopy(flags captureFlags) func(context.Context, cdc.Table) error {
-	return func(ctx context.Context, t cdc.Table) error {
-		written, err := p.hasRecords(ctx, t.Name)
+// where they are higher every later change of those rows would count as stale. It waits
+// for a store that does not answer.
+func (p *process) mayCopy(flags captureFlags) func(context.Context, cdc.Table) (bool, error) {
+	return func(ctx context.Context, t cdc.Table) (known bool, err error) {
+		known, err = p.hasRecords(ctx, t.Name)
 		if err != nil {
+			return known, err
+		}
+		known = known || flags.epoch > 0
+		for _, name := range p.cfg.SinkNames() {
+			if err := p.mayTake(ctx, name, t, known); err != nil {
+				return known, fmt.Errorf("sink %s: %w", name, err)
+			}
+		}
+		return known, nil
+	}
+}
+
+func (p *process) mayTake(ctx context.Context, sink string, t cdc.Table, known bool) error {
+	s, err := p.openSink(ctx, sink)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	wait := &backoff.ExponentialBackOff{InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 5 * time.Second, RandomizationFactor: 0.3}
+	for said := false; ; said = true {
+		err := s.mayTake(ctx, t, known)
+		if !errors.Is(err, errUnasked) || ctx.Err() != nil {
 			return err
 		}
-		for _, name := range p.cfg.SinkNames() {
-			s, err := p.openSink(ctx, name)
-			if err != nil {
-				return fmt.Errorf("sink %s: %w", name, err)
-			}
-			err = s.mayTake(ctx, t, written || flags.epoch > 0)
-			s.close()
-			if err != nil {
-				return fmt.Errorf("sink %s: %w", name, err)
-			}
+		if !said {
+			p.log.Warn("the first copy of a table waits for a store that does not answer", "sink", sink, "table", t.Name.String(), "error", err)
 		}
-		return nil
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait.NextBackOff()):
+		}
 	}
 }
 
@@ -422,12 +442,15 @@ func (s *store) mayTake(ctx context.Context, t cdc.Table, known bool) error {
 	}
 	empty, err := s.empty(ctx, t.Name)
 	if err != nil {
-		return fmt.Errorf("whether it is empty cannot be seen: %w", err)
+		return fmt.Errorf("%w: %w", errUnasked, err)
 	}
 	if !empty {
 		return errors.New("it has rows of this table that this pipeline did not write, under versions nobody knows; delete its index, or its keys with their markers, or begin anew with --resnapshot --epoch N, N above every epoch that was ever used")
 	}
 	return nil
 }
+
+// errUnasked says that a store did not answer.
+var errUnasked = errors.New("whether it is empty cannot be seen")
 
 var errNoStore = errors.New("the sink has neither elastic nor redis")
