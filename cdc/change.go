@@ -50,8 +50,10 @@ type Change struct {
 	Key          []byte
 	Before       []byte
 	After        []byte
-	// Left are the before images of changes that this one stands for: older changes
-	// of the row that a worker left out because this one is newer.
+	// Left are before images of changes that this one stands for, besides Before:
+	// older ones of the row that were left out because this one came. A store that
+	// puts a row into a place made of more than its key finds there the places that
+	// it may still hold the row in. It is not part of the record.
 	Left   [][]byte
 	Origin Origin
 }

@@ -109,6 +109,8 @@ type SnapshotRequest struct {
 	Where  string `json:"where,omitempty"`
 	// Keys are JSON objects as in Change.Key; empty for the whole table or Where.
 	Keys []json.RawMessage `json:"keys,omitempty"`
+	// Sweep removes what a copy of the whole table has not written again.
+	Sweep bool `json:"sweep,omitempty"`
 	// Want is SnapshotRunning, SnapshotPaused or SnapshotCancelled.
 	Want     SnapshotState `json:"want"`
 	AtMicros int64         `json:"at_us"`

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -407,7 +406,7 @@ func (c *copier) give(ctx context.Context, j *job, problem error) error {
 	if j.ended {
 		return nil
 	}
-	if sn := c.snapshot(j.id); sn == nil || sn.Sweep != 0 || strings.HasPrefix(j.id, firstPrefix) || strings.HasPrefix(j.id, repairPrefix) {
+	if sn := c.snapshot(j.id); sn == nil || ownCopy(sn) {
 		return problem
 	}
 	c.Log.Error("a snapshot has failed", "snapshot", j.id, "table", j.table, "problem", problem)

@@ -348,6 +348,7 @@ func TestCascadesOfMariaDBAreRefusedWheneverTheyCome(t *testing.T) {
 				t.Fatalf("ended with %v", err)
 			}
 			_, gtid, found := strings.Cut(err.Error(), "--skip-gtid ")
+			gtid, _, _ = strings.Cut(gtid, ",")
 			if found != c.skippable {
 				t.Fatalf("names a way past: %t, want %t: %v", found, c.skippable, err)
 			}

@@ -329,6 +329,15 @@ const firstPrefix = "first-"
 // back what another server has not kept.
 const repairPrefix = "repair-"
 
+// anewPrefix begins the IDs of the copies behind a gap in the log.
+const anewPrefix = "epoch-"
+
+// ownCopy reports whether no operator has asked for a snapshot, but the capture, the
+// log or a gap in it: rows would be missing that nobody knows of if it did not end.
+func ownCopy(sn *cdc.Snapshot) bool {
+	return sn.GTID != "" || strings.HasPrefix(sn.ID, firstPrefix) || strings.HasPrefix(sn.ID, repairPrefix) || strings.HasPrefix(sn.ID, anewPrefix)
+}
+
 // firstCopy is the snapshot that brings the rows which a table has already when it
 // comes to the pipeline. The caller holds the lock.
 func (s *Source) firstCopy(t cdc.TableName) cdc.Snapshot {

@@ -379,6 +379,7 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 		want    []string
 	}{
 		{cdc.SnapshotRequest{ID: "all", Table: table}, cdc.SnapshotDone, "", []string{"r1", "r2", "r3", "r4", "r5", "r6", "r7"}},
+		{cdc.SnapshotRequest{ID: "swept", Table: table, Sweep: true}, cdc.SnapshotDone, "", []string{"r1", "r2", "r3", "r4", "r5", "r6", "r7", "t"}},
 		{cdc.SnapshotRequest{ID: "where", Table: table, Where: "v % 2 = 0 -- even\n OR id = 1"}, cdc.SnapshotDone, "", []string{"r1", "r2", "r4", "r6"}},
 		{cdc.SnapshotRequest{ID: "keys", Table: table, Keys: raw(`{"id":3}`, `{"id":99}`, `{"id":-5}`, `{"id":7}`)}, cdc.SnapshotDone, "", []string{"r3", "r7", "d99", "d-5"}},
 		{cdc.SnapshotRequest{ID: "folded", Table: w.name + ".s", Keys: raw(`{"k":"ABC"}`)}, cdc.SnapshotDone, "", []string{`r"abc"`, `d"ABC"`}},
@@ -412,6 +413,11 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Fatal(err)
+	}
+	for i, c := range out.changes { // of the copy that sweeps: between its rows and those of the one before
+		if c.Op == cdc.OpBarrier && (out.changes[i-1].Version != c.Version+1 || out.changes[i-8].Version > c.Version) {
+			t.Errorf("the barrier is at %s, its copy at %s and the one before at %s", c.Version, out.changes[i-1].Version, out.changes[i-8].Version)
+		}
 	}
 	if back := stepsBack(slices.DeleteFunc(out.changes, func(c cdc.Change) bool { return c.Op == cdc.OpDelete })); len(back) > 0 {
 		t.Errorf("rows step back: %s", back[0])
@@ -946,6 +952,21 @@ func TestWhatIsKnownFromBeforeIsSweptBehindAFirstCopy(t *testing.T) {
 				t.Errorf("the barrier has the version %s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+func TestGoneNamesTheRowsThatAreNotThere(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (a INT, b VARCHAR(10), PRIMARY KEY (a, b))", "INSERT INTO q VALUES (1, 'x'), (2, 'y')")
+	keys := [][]byte{[]byte(`{"a":1,"b":"x"}`), []byte(`{"a":1,"b":"y"}`), []byte(`{"id":1}`)}
+	for table, want := range map[string]map[string]bool{
+		"q":    {`{"a":1,"b":"y"}`: true, `{"id":1}`: true},
+		"none": {`{"a":1,"b":"x"}`: true, `{"a":1,"b":"y"}`: true, `{"id":1}`: true},
+	} {
+		got, err := Gone(t.Context(), w.cfg, cdc.TableName{DB: w.name, Table: table}, keys)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got)\n%s", table, err, diff)
+		}
 	}
 }
 

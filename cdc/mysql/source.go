@@ -303,9 +303,7 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 			if err != nil {
 				return err
 			}
-			if before := at - 1; before.Check() == nil { // in an epoch that has just begun it is the last of the one before
-				sn.Sweep = before
-			}
+			sn.Sweep = below(at)
 		}
 		s.schedule(sn)
 		if err := s.sameKey(l); err != nil {
@@ -313,6 +311,15 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 		}
 	}
 	return s.checkpoint(ctx)
+}
+
+// below is the version next below v; 0 when there is none. Below the first of an epoch it
+// is the last of the one before.
+func below(v cdc.Version) cdc.Version {
+	if v--; v.Check() != nil {
+		return 0
+	}
+	return v
 }
 
 // checkpoint hands the position on to be saved.

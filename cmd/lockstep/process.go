@@ -29,6 +29,9 @@ type process struct {
 	registry *prometheus.Registry
 	kafka    *kafka.Client
 	ready    readiness
+	memory   *sinks.Memory // of all sinks
+	workers  workers
+	started  time.Time
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -41,7 +44,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client}
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), started: time.Now()}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
 	p.metrics.sinks = sinks.NewMetrics(p.registry)
@@ -349,14 +352,16 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	tuning := p.cfg.Worker
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
 	worker := &sinks.Worker{
-		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes,
+		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes, Moves: store.moves,
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.kafka.Progress(ctx, p.group(name), topic)
 		},
-		Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
-	var owned atomic.Int64
-	p.ready.add("sink "+name, func() bool { return owned.Load() > 0 })
+	p.workers.add(name, p.cfg.Sinks[name].Store(), worker.Status)
+	// One that got no partition, because others have them all, is as ready as it can be.
+	var member atomic.Bool
+	p.ready.add("sink "+name, member.Load)
 	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
 	topics := func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) }
 	g, ctx := errgroup.WithContext(ctx)
@@ -375,11 +380,9 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	}
 	g.Go(func() error {
 		return p.kafka.Consume(ctx, kafka.ConsumeConfig{
-			Group: p.group(name), Topics: topics,
+			Group: p.group(name), Topics: topics, Member: member.Store,
 			Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
 			Handle: func(ctx context.Context, part *kafka.Partition) error {
-				owned.Add(1)
-				defer owned.Add(-1)
 				return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
 			},
 		})
@@ -423,9 +426,10 @@ type store struct {
 	// run does what a store needs done beside the changes, until ctx ends; nil for
 	// nothing.
 	run func(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error
-	// deleteMemory is how long the store remembers the version of a deleted row.
-	deleteMemory time.Duration
-	close        func()
+	// moves reports whether the place of a table's rows depends on more than their key;
+	// nil for a store in which it never does.
+	moves func(cdc.TableName) bool
+	close func()
 }
 
 // mayTake refuses a table that the store cannot hold, and rows that nobody known

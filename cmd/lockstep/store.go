@@ -1,9 +1,7 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"time"
 
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
@@ -53,22 +51,11 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			table, _ := p.cfg.ElasticTable(t.Name)
 			return table.CheckTable(t)
 		},
-		inspect:      s.Inspect,
-		run:          s.Run,
-		deleteMemory: p.elasticMemory(cfg),
-		close:        s.Close,
+		inspect: s.Inspect,
+		run:     s.Run,
+		moves:   s.Moves,
+		close:   s.Close,
 	}, nil
-}
-
-// elasticMemory is how long every table of an Elasticsearch sink remembers the
-// version of a deleted row.
-func (p *process) elasticMemory(cfg elastic.Config) time.Duration {
-	for i := range p.cfg.Tables {
-		if t := &p.cfg.Tables[i]; !t.Skip && cmp.Or(t.Elastic.Deletes, cfg.Deletes) != elastic.Tombstone {
-			return elastic.DeleteMemory
-		}
-	}
-	return cfg.TombstoneKeep
 }
 
 func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) (*store, error) {
@@ -93,8 +80,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 			table, _ := p.cfg.RedisTable(t.Name)
 			return checkKeyTemplate(table.Key, t)
 		},
-		deleteMemory: cfg.TombstoneTTL,
-		close:        func() { _ = s.Close() },
+		close: func() { _ = s.Close() },
 	}, nil
 }
 

@@ -153,7 +153,7 @@ func indexBody(t *table, shape cdc.Table, cfg Config, unsignedLong bool) map[str
 			"number_of_replicas": cfg.Replicas,
 			"refresh_interval":   fmt.Sprintf("%dms", cfg.RefreshInterval.Milliseconds()),
 			// How long the version of a deleted document is remembered.
-			"gc_deletes": "1h", // DeleteMemory
+			"gc_deletes": "1h",
 			"mapping":    map[string]any{"total_fields": map[string]any{"limit": max(1000, 2*len(shape.Columns)+16)}},
 		}},
 		"mappings": mappings,
