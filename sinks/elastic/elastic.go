@@ -80,11 +80,11 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	docs := make([]*document, 0, len(changes))
 	var unsent []*document // too large to try
 	for i := range changes {
-		c, p := &changes[i], places[i]
-		if p == nil {
+		c, p := &changes[i], &places[i]
+		t := p.table
+		if t == nil {
 			continue // answered already
 		}
-		t := s.table(c.Table)
 		from := len(body)
 		var no *sinks.Outcome
 		body, no = appendChange(body, c, t, p.routing, s.config.MaxDocumentBytes)
@@ -124,9 +124,10 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	return outcomes
 }
 
-// places finds where each change goes. A change without a place has its outcome.
-func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sinks.Outcome) []*place {
-	places := make([]*place, len(changes))
+// places finds where each change goes. A change without a place, and so without a
+// table, has its outcome.
+func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sinks.Outcome) []place {
+	places := make([]place, len(changes))
 	unready := make(map[*table]*sinks.Outcome)
 	asked := make(map[*table]map[string]*place)
 	for i := range changes {
@@ -141,35 +142,36 @@ func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sink
 			no = s.ready(ctx, t)
 			unready[t] = no
 		}
-		var p place
 		if no == nil {
-			p, no = t.config.place(c)
+			places[i], no = t.config.place(c)
 		}
 		if no != nil {
 			outcomes[i] = *no
 			continue
 		}
-		places[i] = &p
+		p := &places[i]
+		p.table = t
 		if p.asked {
 			if asked[t] == nil {
 				asked[t] = make(map[string]*place)
 			}
 			id, _ := cdc.KeyText(c.Key) // a key that makes no id is refused later
-			asked[t][id] = &p
+			asked[t][id] = p
 		}
 	}
-	away := make(map[*table]error)
+	lost := make(map[*table]error)
 	for t, of := range asked {
-		away[t] = s.found(ctx, t, of)
+		lost[t] = s.find(ctx, t, of)
 	}
-	for i, p := range places {
-		if p == nil || !p.asked {
+	for i := range places {
+		p := &places[i]
+		if p.table == nil || !p.asked {
 			continue
 		}
-		if err := away[s.table(changes[i].Table)]; err != nil {
-			places[i], outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Unavailable, Reason: "ask where the row is: " + err.Error()}
+		if err := lost[p.table]; err != nil {
+			p.table, outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Unavailable, Reason: "ask where the row is: " + err.Error()}
 		} else if changes[i].Op == cdc.OpDelete && p.routing == "" {
-			places[i], outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Applied} // it is nowhere
+			p.table, outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Applied} // it is nowhere
 		}
 	}
 	return places

@@ -43,6 +43,7 @@ func (c TableConfig) route(image []byte) (string, bool) {
 // is to be deleted under. asked says that the change does not tell where the row
 // was, and that the index has to be asked.
 type place struct {
+	table   *table
 	routing string
 	left    []string
 	asked   bool
@@ -79,11 +80,8 @@ func (c TableConfig) place(change *cdc.Change) (place, *sinks.Outcome) {
 	return p, nil
 }
 
-// found completes places with those that the index has documents under.
-func (s *Sink) found(ctx context.Context, t *table, places map[string]*place) error {
-	if len(places) == 0 {
-		return nil
-	}
+// find completes places with those that the index has documents under.
+func (s *Sink) find(ctx context.Context, t *table, places map[string]*place) error {
 	ids := make([]string, 0, len(places))
 	for id := range places {
 		ids = append(ids, id)
