@@ -69,7 +69,7 @@ tables:
 		if shape.Columns[0].Nullable || !shape.Columns[1].Nullable {
 			t.Errorf("%+v: id may not be NULL and code may", shape.Columns)
 		}
-		found, err := p.examineSink(t.Context(), "search", []cdc.Table{shape})
+		found, err := p.examineSink(t.Context(), "search", []cdc.Table{shape}, nil)
 		if err != nil || len(found) != 2 {
 			t.Fatalf("%+v, %v", found, err)
 		}
@@ -82,7 +82,7 @@ tables:
 		t.Fatal(err)
 	}
 	command := fmt.Sprintf("lockstep rebuild search --table %s", table)
-	if f := examine(); f.OK || !strings.Contains(f.Detail, "field code is long and column code varchar(20) needs keyword; run: "+command) {
+	if f := examine(); f.OK || !strings.HasSuffix(f.Detail, "field code is long and column code varchar(20) needs keyword") || !strings.HasPrefix(f.Fix, "run: "+command) {
 		t.Errorf("%+v; want it to name %s", f, command)
 	}
 	words := append(strings.Fields(command)[1:], "-c", path)

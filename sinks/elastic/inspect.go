@@ -64,7 +64,7 @@ func (s *Sink) foreign(ctx context.Context, t *table, index *index) error {
 		}
 	}
 	if touched > 0 {
-		return fmt.Errorf("%d of %d documents of %s that were looked at were written by somebody else, the first of them %s: its _version is not its %s.v; find out who does, and end that; the next change of the row mends it", touched, len(hits), index.name, first, guardField)
+		return fmt.Errorf("%d of %d documents of %s that were looked at were written by somebody else, the first of them %s: its _version is not its %s.v; find out who does and end that: the next change of the row mends it", touched, len(hits), index.name, first, guardField)
 	}
 	return nil
 }
