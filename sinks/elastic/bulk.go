@@ -37,11 +37,11 @@ func appendChange(b []byte, c *cdc.Change, t *table, routing string, maxBytes in
 	a := action{index: t.alias, id: id, routing: routing, version: c.Version}
 	switch {
 	case c.Op != cdc.OpDelete:
-		b = append(appendSource(a.append(b, index_), c.After, c.Version), '\n')
+		b = append(appendSource(a.append(b, verbIndex), c.After, c.Version), '\n')
 	case t.tombstones:
-		b = append(appendTombstone(a.append(b, index_), c.Version, time.Now()), '\n')
+		b = append(appendTombstone(a.append(b, verbIndex), c.Version, time.Now()), '\n')
 	default:
-		b = a.append(b, delete_)
+		b = a.append(b, verbDelete)
 	}
 	return b, nil
 }
@@ -51,15 +51,15 @@ func appendLeft(b []byte, c *cdc.Change, t *table, routing string) []byte {
 	id, _ := cdc.KeyText(c.Key)
 	a := action{index: t.alias, id: id, routing: routing, version: c.Version, again: true}
 	if t.tombstones {
-		return append(appendTombstone(a.append(b, index_), c.Version, time.Now()), '\n')
+		return append(appendTombstone(a.append(b, verbIndex), c.Version, time.Now()), '\n')
 	}
-	return a.append(b, delete_)
+	return a.append(b, verbDelete)
 }
 
 // The two verbs of a bulk request.
 const (
-	index_  = "index"
-	delete_ = "delete"
+	verbIndex  = "index"
+	verbDelete = "delete"
 )
 
 // action is the first line of a write in a bulk request.

@@ -24,12 +24,12 @@ type stored struct {
 	found bool
 	// version is that of the guard; what somebody else has written has none, 0.
 	version   cdc.Version
-	_version  cdc.Version // by which Elasticsearch compares
+	compared  cdc.Version // _version, by which Elasticsearch compares
 	seq, term int64
 }
 
 // foreign reports whether somebody else wrote it.
-func (d stored) foreign() bool { return d.found && d.version != d._version }
+func (d stored) foreign() bool { return d.found && d.version != d.compared }
 
 // ask reads what the index has of each of docs, in their order. nil means that it
 // could not, and then every one of docs is unavailable.
@@ -60,7 +60,7 @@ func (s *Sink) ask(ctx context.Context, docs []*document) []stored {
 	for i, doc := range found {
 		out[i] = stored{
 			found: doc.Get("found").Bool(), version: cdc.Version(doc.Get("_source." + guardField + ".v").Uint()),
-			_version: versionOf(doc), seq: doc.Get("_seq_no").Int(), term: doc.Get("_primary_term").Int(),
+			compared: versionOf(doc), seq: doc.Get("_seq_no").Int(), term: doc.Get("_primary_term").Int(),
 		}
 	}
 	return out
@@ -122,7 +122,7 @@ func (s *Sink) tell(d *document, h stored) {
 	}
 	id, _ := cdc.KeyText(d.change.Key)
 	s.log.Warn("somebody else writes to the index: the _version of a document is not its "+guardField+".v; more of this table are only counted (lockstep_elastic_foreign_writes_total)",
-		"table", d.table.name.String(), "index", d.table.alias, "id", id, "_version", h._version.String(), guardField+".v", h.version.String())
+		"table", d.table.name.String(), "index", d.table.alias, "id", id, "_version", h.compared.String(), guardField+".v", h.version.String())
 }
 
 // mend writes docs over what somebody else has written. The number by which
@@ -138,10 +138,10 @@ func (s *Sink) mend(ctx context.Context, body []byte, docs []*document) {
 		verb, source, _ := bytes.Cut(body[d.lines.from:d.lines.to], []byte("\n"))
 		id, _ := cdc.KeyText(d.change.Key)
 		a := action{index: d.table.alias, id: id, routing: d.routing, over: d.over}
-		if bytes.HasPrefix(verb, []byte(`{"`+delete_)) {
-			lines = a.append(lines, delete_)
+		if bytes.HasPrefix(verb, []byte(`{"`+verbDelete)) {
+			lines = a.append(lines, verbDelete)
 		} else {
-			lines = append(a.append(lines, index_), source...)
+			lines = append(a.append(lines, verbIndex), source...)
 		}
 		d.lines = span{from, len(lines)}
 	}

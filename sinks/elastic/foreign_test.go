@@ -71,6 +71,24 @@ func TestWhatSomebodyElseHasWrittenDoesNotMakeChangesStale(t *testing.T) {
 	}
 }
 
+func TestASweepTakesWhatSomebodyElseHasWrittenToo(t *testing.T) {
+	s := openStore(t, nil)
+	for id := range 3 {
+		if out := verdictOf(t, s, sinktest.Upsert(id, 1+9*(id/2), "x")); out.Verdict != sinks.Applied {
+			t.Fatal(out)
+		}
+	}
+	s.overwrite(t, 1, fmt.Sprintf(`{"id":1,"title":"edited","_lockstep":{"v":%d}}`, sinktest.Version(1)))
+	s.overwrite(t, 2, fmt.Sprintf(`{"id":2,"title":"edited","_lockstep":{"v":%d}}`, sinktest.Version(10)))
+	s.overwrite(t, 7, `{"id":7,"title":"never a row"}`)
+	if n, err := s.Sweep(t.Context(), sinktest.Questions.Name, sinktest.Version(5)); err != nil || n != 3 {
+		t.Errorf("%d removed, error %v; want all but row 2", n, err)
+	}
+	if seen, _ := s.seen(t, sinktest.Questions.Name); seen != 1 {
+		t.Errorf("a search finds %d rows; want row 2 alone", seen)
+	}
+}
+
 func TestADocumentThatIsTouchedWhileItIsMendedIsLookedAtAgain(t *testing.T) {
 	s := openStore(t, nil)
 	c := sinktest.Upsert(1, 5, "five")

@@ -337,7 +337,7 @@ func (r *rebuild) bring(ctx context.Context, page []gjson.Result) error {
 		if gone := gjson.GetBytes(source, guardField+".deleted").Bool(); !gone || r.t.config.Routing == "" {
 			a.routing, _ = r.t.config.route(source)
 		}
-		b.body = append(r.appendKnown(a.append(b.body, index_), source), '\n')
+		b.body = append(r.appendKnown(a.append(b.body, verbIndex), source), '\n')
 		b.names, b.versions = append(b.names, docName{a.id, a.routing}), append(b.versions, a.version)
 		if len(b.body) >= r.config.BulkBytes {
 			if err := r.write(ctx, b); err != nil {
@@ -471,7 +471,7 @@ func (r *rebuild) leaveOut(ctx context.Context) error {
 	}
 	var body []byte
 	for d, no := range r.refused {
-		body = action{index: r.alias, id: d.id, routing: d.routing, version: no.version, again: true}.append(body, delete_)
+		body = action{index: r.alias, id: d.id, routing: d.routing, version: no.version, again: true}.append(body, verbDelete)
 		r.out.LeftOut = append(r.out.LeftOut, d.id)
 	}
 	slices.Sort(r.out.LeftOut)

@@ -1,6 +1,7 @@
 package elastic
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
 	"lockstep/sinks"
@@ -232,5 +235,35 @@ func TestObjectsInAJSONColumnCanBeNested(t *testing.T) {
 	_, res := s.ask(t, http.MethodPost, "/"+s.alias(sinktest.Questions.Name)+"/_search", `{"query":{"nested":{"path":"meta","query":{"bool":{"must":[{"term":{"meta.name":"a"}},{"term":{"meta.n":2}}]}}}}}`)
 	if hits := res.Get("hits.hits.#._id").Raw; hits != `["1"]` {
 		t.Errorf("rows %s have an object that is both a and 2; want row 1 alone\n%s", hits, res.Raw)
+	}
+}
+
+// The local build has no join fields; these are the requests that make one. A row of
+// the table is a parent or a child by a JSON column, and both are routed alike.
+func TestAJSONColumnCanJoinRowsOfOneTable(t *testing.T) {
+	config := TableConfig{Index: "q", Routing: "thread", Mapping: map[string]any{"kin": map[string]any{"type": "join", "relations": map[string]any{"question": "answer"}}}}
+	shape := cdc.Table{Name: cdc.TableName{DB: "d", Table: "posts"}, Columns: []cdc.Column{{Name: "id", Kind: cdc.KindInt}, {Name: "thread", Kind: cdc.KindInt}, {Name: "kin", Kind: cdc.KindJSON}}}
+	if err := config.CheckTable(shape); err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(indexBody(&table{alias: "q", config: config}, shape, DefaultConfig(), true)["mappings"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	mappings := gjson.ParseBytes(body)
+	if got := mappings.Get("properties.kin").Raw; got != `{"relations":{"question":"answer"},"type":"join"}` || !mappings.Get("_routing.required").Bool() {
+		t.Errorf("mapping %s", body)
+	}
+	c := cdc.Change{Op: 'c', Version: 7, Key: []byte(`{"id":9}`), After: []byte(`{"id":9,"thread":1,"kin":{"name":"answer","parent":"1"}}`)}
+	p, no := config.place(&c)
+	if no != nil {
+		t.Fatal(no)
+	}
+	lines, no := appendChange(nil, &c, &table{alias: "q", config: config}, p.routing, 1<<20)
+	want := `{"index":{"_index":"q","_id":"9","routing":"1","version":7,"version_type":"external"}}
+{"id":9,"thread":1,"kin":{"name":"answer","parent":"1"},"_lockstep":{"v":7}}
+`
+	if no != nil || string(lines) != want {
+		t.Errorf("%+v\n%s", no, lines)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
@@ -41,7 +40,6 @@ func (s *Sink) Sweep(ctx context.Context, name cdc.TableName, v cdc.Version) (re
 	err = s.pages(ctx, index.name, map[string]any{"bool": map[string]any{"must_not": []any{
 		map[string]any{"range": map[string]any{guardField + ".v": map[string]any{"gt": v}}}, hidden,
 	}}}, false, func(page []gjson.Result) error {
-		page = slices.DeleteFunc(page, func(hit gjson.Result) bool { return versionOf(hit) > v })
 		n, err := s.remove(ctx, t, page, t.tombstones, func(gjson.Result) cdc.Version { return v })
 		removed += n
 		return err
@@ -69,12 +67,13 @@ func (s *Sink) shardPages(ctx context.Context, index, preference string, query, 
 	view := gjson.GetBytes(res.body, "id").Str
 	defer func() { s.closeView(context.WithoutCancel(ctx), view) }()
 	search := map[string]any{
-		"size":             s.page(),
-		"query":            query,
-		"sort":             []any{map[string]any{"_shard_doc": "asc"}},
-		"version":          true,
-		"_source":          source,
-		"track_total_hits": false,
+		"size":                s.page(),
+		"query":               query,
+		"sort":                []any{map[string]any{"_shard_doc": "asc"}},
+		"version":             true,
+		"seq_no_primary_term": true,
+		"_source":             source,
+		"track_total_hits":    false,
 	}
 	for {
 		search["pit"] = map[string]any{"id": view, "keep_alive": sweepKeep}
@@ -116,7 +115,8 @@ func (s *Sink) search(ctx context.Context, index string, body map[string]any) (g
 func (s *Sink) page() int { return min(s.config.BulkDocs, sweepPage) }
 
 // remove deletes the documents of a page, or makes tombstones of them, each at a
-// version. One that has become newer meanwhile stays.
+// version. One that has become newer meanwhile stays. One that is above that version
+// already has its number from somebody else, and goes unless it is touched again.
 func (s *Sink) remove(ctx context.Context, t *table, page []gjson.Result, tombstones bool, at func(hit gjson.Result) cdc.Version) (removed int, err error) {
 	if len(page) == 0 {
 		return 0, nil
@@ -125,10 +125,13 @@ func (s *Sink) remove(ctx context.Context, t *table, page []gjson.Result, tombst
 	for _, hit := range page {
 		// What has this version goes, too.
 		a := action{index: t.alias, id: hit.Get("_id").Str, routing: hit.Get("_routing").Str, version: at(hit), again: true}
+		if versionOf(hit) > a.version {
+			a.over = &stored{seq: hit.Get("_seq_no").Int(), term: hit.Get("_primary_term").Int()}
+		}
 		if tombstones {
-			body = append(appendTombstone(a.append(body, index_), a.version, time.Now()), '\n')
+			body = append(appendTombstone(a.append(body, verbIndex), a.version, time.Now()), '\n')
 		} else {
-			body = a.append(body, delete_)
+			body = a.append(body, verbDelete)
 		}
 	}
 	alias := true
