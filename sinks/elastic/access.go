@@ -203,6 +203,11 @@ func (c Config) checkAccess() []error {
 	if password && c.Username == "" {
 		errs = append(errs, errors.New("password: has no username"))
 	}
+	for name, file := range map[string]string{"password_file": c.PasswordFile, "api_key_file": c.APIKeyFile} {
+		if _, err := secretOf("", file); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
 	if (c.CertFile == "") != (c.KeyFile == "") {
 		errs = append(errs, errors.New("cert_file: goes together with key_file; set both or neither"))
 	}

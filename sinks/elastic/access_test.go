@@ -404,8 +404,10 @@ func TestAccessThatContradictsItselfIsRefused(t *testing.T) {
 		"api_key_file: stands beside api_key":    func(c *Config) { c.APIKey, c.APIKeyFile = secret.Text("k"), "f" },
 		"cloud_id: stands beside addresses":      func(c *Config) { c.CloudID = "x" },
 		"password: has no username":              func(c *Config) { c.PasswordFile = "f" },
+		"api_key_file: open /nowhere":            func(c *Config) { c.APIKeyFile = "/nowhere" },
+		"password_file: /dev/null is empty":      func(c *Config) { c.Username, c.PasswordFile = "u", "/dev/null" },
 		"cert_file: goes together with key_file": func(c *Config) { c.CertFile = "f" },
-		"addresses: is empty; name at least one": func(c *Config) { c.Addresses = nil },
+		"no cluster is named; set addresses":     func(c *Config) { c.Addresses = nil },
 		"deletes: \"soft\" is not known":         func(c *Config) { c.Deletes = "soft" },
 		"tombstone_keep: 1m0s is outside":        func(c *Config) { c.TombstoneKeep = time.Minute },
 	} {

@@ -19,7 +19,7 @@ const (
 
 // Config says which Elasticsearch to write to and how.
 type Config struct {
-	// Addresses are the URLs of the cluster's nodes, such as https://es1:9200; requests go to them in turn, and one that does not answer is left out for a while. There is no default.
+	// Addresses are the URLs of the cluster's nodes, such as https://es1:9200; requests go to them in turn, and one that does not answer is left out for a while. There is no default: set this or cloud_id.
 	Addresses []string `yaml:"addresses"`
 	// CloudID names a deployment on Elastic Cloud and stands in place of addresses. It is empty by default.
 	CloudID string `yaml:"cloud_id"`
@@ -83,7 +83,7 @@ func (c Config) Check() error {
 		}
 	}
 	if len(c.Addresses) == 0 && c.CloudID == "" {
-		errs = append(errs, errors.New("addresses: is empty; name at least one node, such as http://127.0.0.1:9200"))
+		errs = append(errs, errors.New("no cluster is named; set addresses, for example [http://127.0.0.1:9200], or cloud_id"))
 	}
 	for i, a := range c.Addresses {
 		if u, err := url.Parse(a); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
