@@ -19,7 +19,7 @@ var imports = map[string][]string{
 	"kafka":           {"cdc", "internal/certs", "internal/secret"},
 	"shape":           {"cdc"},
 	"sinks":           {"cdc", "kafka"},
-	"sinks/elastic":   {"cdc", "sinks", "internal/secret"},
+	"sinks/elastic":   {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "internal/nearest", "internal/secret"},

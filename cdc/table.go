@@ -29,6 +29,8 @@ type Column struct {
 	Kind Kind
 	// SQLType is the declared type, for messages: "bigint unsigned".
 	SQLType string
+	// Nullable says that a row may have no value there.
+	Nullable bool
 }
 
 // Table is the present shape of a table of the source.

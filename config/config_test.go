@@ -221,6 +221,35 @@ func TestTheFirstEntryThatMatchesATableCounts(t *testing.T) {
 	}
 }
 
+// Elasticsearch reads the files of its secrets again, so it is told their names.
+func TestTheFilesOfElasticsearchAreLeftToIt(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pw")
+	if err := os.WriteFile(file, []byte("hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	with := func(fields string) string { return strings.Replace(small, "elastic: {", "elastic: {"+fields+", ", 1) }
+	c, err := config.Parse("t.yaml", []byte(with("username: u, password_file: "+file)), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := c.Sinks["search"].Elastic; s.PasswordFile != file || s.Password != "" {
+		t.Errorf("password_file %q, password of %d bytes", s.PasswordFile, len(s.Password))
+	}
+	for fields, want := range map[string]string{
+		"username: u, password_file: /nowhere":             "t.yaml:4:50: sinks.search.elastic.password_file: open /nowhere: no such file or directory",
+		"username: u, password: x, password_file: " + file: "password is set too; keep one of the two",
+		"username: u, api_key_file: " + file:               "api_key: stands beside username",
+		"cloud_id: x":                                      "cloud_id: stands beside addresses",
+	} {
+		if _, err := config.Parse("t.yaml", []byte(with(fields)), noEnv); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %q", fields, err, want)
+		}
+	}
+	if _, err := config.Parse("t.yaml", []byte(strings.Replace(small, `addresses: ["http://127.0.0.1:9200"]`, "cloud_id: x", 1)), noEnv); err != nil {
+		t.Errorf("a cloud id alone: %v", err)
+	}
+}
+
 func TestASecretIsNeverPrinted(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pw")
 	if err := os.WriteFile(file, []byte("hunter2\n"), 0o600); err != nil {

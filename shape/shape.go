@@ -145,7 +145,7 @@ func (s *Shape) compile(c Config, give func(place, name string)) (errs []error) 
 			continue
 		}
 		s.compute = append(s.compute, computed{head(name), x})
-		s.table.Columns = append(s.table.Columns, cdc.Column{Name: name, Kind: kind, SQLType: "computed"})
+		s.table.Columns = append(s.table.Columns, cdc.Column{Name: name, Kind: kind, SQLType: "computed", Nullable: true})
 	}
 	return errs
 }

@@ -56,8 +56,9 @@ type column struct {
 	mask     *mask // nil: values pass as they are
 	policy
 	// What the stores need to know.
-	kind    cdc.Kind
-	sqlType string
+	kind     cdc.Kind
+	sqlType  string
+	nullable bool
 }
 
 func (c *column) setName(name string) {

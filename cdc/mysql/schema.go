@@ -157,7 +157,7 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 	if err := refuseVersioned(conn, t); err != nil {
 		return nil, err
 	}
-	rows, err := queryRows(conn, `SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IFNULL(CHARACTER_SET_NAME, ''), IFNULL(DATETIME_PRECISION, 0), IFNULL(GENERATION_EXPRESSION, '')
+	rows, err := queryRows(conn, `SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IFNULL(CHARACTER_SET_NAME, ''), IFNULL(DATETIME_PRECISION, 0), IFNULL(GENERATION_EXPRESSION, ''), IS_NULLABLE
 		FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION`, t.DB, t.Table)
 	if err != nil {
 		return nil, err
@@ -174,6 +174,7 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 		c.policy = p
 		c.unsigned = strings.Contains(r[2], "unsigned")
 		fmt.Sscan(r[4], &c.fraction)
+		c.nullable = r[6] == "YES"
 		if c.fraction > 0 && strings.Contains(r[2], "/* mariadb-5.3 */") {
 			return nil, stopf("SET GLOBAL mysql56_temporal_format = ON, then ALTER TABLE "+quoteTable(t)+" FORCE",
 				"%s: column %s is kept in the format of MariaDB 5.3, of which the log does not say how long it is", t, r[0])
@@ -319,7 +320,7 @@ func (l *layout) describe() cdc.Table {
 		if c.dropped() {
 			continue
 		}
-		t.Columns = append(t.Columns, cdc.Column{Name: c.name, Kind: c.kind, SQLType: c.sqlType})
+		t.Columns = append(t.Columns, cdc.Column{Name: c.name, Kind: c.kind, SQLType: c.sqlType, Nullable: c.nullable})
 	}
 	for _, i := range l.key {
 		t.Key = append(t.Key, l.columns[i].name)

@@ -296,9 +296,27 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 				return found, err
 			}
 		}
+		if f.OK && s.inspect != nil {
+			notes, err := s.inspect(ctx, t)
+			if len(notes) > 0 {
+				f.Detail = strings.Join(notes, "; ")
+			}
+			if err != nil {
+				f.OK = false
+				f.Detail, f.Fix = problemAndMend(oneLine(err.Error()))
+			}
+		}
 		found = append(found, f)
 	}
 	return found, nil
+}
+
+// problemAndMend splits a sentence before what it tells to do.
+func problemAndMend(sentence string) (problem, mend string) {
+	if at := strings.LastIndex(sentence, "; "); at >= 0 {
+		return sentence[:at], sentence[at+2:]
+	}
+	return sentence, "see the log of the sink"
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

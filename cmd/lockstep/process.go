@@ -355,7 +355,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	tuning := p.cfg.Worker
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
 	worker := &sinks.Worker{
-		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes,
+		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes, Moves: store.moves,
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.kafka.Progress(ctx, p.group(name), topic)
 		},
@@ -366,15 +366,31 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	var member atomic.Bool
 	p.ready.add("sink "+name, member.Load)
 	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
-	return p.kafka.Consume(ctx, kafka.ConsumeConfig{
-		Group:   p.group(name),
-		Topics:  func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) },
-		Member:  member.Store,
-		Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
-		Handle: func(ctx context.Context, part *kafka.Partition) error {
-			return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
-		},
+	topics := func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) }
+	g, ctx := errgroup.WithContext(ctx)
+	if store.run != nil {
+		g.Go(func() error {
+			return store.run(ctx, func(ctx context.Context) (tables []cdc.TableName, err error) {
+				names, err := topics(ctx)
+				for _, topic := range names {
+					if t, ok := kafka.TableOf(p.cfg.Prefix, topic); ok {
+						tables = append(tables, t)
+					}
+				}
+				return tables, err
+			})
+		})
+	}
+	g.Go(func() error {
+		return p.kafka.Consume(ctx, kafka.ConsumeConfig{
+			Group: p.group(name), Topics: topics, Member: member.Store,
+			Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
+			Handle: func(ctx context.Context, part *kafka.Partition) error {
+				return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
+			},
+		})
 	})
+	return g.Wait()
 }
 
 // group is the consumer group of a sink.
@@ -409,7 +425,16 @@ type store struct {
 	check func(cdc.Table) error
 	// shaper makes its documents.
 	shaper *shaper
-	close  func()
+	// inspect looks at what the store has for a table; the texts are what to know of
+	// it, an error what is to be mended. nil when there is nothing to look at.
+	inspect func(context.Context, cdc.Table) ([]string, error)
+	// run does what a store needs done beside the changes, until ctx ends; nil for
+	// nothing.
+	run func(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error
+	// moves reports whether the place of a table's rows depends on more than their key;
+	// nil for a store in which it never does.
+	moves func(cdc.TableName) bool
+	close func()
 }
 
 // mayTake refuses a table that the store cannot hold, and rows that nobody known

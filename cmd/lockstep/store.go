@@ -21,9 +21,13 @@ func (p *process) openSink(ctx context.Context, name string) (*store, error) {
 	return nil, errNoStore
 }
 
+func (p *process) elasticSink(name string, cfg elastic.Config, shaper *shaper) (*elastic.Sink, error) {
+	return elastic.Open(name, cfg, p.cfg.ElasticTable, shaper.described, p.log.With("sink", name), p.metrics.elastic)
+}
+
 func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 	shaper := p.newShaper(name)
-	s, err := elastic.Open(cfg, p.cfg.ElasticTable, shaper.described, p.log.With("sink", name), p.metrics.elastic)
+	s, err := p.elasticSink(name, cfg, shaper)
 	if err != nil {
 		return nil, err
 	}
@@ -48,8 +52,18 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			if err != nil {
 				return err
 			}
-			return elastic.CheckTable(shaped)
+			table, _ := p.cfg.ElasticTable(t.Name)
+			return table.CheckTable(shaped)
 		},
+		inspect: func(ctx context.Context, t cdc.Table) ([]string, error) {
+			shaped, err := shaper.shaped(t)
+			if err != nil {
+				return nil, err
+			}
+			return s.Inspect(ctx, shaped)
+		},
+		run:   s.Run,
+		moves: s.Moves,
 		close: s.Close,
 	}, nil
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"regexp"
 	"strconv"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -17,9 +19,9 @@ import (
 // refuse the whole bulk request, so such a change is never sent.
 const longestID = 512
 
-// appendChange appends the bulk lines of a change, or says why they cannot be
-// sent.
-func appendChange(b []byte, c *cdc.Change, alias string, maxBytes int) ([]byte, *sinks.Outcome) {
+// appendChange appends the bulk lines of a change, under a routing unless it is
+// empty, or says why they cannot be sent.
+func appendChange(b []byte, c *cdc.Change, t *table, routing string, maxBytes int) ([]byte, *sinks.Outcome) {
 	id, err := cdc.KeyText(c.Key)
 	if err != nil {
 		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey, Reason: err.Error()}
@@ -32,23 +34,62 @@ func appendChange(b []byte, c *cdc.Change, alias string, maxBytes int) ([]byte, 
 		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassTooLarge,
 			Reason: fmt.Sprintf("the document has %d bytes; max_document_bytes is %d", len(c.After), maxBytes)}
 	}
-	if c.Op == cdc.OpDelete {
-		b = append(b, `{"delete":{"_index":`...)
-	} else {
-		b = append(b, `{"index":{"_index":`...)
-	}
-	b = cdc.AppendString(b, alias)
-	b = append(b, `,"_id":`...)
-	b = cdc.AppendString(b, id)
-	b = append(b, `,"version":`...)
-	b = strconv.AppendUint(b, uint64(c.Version), 10)
-	b = append(b, `,"version_type":"external"}}`...)
-	b = append(b, '\n')
-	if c.Op != cdc.OpDelete {
-		b = appendSource(b, c.After, c.Version)
-		b = append(b, '\n')
+	a := action{index: t.alias, id: id, routing: routing, version: c.Version}
+	switch {
+	case c.Op != cdc.OpDelete:
+		b = append(appendSource(a.append(b, verbIndex), c.After, c.Version), '\n')
+	case t.tombstones:
+		b = append(appendTombstone(a.append(b, verbIndex), c.Version, time.Now()), '\n')
+	default:
+		b = a.append(b, verbDelete)
 	}
 	return b, nil
+}
+
+// appendLeft appends the delete of a row under a routing that it has left.
+func appendLeft(b []byte, c *cdc.Change, t *table, routing string) []byte {
+	id, _ := cdc.KeyText(c.Key)
+	a := action{index: t.alias, id: id, routing: routing, version: c.Version, again: true}
+	if t.tombstones {
+		return append(appendTombstone(a.append(b, verbIndex), c.Version, time.Now()), '\n')
+	}
+	return a.append(b, verbDelete)
+}
+
+// The two verbs of a bulk request.
+const (
+	verbIndex  = "index"
+	verbDelete = "delete"
+)
+
+// action is the first line of a write in a bulk request.
+type action struct {
+	index, id string
+	routing   string // empty for none
+	version   cdc.Version
+	again     bool    // may replace what has the same version
+	over      *stored // is to be replaced, whatever its version
+}
+
+func (a action) append(b []byte, verb string) []byte {
+	b = append(append(append(b, `{"`...), verb...), `":{"_index":`...)
+	b = cdc.AppendString(b, a.index)
+	b = append(b, `,"_id":`...)
+	b = cdc.AppendString(b, a.id)
+	if a.routing != "" {
+		b = append(b, `,"routing":`...)
+		b = cdc.AppendString(b, a.routing)
+	}
+	if a.over != nil {
+		return append(a.over.appendOver(b), "}}\n"...)
+	}
+	b = append(b, `,"version":`...)
+	b = strconv.AppendUint(b, uint64(a.version), 10)
+	b = append(b, `,"version_type":"external`...)
+	if a.again {
+		b = append(b, "_gte"...)
+	}
+	return append(b, "\"}}\n"...)
 }
 
 // appendSource appends the row as it is, with the version spliced in at its end.
@@ -76,7 +117,8 @@ type answer struct {
 	status int
 	kind   string // error.type; empty for a success
 	reason string
-	index  string // where a delete went
+	index  string        // where a delete went
+	after  time.Duration // how long it asks to be left alone
 }
 
 func (a answer) String() string {
@@ -102,6 +144,17 @@ func readBulk(body []byte) []answer {
 		return true
 	})
 	return answers
+}
+
+// retryAfter reads a Retry-After header: seconds or a date; 0 when there is none.
+func retryAfter(header string, now time.Time) time.Duration {
+	if seconds, err := strconv.Atoi(header); err == nil {
+		return max(0, time.Duration(min(seconds, 86400))*time.Second)
+	}
+	if at, err := http.ParseTime(header); err == nil {
+		return min(max(0, at.Sub(now)), 24*time.Hour)
+	}
+	return 0
 }
 
 // explain reads an error object; the innermost cause names the field.
@@ -139,7 +192,11 @@ var currentVersion = regexp.MustCompile(`current version \[(\d+)\]`)
 // both are settled.
 func classify(op cdc.Op, version cdc.Version, a answer) sinks.Outcome {
 	refused := func(v sinks.Verdict, c sinks.Class) sinks.Outcome {
-		return sinks.Outcome{Verdict: v, Class: c, Reason: a.String()}
+		out := sinks.Outcome{Verdict: v, Class: c, Reason: a.String()}
+		if v == sinks.Unavailable {
+			out.RetryAfter = a.after
+		}
+		return out
 	}
 	switch {
 	case a.kind == "" && (a.status == 200 || a.status == 201):
@@ -172,9 +229,13 @@ type document struct {
 	at       int // of the change in the call
 	change   *cdc.Change
 	table    *table
-	lines    span // of the bulk body
+	routing  string
+	left     bool    // the delete under a routing that the row has left
+	lines    span    // of the bulk body
+	over     *stored // what somebody else wrote, to be replaced
 	outcome  sinks.Outcome
-	strict   bool // refused because the mapping lacks a field
+	unmapped bool // refused by the mapping
+	strict   bool // because it lacks a field
 	prepared int  // the generation of the mapping it was sent against
 }
 

@@ -98,7 +98,7 @@ func TestAnyRowAndAnyKeyMakeWholeBulkLines(t *testing.T) {
 		key, _ := json.Marshal(map[string]string{"name": name})
 		row, _ := json.MarshalIndent(map[string]any{"name": name, "title": title, "n": []any{map[string]any{}}}, "", rapid.SampledFrom([]string{"", " ", "\n"}).Draw(t, "indent"))
 		c := cdc.Change{Op: cdc.OpUpdate, Version: 1 << 42, Key: key, After: row}
-		lines, no := appendChange(nil, &c, "alias", 1<<20)
+		lines, no := appendChange(nil, &c, &table{alias: "alias"}, "", 1<<20)
 		if no != nil {
 			if name != "" && len(name) <= longestID {
 				t.Fatalf("refused: %+v", no)
@@ -225,7 +225,7 @@ func (f *fake) open(t *testing.T) *Sink {
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{server.URL}
 	cfg.Timeout = 300 * time.Millisecond
-	s, err := Open(cfg, func(cdc.TableName) (TableConfig, bool) { return TableConfig{Index: "a"}, true },
+	s, err := Open("search", cfg, func(cdc.TableName) (TableConfig, bool) { return TableConfig{Index: "a"}, true },
 		func(context.Context, cdc.TableName) (cdc.Table, error) { return sinktest.Questions, nil },
 		slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()))
 	if err != nil {
@@ -297,6 +297,30 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 				t.Errorf("got %s with requests of %s documents; want %s with %s\n%+v", got, sizes, c.want, c.sizes, out)
 			}
 		})
+	}
+}
+
+func TestAFullStoreSaysHowLongItWantsToBeLeftAlone(t *testing.T) {
+	full := `{"items":[{"index":{"status":201}},{"index":{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"full"}}}]}`
+	for header, least := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "soon": 0, "-3": 0, time.Now().Add(time.Minute).UTC().Format(http.TimeFormat): 50 * time.Second,
+	} {
+		for status, body := range map[int]string{429: `{"error":{"type":"es_rejected_execution_exception","reason":"full"}}`, 503: "", 200: full} {
+			f := &fake{bulk: func(w http.ResponseWriter, _ []string) {
+				if header != "" {
+					w.Header().Set("Retry-After", header)
+				}
+				w.WriteHeader(status)
+				io.WriteString(w, body)
+			}}
+			out := f.open(t).Apply(t.Context(), eight()[:2])
+			if out[1].Verdict != sinks.Unavailable || out[1].RetryAfter < least || out[1].RetryAfter > least+10*time.Second || least == 0 && out[1].RetryAfter != 0 {
+				t.Errorf("%d with Retry-After %q: %+v; want unavailable for at least %s", status, header, out[1], least)
+			}
+			if status == 200 && (out[0].Verdict != sinks.Applied || out[0].RetryAfter != 0) {
+				t.Errorf("the document that was taken: %+v", out[0])
+			}
+		}
 	}
 }
 

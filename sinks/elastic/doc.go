@@ -7,9 +7,10 @@
 //
 // Readers search an alias. The index behind it, with a strict mapping made from
 // the table, is created with the first change of the table; columns that are added
-// to the table later are added to the mapping.
+// to the table later are added to the mapping. What cannot be added stops the table
+// with one sentence, and Rebuild puts a new index behind the alias.
 //
-// A deleted document's version is remembered for an hour (gc_deletes) and in
-// memory only: after a restart of the node an older change of the row that comes
-// once more would bring the document back.
+// A document that is deleted hard has its version remembered for an hour (gc_deletes)
+// and in memory only: after a restart of the node an older change of the row that comes
+// once more would bring the document back. A tombstone in its place keeps it out.
 package elastic

@@ -9,8 +9,8 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"os"
 	"sync"
+	"time"
 
 	"github.com/elastic/go-elasticsearch/v8"
 	"github.com/elastic/go-elasticsearch/v8/esapi"
@@ -22,41 +22,34 @@ import (
 
 // Sink is one Elasticsearch cluster. It is safe for concurrent use.
 type Sink struct {
-	config    Config
-	client    *elasticsearch.BaseClient
-	transport *http.Transport
-	lookup    func(cdc.TableName) (TableConfig, bool)
-	describe  func(context.Context, cdc.TableName) (cdc.Table, error)
-	log       *slog.Logger
-	metrics   *Metrics
+	name     string
+	config   Config
+	client   *elasticsearch.BaseClient
+	access   *access
+	lookup   func(cdc.TableName) (TableConfig, bool)
+	describe func(context.Context, cdc.TableName) (cdc.Table, error)
+	log      *slog.Logger
+	metrics  *Metrics
 
 	mu     sync.Mutex
 	tables map[cdc.TableName]*table // nil for a table that is not for this sink
 }
 
-// Open makes a sink of the cluster at cfg.Addresses. It does not talk to it yet:
+// Open makes the sink of that name, of the cluster at cfg.Addresses. It does not talk to it yet:
 // a cluster that is down makes changes wait, not a process die.
 //
 // tables says where the rows of a table go, if anywhere. describe gives the
 // present shape of a table, from which its index is made; its error wraps
 // cdc.ErrNoTable when the table is gone.
-func Open(cfg Config, tables func(cdc.TableName) (TableConfig, bool), describe func(context.Context, cdc.TableName) (cdc.Table, error), log *slog.Logger, metrics *Metrics) (*Sink, error) {
-	var ca []byte
-	if cfg.CAFile != "" {
-		var err error
-		if ca, err = os.ReadFile(cfg.CAFile); err != nil {
-			return nil, fmt.Errorf("ca_file: %w", err)
-		}
+func Open(name string, cfg Config, tables func(cdc.TableName) (TableConfig, bool), describe func(context.Context, cdc.TableName) (cdc.Table, error), log *slog.Logger, metrics *Metrics) (*Sink, error) {
+	access, err := openAccess(cfg, log)
+	if err != nil {
+		return nil, fmt.Errorf("open Elasticsearch: %w", err)
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = 64 // partitions write side by side
 	client, err := elasticsearch.NewBaseClient(elasticsearch.Config{
 		Addresses: cfg.Addresses,
-		Username:  cfg.Username,
-		Password:  cfg.Password.Reveal(),
-		APIKey:    cfg.APIKey.Reveal(),
-		CACert:    ca,
-		Transport: transport,
+		CloudID:   cfg.CloudID,
+		Transport: access,
 		// The worker holds and tries again, in one place and with a breaker.
 		DisableRetry: true,
 		// One client for Elasticsearch 8 and 9.
@@ -67,18 +60,18 @@ func Open(cfg Config, tables func(cdc.TableName) (TableConfig, bool), describe f
 		return nil, fmt.Errorf("open Elasticsearch: %w", err)
 	}
 	return &Sink{
-		config: cfg, client: client, transport: transport, lookup: tables, describe: describe,
+		name: name, config: cfg, client: client, access: access, lookup: tables, describe: describe,
 		log: log, metrics: metrics, tables: make(map[cdc.TableName]*table),
 	}, nil
 }
 
 // Close gives the connections back.
-func (s *Sink) Close() { s.transport.CloseIdleConnections() }
+func (s *Sink) Close() { s.access.close() }
 
 // Apply writes the changes with as few bulk requests as their size allows.
 func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome {
 	outcomes := make([]sinks.Outcome, len(changes))
-	unready := make(map[*table]*sinks.Outcome)
+	places := s.places(ctx, changes, outcomes)
 	size := 0
 	for i := range changes {
 		size += len(changes[i].After) + 256
@@ -87,22 +80,15 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	docs := make([]*document, 0, len(changes))
 	var unsent []*document // too large to try
 	for i := range changes {
-		c := &changes[i]
-		t := s.table(c.Table)
+		c, p := &changes[i], &places[i]
+		t := p.table
 		if t == nil {
-			outcomes[i] = sinks.Outcome{Verdict: sinks.Filtered}
-			continue
-		}
-		no, asked := unready[t]
-		if !asked {
-			no = s.ready(ctx, t)
-			unready[t] = no
+			continue // answered already
 		}
 		from := len(body)
-		if no == nil {
-			body, no = appendChange(body, c, t.alias, s.config.MaxDocumentBytes)
-		}
-		d := &document{at: i, change: c, table: t, lines: span{from, len(body)}}
+		var no *sinks.Outcome
+		body, no = appendChange(body, c, t, p.routing, s.config.MaxDocumentBytes)
+		d := &document{at: i, change: c, table: t, routing: p.routing, lines: span{from, len(body)}}
 		switch {
 		case no == nil:
 			docs = append(docs, d)
@@ -111,43 +97,119 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 			unsent = append(unsent, d)
 		default:
 			outcomes[i] = *no
+			continue
+		}
+		for _, routing := range p.left {
+			from := len(body)
+			gone := &cdc.Change{Table: c.Table, Op: cdc.OpDelete, Version: c.Version - 1, Key: c.Key}
+			body = appendLeft(body, gone, t, routing)
+			docs = append(docs, &document{at: i, change: gone, table: t, routing: routing, left: true, lines: span{from, len(body)}})
 		}
 	}
 	s.send(ctx, body, docs)
 	s.send(ctx, body, s.widen(ctx, docs))
 	docs = append(docs, unsent...)
-	s.overtaken(ctx, docs)
+	s.overtaken(ctx, body, docs)
 	for _, d := range docs {
-		outcomes[d.at] = d.outcome
+		if !d.left {
+			outcomes[d.at] = d.outcome
+		}
+	}
+	for _, d := range docs {
+		// A row that is not gone from where it was is not where it should be alone.
+		if v := d.outcome.Verdict; d.left && (v == sinks.Unavailable || v == sinks.Transient) && outcomes[d.at].Verdict != sinks.Unavailable {
+			outcomes[d.at] = d.outcome
+		}
 	}
 	return outcomes
+}
+
+// places finds where each change goes. A change without a place, and so without a
+// table, has its outcome.
+func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sinks.Outcome) []place {
+	places := make([]place, len(changes))
+	unready := make(map[*table]*sinks.Outcome)
+	asked := make(map[*table]map[string]*place)
+	for i := range changes {
+		c := &changes[i]
+		t := s.table(c.Table)
+		if t == nil {
+			outcomes[i] = sinks.Outcome{Verdict: sinks.Filtered}
+			continue
+		}
+		no, known := unready[t]
+		if !known {
+			no = s.ready(ctx, t)
+			unready[t] = no
+		}
+		if no == nil {
+			places[i], no = t.config.place(c)
+		}
+		if no != nil {
+			outcomes[i] = *no
+			continue
+		}
+		p := &places[i]
+		p.table = t
+		if p.asked {
+			if asked[t] == nil {
+				asked[t] = make(map[string]*place)
+			}
+			id, _ := cdc.KeyText(c.Key) // a key that makes no id is refused later
+			asked[t][id] = p
+		}
+	}
+	lost := make(map[*table]error)
+	for t, of := range asked {
+		lost[t] = s.find(ctx, t, of)
+	}
+	for i := range places {
+		p := &places[i]
+		if p.table == nil || !p.asked {
+			continue
+		}
+		if err := lost[p.table]; err != nil {
+			p.table, outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Unavailable, Reason: "ask where the row is: " + err.Error()}
+		} else if changes[i].Op == cdc.OpDelete && p.routing == "" {
+			p.table, outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Applied} // it is nowhere
+		}
+	}
+	return places
 }
 
 // send writes docs and notes their outcomes.
 func (s *Sink) send(ctx context.Context, body []byte, docs []*document) {
 	for len(docs) > 0 {
 		n := pack(docs, s.config.BulkDocs, s.config.BulkBytes)
-		if reason := s.bulk(ctx, body, docs[:n]); reason != "" {
+		if no := s.bulk(ctx, body, docs[:n]); no != nil {
 			// Whoever does not answer one request will not answer the next.
-			unavailable(docs, reason)
+			all(docs, *no)
 			return
 		}
 		docs = docs[n:]
 	}
 }
 
-func unavailable(docs []*document, reason string) {
+func all(docs []*document, out sinks.Outcome) {
 	for _, d := range docs {
-		d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: reason}
+		d.outcome = out
 	}
 }
 
+// away is the outcome of what got no answer, or none that counts.
+func away(doing string, res response, err error) *sinks.Outcome {
+	if err != nil {
+		return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
+	}
+	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: fmt.Sprintf("%s: %s", doing, res.answer), RetryAfter: res.after}
+}
+
 // bulk sends one request and notes the outcome of each document. When the request
-// as a whole was not answered it returns why, and notes nothing.
-func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason string) {
+// as a whole was not answered it returns that, and notes nothing.
+func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) *sinks.Outcome {
 	for _, d := range docs {
 		d.prepared = d.table.generation()
-		d.strict = false
+		d.strict, d.unmapped = false, false
 	}
 	part := join(body, docs)
 	alias := true
@@ -157,37 +219,37 @@ func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason 
 		FilterPath:   []string{"items.*.status", "items.*.error", "items.delete._index", "error", "status"},
 	})
 	s.metrics.count(res.status, len(part))
-	if err != nil {
-		return err.Error()
-	}
 	switch {
+	case err != nil:
+		return away("", res, err)
 	case res.status == http.StatusOK:
 	case len(docs) > 1 && (res.status == http.StatusBadRequest || res.status == http.StatusRequestEntityTooLarge):
 		// Too much at once, or one document that spoils the request: halve it until
 		// it shows which.
 		half := len(docs) / 2
-		if reason = s.bulk(ctx, body, docs[:half]); reason != "" {
-			return reason
+		if no := s.bulk(ctx, body, docs[:half]); no != nil {
+			return no
 		}
-		if reason = s.bulk(ctx, body, docs[half:]); reason != "" {
-			unavailable(docs[half:], reason)
-			// The first half has its answers.
+		if no := s.bulk(ctx, body, docs[half:]); no != nil {
+			all(docs[half:], *no) // the first half has its answers
 		}
-		return ""
+		return nil
 	case res.status == http.StatusRequestEntityTooLarge, res.status == http.StatusBadRequest && res.kind != "":
 		docs[0].outcome = classify(docs[0].change.Op, docs[0].change.Version, res.answer)
-		return ""
+		return nil
 	default:
-		return fmt.Sprintf("bulk request: %s", res.answer)
+		return away("bulk request", res, nil)
 	}
 	answers := readBulk(res.body)
 	if len(answers) != len(docs) {
-		return fmt.Sprintf("bulk request: %d answers to %d documents", len(answers), len(docs))
+		return away(fmt.Sprintf("bulk request: %d answers to %d documents", len(answers), len(docs)), res, nil)
 	}
 	for i, d := range docs {
 		a := answers[i]
+		a.after = res.after
 		d.outcome = classify(d.change.Op, d.change.Version, a)
 		d.strict = a.kind == kindStrict
+		d.unmapped = d.outcome.Verdict == sinks.Poison && d.outcome.Class == sinks.ClassMapping
 		switch {
 		case a.kind == kindNoIndex:
 			d.table.forget()
@@ -198,11 +260,12 @@ func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) (reason 
 			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: "the alias " + d.table.alias + " has become an index"}
 		}
 	}
-	return ""
+	return nil
 }
 
-// widen adds to the mapping the columns that tables got since it was made, and
-// returns the documents that were refused for want of them.
+// widen looks at the tables of documents that a mapping has refused. It adds the
+// columns that they got since, and returns the documents that were refused for want
+// of them. Those of a table which the index does not fit any more have to wait.
 func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 	type look struct {
 		wider bool
@@ -211,7 +274,7 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 	looks := make(map[*table]look)
 	var again []*document
 	for _, d := range docs {
-		if !d.strict {
+		if !d.unmapped {
 			continue
 		}
 		l, looked := looks[d.table]
@@ -219,7 +282,15 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 			l.wider, l.err = s.extend(ctx, d.table, d.prepared)
 			looks[d.table] = l
 		}
+		var misfit *outgrown
 		switch {
+		case errors.As(l.err, &misfit):
+			d.table.forget() // until the index is rebuilt
+			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: misfit.Error()}
+		case !d.strict && l.wider:
+			again = append(again, d)
+		case !d.strict:
+			// Its value is refused by a field that is as it should be.
 		case errors.Is(l.err, cdc.ErrNoTable):
 			d.outcome.Verdict = sinks.Transient
 		case l.err != nil:
@@ -238,55 +309,6 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 // longer has.
 func (d *document) outdated() bool {
 	return d.outcome.Verdict == sinks.Transient && d.outcome.Class == sinks.ClassMapping
-}
-
-// overtaken looks at what is refused for good: Elasticsearch reads a document
-// before it compares versions, so it refuses an old state that nobody needs any
-// more in the same words as a new one. Such a change is stale, not poison; without
-// this the letter of a row that was mended could never be closed by a replay.
-func (s *Sink) overtaken(ctx context.Context, docs []*document) {
-	body := []byte(`{"docs":[`)
-	var refused []*document
-	for _, d := range docs {
-		if d.outcome.Verdict != sinks.Poison && !d.outdated() {
-			continue
-		}
-		id, err := cdc.KeyText(d.change.Key)
-		if err != nil {
-			continue
-		}
-		if len(refused) > 0 {
-			body = append(body, ',')
-		}
-		body = append(body, `{"_index":`...)
-		body = cdc.AppendString(body, d.table.alias)
-		body = append(body, `,"_id":`...)
-		body = cdc.AppendString(body, id)
-		body = append(body, `,"_source":false}`...)
-		refused = append(refused, d)
-	}
-	if len(refused) == 0 {
-		return
-	}
-	res, err := s.do(ctx, esapi.MgetRequest{Body: bytes.NewReader(append(body, "]}"...))})
-	found := gjson.GetBytes(res.body, "docs").Array()
-	switch {
-	case err != nil:
-		unavailable(refused, err.Error())
-		return
-	case res.status != http.StatusOK || len(found) != len(refused):
-		unavailable(refused, fmt.Sprintf("ask for the versions of %d documents: %s", len(refused), res.answer))
-		return
-	}
-	for i, d := range refused {
-		switch has := cdc.Version(found[i].Get("_version").Uint()); {
-		case !found[i].Get("found").Bool() || has < d.change.Version:
-		case has == d.change.Version:
-			d.outcome = sinks.Outcome{Verdict: sinks.Duplicate}
-		default:
-			d.outcome = sinks.Outcome{Verdict: sinks.Stale}
-		}
-	}
 }
 
 // Probe asks the cluster for its version, and whether it takes what is configured.
@@ -360,7 +382,7 @@ func (s *Sink) do(ctx context.Context, req esapi.Request) (response, error) {
 		return response{}, fmt.Errorf("ask Elasticsearch: %w", err)
 	}
 	defer res.Body.Close()
-	out := response{answer: answer{status: res.StatusCode}}
+	out := response{answer: answer{status: res.StatusCode, after: retryAfter(res.Header.Get("Retry-After"), time.Now())}}
 	if out.body, err = io.ReadAll(res.Body); err != nil {
 		return out, fmt.Errorf("read Elasticsearch's answer: %w", err)
 	}

@@ -48,7 +48,7 @@ func openStore(t *testing.T, change func(*Config)) *store {
 		t.Fatal(err)
 	}
 	var err error
-	s.Sink, err = Open(cfg, func(n cdc.TableName) (TableConfig, bool) {
+	s.Sink, err = Open("search", cfg, func(n cdc.TableName) (TableConfig, bool) {
 		return TableConfig{Index: s.prefix + "_{db}_{table}"}, n.DB == "sinktest"
 	}, func(_ context.Context, n cdc.TableName) (cdc.Table, error) {
 		table, ok := s.tables[n]
@@ -110,6 +110,9 @@ func (s *store) Read(t testing.TB, table cdc.TableName, key []byte) (map[string]
 	if status == http.StatusNotFound {
 		return nil, 0, false
 	}
+	if doc.Get("_source." + guardField + ".deleted").Bool() {
+		return nil, 0, false
+	}
 	if status != http.StatusOK {
 		t.Fatalf("read %s: %d %s", key, status, doc.Raw)
 	}
@@ -142,6 +145,12 @@ func (s *store) Poison(_ testing.TB, id int, version cdc.Version) cdc.Change {
 
 func TestElasticIsASink(t *testing.T) {
 	sinktest.Run(t, func(t *testing.T) sinktest.Store { return openStore(t, nil) })
+}
+
+func TestElasticWithTombstonesIsASink(t *testing.T) {
+	sinktest.Run(t, func(t *testing.T) sinktest.Store {
+		return openStore(t, func(c *Config) { c.Deletes = Tombstone })
+	})
 }
 
 func verdictOf(t *testing.T, s *store, c cdc.Change) sinks.Outcome {
@@ -320,7 +329,7 @@ func TestAnIndexDeletedUnderTheSinkIsMadeAgain(t *testing.T) {
 func TestWhatCannotHoldRowsUnderAGuardIsRefusedWithASentence(t *testing.T) {
 	for _, c := range []struct{ claim, path, body, sentence string }{
 		{"a concrete index", "/NAME", `{}`, "not an alias"},
-		{"a pipeline", "/NAME-000001", `{"aliases":{"NAME":{}},"settings":{"index.default_pipeline":"p"}}`, "pipeline p"},
+		{"a pipeline that is not there", "/NAME-000001", `{"aliases":{"NAME":{}},"settings":{"index.default_pipeline":"nobody"}}`, "ingest pipeline nobody, which is not there"},
 		{"a second index", "/NAME-000002", `{"aliases":{"NAME":{}}}`, "covers 2 indices"},
 		{"a closed door", "/NAME-000001", `{"aliases":{"NAME":{"is_write_index":false}}}`, "is_write_index"},
 		{"a routing", "/NAME-000001", `{"aliases":{"NAME":{"routing":"1"}}}`, "routing"},

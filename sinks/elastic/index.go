@@ -2,16 +2,20 @@ package elastic
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
+	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
 	"lockstep/sinks"
@@ -22,9 +26,13 @@ type table struct {
 	name   cdc.TableName
 	config TableConfig
 	alias  string
-	wrong  error // why the table can never be written with this configuration
+	// tombstones says that a deleted row leaves a document behind.
+	tombstones bool
+	wrong      error // why the table can never be written with this configuration
 
 	work sync.Mutex // one look at the index at a time
+
+	foreign atomic.Bool // the log has told of a document that somebody else wrote
 
 	mu       sync.Mutex
 	prepared bool
@@ -57,7 +65,7 @@ func (s *Sink) table(name cdc.TableName) *table {
 		s.tables[name] = nil
 		return nil
 	}
-	t := &table{name: name, config: config}
+	t := &table{name: name, config: config, tombstones: cmp.Or(config.Deletes, s.config.Deletes) == Tombstone}
 	if t.alias, t.wrong = config.Alias(name); t.wrong == nil {
 		for _, other := range s.tables {
 			if other != nil && other.alias == t.alias {
@@ -93,16 +101,12 @@ func (s *Sink) ready(ctx context.Context, t *table) *sinks.Outcome {
 	if err == nil {
 		err = s.prepare(ctx, t)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	s.say(t, err)
 	if err == nil {
+		t.mu.Lock()
 		t.prepared = true
-		t.said = ""
+		t.mu.Unlock()
 		return nil
-	}
-	if text := err.Error(); text != t.said {
-		t.said = text
-		s.log.Error("index is not ready", "table", t.name.String(), "index", t.alias, "error", err)
 	}
 	if errors.Is(err, cdc.ErrNoTable) {
 		// The barrier of its DROP stands behind the change and makes it void.
@@ -111,18 +115,48 @@ func (s *Sink) ready(ctx context.Context, t *table) *sinks.Outcome {
 	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
 }
 
+// say puts the trouble with a table's index into the log, once while it lasts.
+func (s *Sink) say(t *table, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != t.said {
+		s.log.Error("index is not ready", "table", t.name.String(), "index", t.alias, "error", err)
+	}
+	t.said = text
+}
+
 // prepare creates the index behind the alias, or adds the columns that it lacks.
 func (s *Sink) prepare(ctx context.Context, t *table) error {
 	index, err := s.look(ctx, t)
 	if err != nil {
 		return err
 	}
+	if index != nil {
+		if err := s.examine(ctx, t, index); err != nil {
+			return err
+		}
+		if err := s.hide(ctx, t, index); err != nil {
+			return err
+		}
+	}
 	shape, describeErr := s.describe(ctx, t.name)
+	if describeErr == nil {
+		if err := t.config.CheckTable(shape); err != nil {
+			return err
+		}
+	}
 	if index != nil {
 		if describeErr != nil {
 			// The stream carries on without the source, whose rows mostly fit.
 			s.log.Warn("mapping not compared with the table", "table", t.name.String(), "index", t.alias, "error", describeErr)
 			return nil
+		}
+		if err := s.refit(ctx, t, index, shape); err != nil {
+			return err
 		}
 		_, err = s.add(ctx, t, index, shape)
 		return err
@@ -130,14 +164,47 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 	if describeErr != nil {
 		return fmt.Errorf("make an index for %s: %w", t.name, describeErr)
 	}
-	if err := CheckTable(shape); err != nil {
-		return err
-	}
 	return s.create(ctx, t, shape)
 }
 
+// fits refuses an index whose fields are not of the types that the table needs.
+func (s *Sink) fits(t *table, index *index, shape cdc.Table) error {
+	if routed := index.Mappings.Meta.Lockstep.Routing; routed != t.config.Routing || index.Mappings.Routing.Required != (routed != "") {
+		return fmt.Errorf("the documents of index %s are routed by %s, and those of %s are to be routed by %s; run: lockstep rebuild %s --table %s, or put tables[].elastic.routing back as it was",
+			index.name, cmp.Or(routed, "_id"), t.name, cmp.Or(t.config.Routing, "_id"), s.name, t.name)
+	}
+	if found := misfits(index.Mappings.Properties, shape, t.config.Mapping); len(found) > 0 {
+		return &outgrown{index: index.name, sink: s.name, table: t.name, misfits: found}
+	}
+	return nil
+}
+
+// refit gives the fields that are configured anew their mapping, and refuses what
+// Elasticsearch cannot change.
+func (s *Sink) refit(ctx context.Context, t *table, index *index, shape cdc.Table) error {
+	if err := s.fits(t, index, shape); err != nil {
+		return err
+	}
+	fields := refitted(index.Mappings.Properties, shape, t.config.Mapping)
+	if len(fields) == 0 {
+		return nil
+	}
+	res, err := s.put(ctx, func(body []byte) esapi.Request {
+		return esapi.IndicesPutMappingRequest{Index: []string{index.name}, Body: bytes.NewReader(body)}
+	}, map[string]any{"properties": fields})
+	switch {
+	case err == nil:
+		return nil
+	case res.status == http.StatusBadRequest:
+		return fmt.Errorf("the index %s cannot take the mapping that is configured for %s (%s); run: lockstep rebuild %s --table %s, or put tables[].elastic.mapping back as it was",
+			index.name, t.name, res.reason, s.name, t.name)
+	}
+	return fmt.Errorf("change the mapping of %s: %w", index.name, err)
+}
+
 // extend adds the columns that the table got since the given generation of the
-// mapping, and reports whether the mapping is wider now.
+// mapping, and reports whether the mapping is wider now. Its error says so when a
+// field does not fit its column any more.
 func (s *Sink) extend(ctx context.Context, t *table, generation int) (bool, error) {
 	t.work.Lock()
 	defer t.work.Unlock()
@@ -155,6 +222,9 @@ func (s *Sink) extend(ctx context.Context, t *table, generation int) (bool, erro
 	if index == nil {
 		return false, fmt.Errorf("the alias %s has vanished", t.alias)
 	}
+	if err := s.refit(ctx, t, index, shape); err != nil {
+		return false, err
+	}
 	return s.add(ctx, t, index, shape)
 }
 
@@ -162,19 +232,56 @@ func (s *Sink) extend(ctx context.Context, t *table, generation int) (bool, erro
 type index struct {
 	name    string
 	Aliases map[string]struct {
-		Routing      string `json:"index_routing"`
-		IsWriteIndex *bool  `json:"is_write_index"`
+		Filter       json.RawMessage `json:"filter"`
+		Routing      string          `json:"index_routing"`
+		IsWriteIndex *bool           `json:"is_write_index"`
 	} `json:"aliases"`
 	Mappings struct {
+		Routing struct {
+			Required bool `json:"required"`
+		} `json:"_routing"`
+		Meta struct {
+			Lockstep struct {
+				Routing string `json:"routing"`
+			} `json:"lockstep"`
+		} `json:"_meta"`
 		Properties map[string]json.RawMessage `json:"properties"`
 	} `json:"mappings"`
 	Settings struct {
 		Index struct {
 			DefaultPipeline string `json:"default_pipeline"`
 			FinalPipeline   string `json:"final_pipeline"`
+			Closed          string `json:"verified_before_close"`
+			Blocks          struct {
+				Write               string `json:"write"`
+				ReadOnly            string `json:"read_only"`
+				ReadOnlyAllowDelete string `json:"read_only_allow_delete"`
+			} `json:"blocks"`
 		} `json:"index"`
 	} `json:"settings"`
 	DataStream string `json:"data_stream"`
+}
+
+// knowsTombstones reports whether the mapping has the fields of a tombstone.
+func (i *index) knowsTombstones() bool {
+	return gjson.GetBytes(i.Mappings.Properties[guardField], "properties.deleted").Exists()
+}
+
+// pipelines are the ingest pipelines that every document of the index goes through.
+func (i *index) pipelines() []string {
+	return slices.DeleteFunc([]string{i.Settings.Index.DefaultPipeline, i.Settings.Index.FinalPipeline},
+		func(p string) bool { return p == "" || p == "_none" })
+}
+
+// filtered reports whether the alias hides tombstones.
+func (i *index) filtered(alias string) bool {
+	var is any
+	if json.Unmarshal(i.Aliases[alias].Filter, &is) != nil {
+		return false
+	}
+	was, err := json.Marshal(is)
+	wanted, _ := json.Marshal(filter)
+	return err == nil && bytes.Equal(was, wanted)
 }
 
 // look finds the index behind the alias; nil when there is none. It refuses what
@@ -194,30 +301,104 @@ func (s *Sink) look(ctx context.Context, t *table) (*index, error) {
 	if err := json.Unmarshal(res.body, &found); err != nil {
 		return nil, fmt.Errorf("look at index %s: %w", t.alias, err)
 	}
+	names := slices.Sorted(maps.Keys(found))
+	for _, name := range names {
+		if found[name].DataStream != "" {
+			return nil, fmt.Errorf("%s is a data stream, which takes no versions; give the table another name in tables[].elastic.index, or delete it", t.alias)
+		}
+	}
 	if len(found) != 1 {
-		return nil, fmt.Errorf("%s covers %d indices, but a version guards only inside one; let the alias point to one index", t.alias, len(found))
+		return nil, fmt.Errorf("the alias %s covers %d indices (%s), but a version guards only inside one; let it point to one", t.alias, len(found), strings.Join(names, ", "))
 	}
-	var one *index
-	for name, i := range found {
-		one = i
-		one.name = name
-	}
+	one := found[names[0]]
+	one.name = names[0]
 	alias, isAlias := one.Aliases[t.alias]
-	pipelines := slices.DeleteFunc([]string{one.Settings.Index.DefaultPipeline, one.Settings.Index.FinalPipeline},
-		func(p string) bool { return p == "" || p == "_none" })
 	switch {
-	case one.DataStream != "":
-		return nil, fmt.Errorf("%s is a data stream, which takes no versions; use another name or delete it", t.alias)
 	case !isAlias:
 		return nil, fmt.Errorf("%s is an index, not an alias; rename or delete it, and an index %s-000001 behind an alias will be made", t.alias, t.alias)
 	case alias.IsWriteIndex != nil && !*alias.IsWriteIndex:
 		return nil, fmt.Errorf("the alias %s forbids writing to its only index %s; set is_write_index", t.alias, one.name)
 	case alias.Routing != "":
-		return nil, fmt.Errorf("the alias %s has a routing, under which an id is not unique; take it off", t.alias)
-	case len(pipelines) > 0:
-		return nil, fmt.Errorf("the index %s runs the ingest pipeline %s, which may change or drop rows; set index.default_pipeline and index.final_pipeline to _none", one.name, strings.Join(pipelines, " and "))
+		return nil, fmt.Errorf("the alias %s has a routing of its own, so that a document would not be found by its id alone; remove it", t.alias)
 	}
 	return one, nil
+}
+
+// examine refuses an index that takes no rows, or has rows that nobody known has
+// written, and warns of what may change them.
+func (s *Sink) examine(ctx context.Context, t *table, index *index) error {
+	blocks := index.Settings.Index.Blocks
+	switch {
+	case index.Settings.Index.Closed == "true":
+		return fmt.Errorf("the index %s is closed; open it: POST /%s/_open", index.name, index.name)
+	case blocks.ReadOnly == "true" || blocks.ReadOnlyAllowDelete == "true":
+		return fmt.Errorf("the index %s is read-only, as an index becomes when the disk is full; make room, then PUT /%s/_settings {\"index.blocks.read_only\": null, \"index.blocks.read_only_allow_delete\": null}", index.name, index.name)
+	case blocks.Write == "true":
+		return fmt.Errorf("the index %s takes no writes (index.blocks.write), as at the end of a rebuild; if none is running, run lockstep rebuild %s --table %s once more, or set it to null", index.name, s.name, t.name)
+	}
+	for _, p := range index.pipelines() {
+		res, err := s.do(ctx, esapi.IngestGetPipelineRequest{PipelineID: p})
+		switch {
+		case err != nil:
+			return err
+		case res.status == http.StatusNotFound:
+			return fmt.Errorf("the index %s sends its documents through an ingest pipeline %s, which is not there, so that it would refuse every row; make the pipeline, or set index.default_pipeline and index.final_pipeline to _none", index.name, p)
+		}
+		s.log.Warn("an ingest pipeline may change or drop what is written, and then the index is not what the table says", "table", t.name.String(), "index", index.name, "pipeline", p)
+	}
+	if _, ok := index.Mappings.Properties[guardField]; !ok {
+		n, err := s.count(ctx, index.name, nil)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			return fmt.Errorf("the index %s has %d documents and no field %s, so Lockstep did not write them; give the table another name in tables[].elastic.index, or delete the index", index.name, n, guardField)
+		}
+	}
+	return nil
+}
+
+// count is the number of documents of an index that match a query, of all when it
+// is nil.
+func (s *Sink) count(ctx context.Context, index string, query any) (int64, error) {
+	res, err := s.do(ctx, esapi.IndicesRefreshRequest{Index: []string{index}})
+	if err := s.good(res, err, "refresh "+index); err != nil {
+		return 0, err
+	}
+	req := esapi.CountRequest{Index: []string{index}}
+	if query != nil {
+		body, err := json.Marshal(map[string]any{"query": query})
+		if err != nil {
+			return 0, err
+		}
+		req.Body = bytes.NewReader(body)
+	}
+	res, err = s.do(ctx, req)
+	return gjson.GetBytes(res.body, "count").Int(), s.good(res, err, "count the documents of "+index)
+}
+
+// hide gives the alias of a table with tombstones the filter that hides them. It
+// stays when the table goes back to hard deletes, as old tombstones do.
+func (s *Sink) hide(ctx context.Context, t *table, index *index) error {
+	if !t.tombstones || index.filtered(t.alias) {
+		return nil
+	}
+	if own := index.Aliases[t.alias].Filter; own != nil {
+		return fmt.Errorf("the alias %s has a filter of its own (%s), where deletes: tombstone needs one; put yours on an alias of another name", t.alias, own)
+	}
+	_, err := s.add(ctx, t, index, cdc.Table{}) // the filter's field comes first
+	if err != nil {
+		return err
+	}
+	action := aliasBody(true)
+	action["index"], action["alias"] = index.name, t.alias
+	if _, err := s.put(ctx, func(body []byte) esapi.Request {
+		return esapi.IndicesUpdateAliasesRequest{Body: bytes.NewReader(body)}
+	}, map[string]any{"actions": []any{map[string]any{"add": action}}}); err != nil {
+		return fmt.Errorf("hide tombstones from the alias %s: %w", t.alias, err)
+	}
+	s.log.Info("the alias hides tombstones from now on", "table", t.name.String(), "alias", t.alias)
+	return nil
 }
 
 // add puts the mapping of the columns that the index lacks.
@@ -230,7 +411,7 @@ func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table)
 		fields := properties(shape, t.config.Mapping, unsignedLong)
 		names = nil
 		for name := range fields {
-			if _, ok := index.Mappings.Properties[name]; ok {
+			if _, ok := index.Mappings.Properties[name]; ok && (name != guardField || index.knowsTombstones()) {
 				delete(fields, name)
 			} else {
 				names = append(names, name)
@@ -251,6 +432,12 @@ func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table)
 	t.mu.Lock()
 	t.widened++
 	t.mu.Unlock()
+	if index.Mappings.Properties == nil {
+		index.Mappings.Properties = make(map[string]json.RawMessage)
+	}
+	for _, name := range names {
+		index.Mappings.Properties[name], _ = json.Marshal(properties(shape, t.config.Mapping, true)[name])
+	}
 	s.metrics.mappings.Inc()
 	s.log.Info("columns added to the mapping", "table", t.name.String(), "index", index.name, "columns", names)
 	return true, nil
@@ -260,7 +447,7 @@ func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table)
 func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
 	name := t.alias + "-000001"
 	res, err := s.twice(ctx, func(unsignedLong bool) map[string]any {
-		return indexBody(shape, t.alias, t.config, s.config, unsignedLong)
+		return indexBody(t, shape, s.config, unsignedLong)
 	}, func(body []byte) esapi.Request {
 		return esapi.IndicesCreateRequest{Index: name, Body: bytes.NewReader(body)}
 	})
@@ -303,4 +490,23 @@ func (s *Sink) put(ctx context.Context, request func([]byte) esapi.Request, body
 		err = errors.New(res.answer.String())
 	}
 	return res, err
+}
+
+// survey looks at a table's index and changes nothing; nil when there is none yet.
+func (s *Sink) survey(ctx context.Context, t *table) (*index, error) {
+	if t.wrong != nil {
+		return nil, t.wrong
+	}
+	index, err := s.look(ctx, t)
+	if err != nil || index == nil {
+		return nil, err
+	}
+	if err := s.examine(ctx, t, index); err != nil {
+		return index, err
+	}
+	shape, err := s.describe(ctx, t.name)
+	if err != nil {
+		return index, nil // whoever reads the source says so
+	}
+	return index, s.fits(t, index, shape)
 }

@@ -56,11 +56,35 @@ func aliasOf(template, db, table string) (string, error) {
 	return name, nil
 }
 
+// guardMapping is the mapping of the guard's field: the version, and of a tombstone
+// that it is one and when it was written.
+var guardMapping = map[string]any{"properties": map[string]any{
+	"v":       map[string]any{"type": "long"},
+	"deleted": map[string]any{"type": "boolean"},
+	"at":      map[string]any{"type": "date", "format": "epoch_millis"},
+}}
+
+// hidden is the query of tombstones; the filter of the alias is that nothing is one.
+var (
+	hidden = map[string]any{"term": map[string]any{guardField + ".deleted": true}}
+	filter = map[string]any{"bool": map[string]any{"must_not": hidden}}
+)
+
+// aliasBody is the alias of a table: the one index behind it takes the writes, and
+// where there are tombstones searches do not see them.
+func aliasBody(tombstones bool) map[string]any {
+	body := map[string]any{"is_write_index": true}
+	if tombstones {
+		body["filter"] = filter
+	}
+	return body
+}
+
 // properties makes the field mappings of a table. Small builds of Elasticsearch
 // lack the type unsigned_long and must do without.
 func properties(t cdc.Table, override map[string]any, unsignedLong bool) map[string]any {
 	fields := map[string]any{
-		guardField: map[string]any{"properties": map[string]any{"v": map[string]any{"type": "long"}}},
+		guardField: guardMapping,
 	}
 	for _, c := range t.Columns {
 		if m, ok := override[c.Name]; ok {
@@ -110,24 +134,30 @@ func field(kind cdc.Kind, unsignedLong bool) map[string]any {
 }
 
 // indexBody is the request that creates the index of a table behind its alias.
-func indexBody(t cdc.Table, alias string, tc TableConfig, cfg Config, unsignedLong bool) map[string]any {
+func indexBody(t *table, shape cdc.Table, cfg Config, unsignedLong bool) map[string]any {
 	shards := cfg.Shards
-	if tc.Shards > 0 {
-		shards = tc.Shards
+	if t.config.Shards > 0 {
+		shards = t.config.Shards
+	}
+	mappings := map[string]any{
+		"dynamic":    "strict",
+		"properties": properties(shape, t.config.Mapping, unsignedLong),
+	}
+	if t.config.Routing != "" {
+		// A write or a GET that forgets the routing is refused and does not miss.
+		mappings["_routing"] = map[string]any{"required": true}
+		mappings["_meta"] = map[string]any{"lockstep": map[string]any{"routing": t.config.Routing}}
 	}
 	return map[string]any{
-		"aliases": map[string]any{alias: map[string]any{"is_write_index": true}},
+		"aliases": map[string]any{t.alias: aliasBody(t.tombstones)},
 		"settings": map[string]any{"index": map[string]any{
 			"number_of_shards":   shards,
 			"number_of_replicas": cfg.Replicas,
 			"refresh_interval":   fmt.Sprintf("%dms", cfg.RefreshInterval.Milliseconds()),
 			// How long the version of a deleted document is remembered.
 			"gc_deletes": "1h",
-			"mapping":    map[string]any{"total_fields": map[string]any{"limit": max(1000, 2*len(t.Columns)+16)}},
+			"mapping":    map[string]any{"total_fields": map[string]any{"limit": max(1000, 2*len(shape.Columns)+16)}},
 		}},
-		"mappings": map[string]any{
-			"dynamic":    "strict",
-			"properties": properties(t, tc.Mapping, unsignedLong),
-		},
+		"mappings": mappings,
 	}
 }

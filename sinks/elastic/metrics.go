@@ -11,6 +11,8 @@ type Metrics struct {
 	requests *prometheus.CounterVec
 	bytes    prometheus.Counter
 	mappings prometheus.Counter
+	outlived prometheus.Counter
+	foreign  prometheus.Counter
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -29,10 +31,18 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Indices created and columns added to the mapping of an index.",
 		}),
 	}
+	m.outlived = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lockstep_elastic_tombstones_removed_total",
+		Help: "Tombstones removed because they were older than tombstone_keep.",
+	})
+	m.foreign = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "lockstep_elastic_foreign_writes_total",
+		Help: "Changes that met a document which somebody else had written: its _version is not its _lockstep.v.",
+	})
 	for _, answer := range []string{"none", "2xx", "4xx", "429", "5xx"} {
 		m.requests.WithLabelValues(answer)
 	}
-	reg.MustRegister(m.requests, m.bytes, m.mappings)
+	reg.MustRegister(m.requests, m.bytes, m.mappings, m.outlived, m.foreign)
 	return m
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
@@ -33,99 +32,117 @@ func (s *Sink) Sweep(ctx context.Context, name cdc.TableName, v cdc.Version) (re
 	case t.wrong != nil:
 		return 0, t.wrong
 	}
+	index, err := s.look(ctx, t)
+	if err != nil || index == nil {
+		return 0, err // no index, no rows
+	}
+	// Not the alias, which may have a filter.
+	err = s.pages(ctx, index.name, map[string]any{"bool": map[string]any{"must_not": []any{
+		map[string]any{"range": map[string]any{guardField + ".v": map[string]any{"gt": v}}}, hidden,
+	}}}, false, func(page []gjson.Result) error {
+		n, err := s.remove(ctx, t, page, t.tombstones, func(gjson.Result) cdc.Version { return v })
+		removed += n
+		return err
+	})
+	return removed, err
+}
+
+// pages hands over the documents of an index that match a query, as the index is
+// when this begins, page by page. source says which fields come with them.
+func (s *Sink) pages(ctx context.Context, index string, query, source any, each func(page []gjson.Result) error) error {
+	return s.shardPages(ctx, index, "", query, source, each)
+}
+
+// shardPages is pages of the shards that a preference names; of all when it is empty.
+func (s *Sink) shardPages(ctx context.Context, index, preference string, query, source any, each func(page []gjson.Result) error) error {
 	// A document can be seen only after the next refresh.
-	res, err := s.do(ctx, esapi.IndicesRefreshRequest{Index: []string{t.alias}})
-	if err == nil && res.status == http.StatusNotFound {
-		return 0, nil // no index, no rows
+	res, err := s.do(ctx, esapi.IndicesRefreshRequest{Index: []string{index}})
+	if err = s.good(res, err, "refresh "+index); err != nil {
+		return err
 	}
-	if err = s.good(res, err, "refresh "+t.alias); err != nil {
-		return 0, err
-	}
-	res, err = s.do(ctx, esapi.OpenPointInTimeRequest{Index: []string{t.alias}, KeepAlive: sweepKeep})
-	if err = s.good(res, err, "open a view of "+t.alias); err != nil {
-		return 0, err
+	res, err = s.do(ctx, esapi.OpenPointInTimeRequest{Index: []string{index}, KeepAlive: sweepKeep, Preference: preference})
+	if err = s.good(res, err, "open a view of "+index); err != nil {
+		return err
 	}
 	view := gjson.GetBytes(res.body, "id").Str
 	defer func() { s.closeView(context.WithoutCancel(ctx), view) }()
-	var after json.RawMessage
+	search := map[string]any{
+		"size":                s.page(),
+		"query":               query,
+		"sort":                []any{map[string]any{"_shard_doc": "asc"}},
+		"version":             true,
+		"seq_no_primary_term": true,
+		"_source":             source,
+		"track_total_hits":    false,
+	}
 	for {
-		page, err := s.oldest(ctx, &view, after, v)
+		search["pit"] = map[string]any{"id": view, "keep_alive": sweepKeep}
+		res, err := s.search(ctx, "", search)
 		if err != nil {
-			return removed, fmt.Errorf("search %s for what is left: %w", t.alias, err)
+			return fmt.Errorf("search %s: %w", index, err)
 		}
-		n, err := s.remove(ctx, t, page, v)
-		removed += n
-		if err != nil {
-			return removed, err
+		if id := res.Get("pit_id").Str; id != "" {
+			view = id
+		}
+		page := res.Get("hits.hits").Array()
+		if len(page) > 0 {
+			search["search_after"] = json.RawMessage(page[len(page)-1].Get("sort").Raw)
+			if err := each(page); err != nil {
+				return err
+			}
 		}
 		if len(page) < s.page() {
-			return removed, nil
+			return nil
 		}
-		after = json.RawMessage(page[len(page)-1].Get("sort").Raw)
 	}
+}
+
+// search asks all shards of an index, or of the view that the body names.
+func (s *Sink) search(ctx context.Context, index string, body map[string]any) (gjson.Result, error) {
+	text, err := json.Marshal(body)
+	if err != nil {
+		return gjson.Result{}, err
+	}
+	whole := false
+	req := esapi.SearchRequest{Body: bytes.NewReader(text), AllowPartialSearchResults: &whole}
+	if index != "" {
+		req.Index = []string{index}
+	}
+	res, err := s.do(ctx, req)
+	return gjson.ParseBytes(res.body), s.good(res, err, "search")
 }
 
 func (s *Sink) page() int { return min(s.config.BulkDocs, sweepPage) }
 
-// oldest is the next page of the documents that are not known to be newer than v.
-func (s *Sink) oldest(ctx context.Context, view *string, after json.RawMessage, v cdc.Version) ([]gjson.Result, error) {
-	query := map[string]any{
-		"size":             s.page(),
-		"query":            map[string]any{"bool": map[string]any{"must_not": map[string]any{"range": map[string]any{guardField + ".v": map[string]any{"gt": v}}}}},
-		"pit":              map[string]any{"id": *view, "keep_alive": sweepKeep},
-		"sort":             []any{map[string]any{"_shard_doc": "asc"}},
-		"version":          true,
-		"_source":          false,
-		"track_total_hits": false,
-	}
-	if after != nil {
-		query["search_after"] = after
-	}
-	body, err := json.Marshal(query)
-	if err != nil {
-		return nil, err
-	}
-	whole := false
-	res, err := s.do(ctx, esapi.SearchRequest{Body: bytes.NewReader(body), AllowPartialSearchResults: &whole})
-	if err := s.good(res, err, "search"); err != nil {
-		return nil, err
-	}
-	if id := gjson.GetBytes(res.body, "pit_id").Str; id != "" {
-		*view = id
-	}
-	return gjson.GetBytes(res.body, "hits.hits").Array(), nil
-}
-
-// remove deletes the documents of a page at version v. One that has become newer
-// meanwhile stays.
-func (s *Sink) remove(ctx context.Context, t *table, page []gjson.Result, v cdc.Version) (removed int, err error) {
-	var body []byte
-	asked := 0
-	for _, hit := range page {
-		if cdc.Version(hit.Get("_version").Uint()) > v {
-			continue
-		}
-		body = append(body, `{"delete":{"_index":`...)
-		body = cdc.AppendString(body, t.alias)
-		body = append(body, `,"_id":`...)
-		body = cdc.AppendString(body, hit.Get("_id").Str)
-		body = append(body, `,"version":`...)
-		body = strconv.AppendUint(body, uint64(v), 10)
-		body = append(body, `,"version_type":"external_gte"}}`...) // a row of v itself goes, too
-		body = append(body, '\n')
-		asked++
-	}
-	if asked == 0 {
+// remove deletes the documents of a page, or makes tombstones of them, each at a
+// version. One that has become newer meanwhile stays. One that is above that version
+// already has its number from somebody else, and goes unless it is touched again.
+func (s *Sink) remove(ctx context.Context, t *table, page []gjson.Result, tombstones bool, at func(hit gjson.Result) cdc.Version) (removed int, err error) {
+	if len(page) == 0 {
 		return 0, nil
 	}
-	res, err := s.do(ctx, esapi.BulkRequest{Body: bytes.NewReader(body), FilterPath: []string{"items.*.status", "items.*.error"}})
+	var body []byte
+	for _, hit := range page {
+		// What has this version goes, too.
+		a := action{index: t.alias, id: hit.Get("_id").Str, routing: hit.Get("_routing").Str, version: at(hit), again: true}
+		if versionOf(hit) > a.version {
+			a.over = &stored{seq: hit.Get("_seq_no").Int(), term: hit.Get("_primary_term").Int()}
+		}
+		if tombstones {
+			body = append(appendTombstone(a.append(body, verbIndex), a.version, time.Now()), '\n')
+		} else {
+			body = a.append(body, verbDelete)
+		}
+	}
+	alias := true
+	res, err := s.do(ctx, esapi.BulkRequest{Body: bytes.NewReader(body), RequireAlias: &alias, FilterPath: []string{"items.*.status", "items.*.error"}})
 	s.metrics.count(res.status, len(body))
 	if err := s.good(res, err, "delete from "+t.alias); err != nil {
 		return 0, err
 	}
 	answers := readBulk(res.body)
-	if len(answers) != asked {
-		return 0, fmt.Errorf("delete from %s: %d answers to %d documents", t.alias, len(answers), asked)
+	if len(answers) != len(page) {
+		return 0, fmt.Errorf("delete from %s: %d answers to %d documents", t.alias, len(answers), len(page))
 	}
 	var first error
 	for _, a := range answers {
