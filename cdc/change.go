@@ -47,7 +47,12 @@ type Change struct {
 	Key          []byte
 	Before       []byte
 	After        []byte
-	Origin       Origin
+	// Left are before images of changes that this one stands for, besides Before:
+	// older ones of the row that were left out because this one came. A store that
+	// puts a row into a place made of more than its key finds there the places that
+	// it may still hold the row in. It is not part of the record.
+	Left   [][]byte
+	Origin Origin
 }
 
 // Origin says where in the source's log a change stood. It is for the eye of an

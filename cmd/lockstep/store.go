@@ -69,26 +69,9 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 		},
 		check: func(t cdc.Table) error {
 			table, _ := p.cfg.RedisTable(t.Name)
-			return checkKeyTemplate(table.Key, t)
+			return redis.CheckTable(table, t)
 		},
 		deleteMemory: cfg.TombstoneTTL,
 		close:        func() { _ = s.Close() },
 	}, nil
-}
-
-// checkKeyTemplate reports whether a key template names the primary key of t.
-func checkKeyTemplate(text string, t cdc.Table) error {
-	template, err := cdc.ParseKeyTemplate(text)
-	if err != nil {
-		return err
-	}
-	key := []byte{'{'}
-	for i, column := range t.Key {
-		if i > 0 {
-			key = append(key, ',')
-		}
-		key = append(cdc.AppendString(key, column), ":0"...)
-	}
-	_, err = template.Render(t.Name, append(key, '}'))
-	return err
 }

@@ -753,7 +753,7 @@ func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
 	for want, c := range map[string]TableConfig{
 		"key: key template":             {Key: "question"},
 		`key: "lockstep:t:{id}" begins`: {Key: "lockstep:t:{id}"},
-		`mode: "set" is not known`:      {Mode: "set"},
+		`mode: "sett" is not known`:     {Mode: "sett"},
 	} {
 		if err := c.Check(); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
@@ -799,8 +799,8 @@ func BenchmarkApply(b *testing.B) {
 				b.StopTimer()
 				var ready [][]any
 				for _, c := range next() {
-					call, _ := f.encode(&c)
-					ready = append(ready, call.args)
+					calls, _ := f.encode(&c, nil)
+					ready = append(ready, calls[0].args)
 				}
 				b.StartTimer()
 				pipe := f.plain.Pipeline()
