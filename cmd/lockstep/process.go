@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -335,6 +336,13 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		},
 		Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
+	run := func(ctx context.Context, part sinks.KafkaPartition) error { return worker.RunPartition(ctx, part) }
+	if store.mark != nil {
+		keeper := p.newKeeper(name, store, tuning, log)
+		run = func(ctx context.Context, part sinks.KafkaPartition) error {
+			return keeper.RunPartition(ctx, part, worker.RunPartition)
+		}
+	}
 	var owned atomic.Int64
 	p.ready.add("sink "+name, func() bool { return owned.Load() > 0 })
 	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
@@ -345,9 +353,34 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		Handle: func(ctx context.Context, part *kafka.Partition) error {
 			owned.Add(1)
 			defer owned.Add(-1)
-			return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
+			return run(ctx, sinks.KafkaPartition{Partition: part})
 		},
 	})
+}
+
+// newKeeper mends what the store of a sink loses. What Kafka does not have any more is
+// asked of the capture, by a request with one ID for each loss.
+func (p *process) newKeeper(name string, s *store, tuning sinks.Config, log *letterLog) *sinks.Keeper {
+	requests := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", name))
+	var asking sync.Mutex
+	return &sinks.Keeper{
+		Name: name, Log: p.log, Metrics: p.metrics.sinks, Config: tuning, Sweep: s.Sweep,
+		Find: func(ctx context.Context, topic string, partition int) (sinks.Mark, error) {
+			return s.mark(ctx, p.group(name), topic, partition)
+		},
+		Lost: func(ctx context.Context, topic, id string) error {
+			table, ok := kafka.TableOf(p.cfg.Prefix, topic)
+			if !ok {
+				return fmt.Errorf("topic %s is not a table's", topic)
+			}
+			asking.Lock()
+			defer asking.Unlock()
+			return requests.Ask(ctx, cdc.SnapshotRequest{
+				ID: fmt.Sprintf("lost-%s-%s-%s", name, table, id), Table: table.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
+				Reason: "the store of sink " + name + " has lost it",
+			})
+		},
+	}
 }
 
 // group is the consumer group of a sink.
@@ -382,7 +415,11 @@ type store struct {
 	check func(cdc.Table) error
 	// deleteMemory is how long the store remembers the version of a deleted row.
 	deleteMemory time.Duration
-	close        func()
+	// mark finds how far a partition is applied, and marks gives the same for all
+	// partitions, by topic/partition; nil for a store that does not know.
+	mark  func(ctx context.Context, group, topic string, partition int) (sinks.Mark, error)
+	marks func(ctx context.Context, group string) (map[string]int64, error)
+	close func()
 }
 
 // mayTake refuses a table that the store cannot hold, and rows that nobody known

@@ -54,7 +54,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 	if err != nil {
 		return nil, err
 	}
-	return &store{
+	opened := &store{
 		Sink:  s,
 		takes: func(t cdc.TableName) bool { _, ok := p.cfg.RedisTable(t); return ok },
 		empty: func(ctx context.Context, t cdc.TableName) (bool, error) {
@@ -73,5 +73,9 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 		},
 		deleteMemory: cfg.TombstoneTTL,
 		close:        func() { _ = s.Close() },
-	}, nil
+	}
+	if cfg.Mode == redis.ModeMirror { // of a cache nobody promises that it has everything
+		opened.mark, opened.marks = s.FindMark, s.Marks
+	}
+	return opened, nil
 }

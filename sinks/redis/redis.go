@@ -42,6 +42,7 @@ type Sink struct {
 	tables  func(cdc.TableName) (TableConfig, bool)
 	targets sync.Map // cdc.TableName -> *target
 	keys    sync.Map // key template with its table filled in -> cdc.TableName
+	marks   sync.Map // consumer group -> *marks
 	log     *slog.Logger
 }
 
@@ -164,13 +165,17 @@ func checkPolicy(ctx context.Context, server interface {
 
 // eachMaster calls f for the server, or for every master of the cluster at once.
 func (s *Sink) eachMaster(ctx context.Context, f func(context.Context, *goredis.Client) error) error {
-	switch client := s.client.(type) {
+	return eachMasterOf(ctx, s.client, f)
+}
+
+func eachMasterOf(ctx context.Context, client goredis.UniversalClient, f func(context.Context, *goredis.Client) error) error {
+	switch client := client.(type) {
 	case *goredis.ClusterClient:
 		return client.ForEachMaster(ctx, f)
 	case *goredis.Client:
 		return f(ctx, client)
 	}
-	panic(fmt.Sprintf("redis: client is a %T", s.client))
+	panic(fmt.Sprintf("redis: client is a %T", client))
 }
 
 func infoField(info, name string) string {

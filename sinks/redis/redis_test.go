@@ -691,8 +691,8 @@ func TestACompanionLivesInTheSlotOfItsKeyAndBelongsToItAlone(t *testing.T) {
 		a := alphabet.Draw(t, "a")
 		b := rapid.SampledFrom([]string{"{" + a + "}", ":" + a, alphabet.Draw(t, "b")}).Draw(t, "b")
 		ca, slotted := companion(a)
-		if slotted && slot(ca) != slot(a) {
-			t.Fatalf("%q is in slot %d, its companion %q in %d", a, slot(a), ca, slot(ca))
+		if slotted && slotOf(ca) != slotOf(a) {
+			t.Fatalf("%q is in slot %d, its companion %q in %d", a, slotOf(a), ca, slotOf(ca))
 		}
 		if !slotted && (tagged(a) || !strings.Contains(a, "}")) {
 			t.Fatalf("%q has no companion in its slot", a)
@@ -701,27 +701,6 @@ func TestACompanionLivesInTheSlotOfItsKeyAndBelongsToItAlone(t *testing.T) {
 			t.Fatalf("%q and %q have companions %q and %q", a, b, ca, cb)
 		}
 	})
-}
-
-// slot is the cluster's hash slot of a key, from the cluster specification.
-func slot(key string) int {
-	if open := strings.Index(key, "{"); open >= 0 {
-		if length := strings.Index(key[open+1:], "}"); length > 0 {
-			key = key[open+1 : open+1+length]
-		}
-	}
-	crc := uint16(0)
-	for i := range len(key) {
-		crc ^= uint16(key[i]) << 8
-		for range 8 {
-			if crc&0x8000 != 0 {
-				crc = crc<<1 ^ 0x1021
-			} else {
-				crc <<= 1
-			}
-		}
-	}
-	return int(crc) % 16384
 }
 
 func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
