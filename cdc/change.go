@@ -1,5 +1,7 @@
 package cdc
 
+import "errors"
+
 // TableName names a table of the source.
 type TableName struct {
 	DB    string
@@ -34,7 +36,8 @@ func (o Op) Valid() bool {
 //
 // Key, Before and After are JSON objects whose fields stand in the order of the
 // table's columns; Key holds the primary key alone. Before is nil for a create
-// or a read, After is nil for a delete. The slices are not to be changed.
+// or a read, and may be where it is read back, because a record has no room for two
+// large rows; After is nil for a delete. The slices are not to be changed.
 type Change struct {
 	Table   TableName
 	Op      Op
@@ -54,6 +57,10 @@ type Change struct {
 	Left   [][]byte
 	Origin Origin
 }
+
+// ErrTooLarge is wrapped by the error for a change that the output takes under no
+// circumstances as it is configured.
+var ErrTooLarge = errors.New("record too large")
 
 // Origin says where in the source's log a change stood. It is for the eye of an
 // operator; nothing is decided by it.

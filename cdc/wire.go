@@ -37,6 +37,7 @@ var formatValue = []byte(strconv.Itoa(Format))
 // is warm: what it hands out is good until the next change.
 type Encoder struct {
 	change  *Change
+	before  []byte // of change, unless it is left out
 	head    []byte // of source, the same in every record of the table
 	tail    []byte // of the value, from source on
 	headers []Header
@@ -66,7 +67,7 @@ func NewEncoder(name string, t TableName) *Encoder {
 // Set turns to c, which must be a change of the encoder's table and must not be
 // changed while the encoder is asked about it.
 func (e *Encoder) Set(c *Change) {
-	e.change = c
+	e.change, e.before = c, c.Before
 	e.version = strconv.AppendUint(e.version[:0], uint64(c.Version), 10)
 	e.op[0] = byte(c.Op)
 	e.headers[1].Value, e.headers[2].Value = e.version, e.op[:]
@@ -107,8 +108,12 @@ func (e *Encoder) Set(c *Change) {
 	e.tail = append(dst, '}')
 }
 
+// LeaveOutBefore makes the record of the change one without its row before, as that
+// of a source that does not know it. No store needs it.
+func (e *Encoder) LeaveOutBefore() { e.before = nil }
+
 // Done lets go of the change.
-func (e *Encoder) Done() { e.change = nil }
+func (e *Encoder) Done() { e.change, e.before = nil, nil }
 
 // Headers are the record headers.
 func (e *Encoder) Headers() []Header { return e.headers }
@@ -120,14 +125,14 @@ const (
 
 // ValueLen is the length of the record value.
 func (e *Encoder) ValueLen() int {
-	return len(beforeField) + imageLen(e.change.Before) + len(afterField) + imageLen(e.change.After) + len(e.tail)
+	return len(beforeField) + imageLen(e.before) + len(afterField) + imageLen(e.change.After) + len(e.tail)
 }
 
 // AppendValue appends the record value: the JSON envelope of Debezium with before,
 // after, source, op and ts_ms.
 func (e *Encoder) AppendValue(dst []byte) []byte {
 	dst = append(dst, beforeField...)
-	dst = appendImage(dst, e.change.Before)
+	dst = appendImage(dst, e.before)
 	dst = append(dst, afterField...)
 	dst = appendImage(dst, e.change.After)
 	return append(dst, e.tail...)

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -70,8 +71,9 @@ func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Confi
 // first change of a table makes its topic. It waits while the publisher's budget
 // is used up or the topic cannot be made because Kafka is away. An error means
 // that c is not queued and never will be: a table whose name makes no topic, a
-// topic with another number of partitions, a record too large, the end of ctx, or
-// the failure of the publisher.
+// topic with another number of partitions, a record too large (cdc.ErrTooLarge), the
+// end of ctx, or the failure of the publisher. A change whose two rows are too large
+// for one record goes without the row before.
 //
 // A barrier goes to every partition, to the first one only when all others have
 // acknowledged it, so that whoever meets it there knows that it stands in all.
@@ -95,7 +97,16 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	if c.Op == cdc.OpBarrier {
 		return l.publishBarrier(ctx, topic, &r)
 	}
-	return l.publisher.publish(ctx, topic.partitions[PartitionFor(c.Key, len(topic.partitions))], &r)
+	part := topic.partitions[PartitionFor(c.Key, len(topic.partitions))]
+	err := l.publisher.publish(ctx, part, &r)
+	if errors.Is(err, cdc.ErrTooLarge) && c.Before != nil {
+		topic.encoder.LeaveOutBefore()
+		err = l.publisher.publish(ctx, part, &r)
+	}
+	if errors.Is(err, cdc.ErrTooLarge) {
+		return fmt.Errorf("row %.200s of %s: %w", c.Key, c.Table, err)
+	}
+	return err
 }
 
 // publishBarrier returns when the barrier is everywhere. It is in partition 0 only

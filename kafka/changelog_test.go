@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/tidwall/gjson"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -365,5 +367,45 @@ func TestACaptureThatWasTakenOverFromCannotPushOutTheNewPosition(t *testing.T) {
 	}
 	if pos, _, err := LoadCheckpoint(ctx, c, "p"); err != nil || pos.Term != 1 || pos.Seq != 5 {
 		t.Errorf("the position is %+v, %v; want that of the capture that took over", pos, err)
+	}
+}
+
+// Two large rows of one change that do not fit a record travel without the one before;
+// a row that does not fit alone is refused with its name, and the others go on.
+func TestALargeRowTravelsWithoutTheRowBefore(t *testing.T) {
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	cfg.MaxRecordBytes, cfg.Partitions = 1<<20, 1
+	c := open(t, cfg)
+	ctx := deadline(t, 20*time.Second)
+	log, stop := changeLog(t, c, cfg, "p")
+	publish := func(op cdc.Op, before, after int) error {
+		image := func(n int) []byte {
+			if n == 0 {
+				return nil
+			}
+			return fmt.Appendf(nil, `{"id":7,"v":%q}`, strings.Repeat("x", n))
+		}
+		one := change(1)
+		one.Op, one.Key, one.Before, one.After = op, []byte(`{"id":7}`), image(before), image(after)
+		return log.Publish(ctx, one)
+	}
+	must(t, publish(cdc.OpUpdate, 1000, 1000))
+	must(t, publish(cdc.OpUpdate, 600_000, 600_000))
+	must(t, publish(cdc.OpDelete, 2<<20, 0))
+	err := publish(cdc.OpUpdate, 10, 2<<20)
+	if !errors.Is(err, cdc.ErrTooLarge) || !strings.Contains(err.Error(), `row {"id":7} of `+change(1).Table.String()) {
+		t.Errorf("a row too large ended with %v", err)
+	}
+	must(t, publish(cdc.OpUpdate, 10, 1000)) // and not without its row before
+	must(t, log.Flush(ctx))
+	must(t, stop())
+	topic, err := ChangeTopic("p", change(1).Table)
+	must(t, err)
+	var got []string
+	for _, value := range values(t, c, topic)[0] {
+		got = append(got, fmt.Sprintf("%t %t", gjson.Get(value, "before").IsObject(), gjson.Get(value, "after").IsObject()))
+	}
+	if want := []string{"true true", "false true", "false false", "true true"}; !slices.Equal(got, want) {
+		t.Errorf("records with a row before and after: %q, want %q", got, want)
 	}
 }

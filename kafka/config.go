@@ -21,7 +21,7 @@ type Config struct {
 	ReplicationFactor int `yaml:"replication_factor"`
 	// MinInsyncReplicas of new topics: how many replicas must have a record before it counts as acknowledged. 0 leaves it to the brokers. Set 2 with three replicas. Default 0.
 	MinInsyncReplicas int `yaml:"min_insync_replicas"`
-	// MaxRecordBytes is the largest record, in bytes before compression. A row travels with its state before and after the change, so this is about twice the largest row. Raise it when capture stops at a large row, together with message.max.bytes and replica.fetch.max.bytes of the brokers. Default 16777216.
+	// MaxRecordBytes is the largest record, in bytes before compression. A row travels with its state before the change where both fit, else alone, so this is a little more than the largest row as JSON, in which a binary column takes a third more. Raise it when capture stops at a large row; lockstep doctor says what topics that are there already then need. Default 16777216, at most 94371840, because brokers take no request of more than 100 MB (socket.request.max.bytes).
 	MaxRecordBytes int `yaml:"max_record_bytes"`
 	// Retention of the change topics, counted from when a record reached Kafka. A sink that stands still for longer needs a new initial copy. 0 keeps records for ever. Default 168h.
 	Retention time.Duration `yaml:"retention"`

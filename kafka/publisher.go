@@ -15,10 +15,9 @@ import (
 	"github.com/segmentio/kafka-go/compress"
 	"github.com/segmentio/kafka-go/protocol"
 	"golang.org/x/sync/semaphore"
-)
 
-// ErrRecordTooLarge is wrapped by Publish for a record above Config.MaxRecordBytes.
-var ErrRecordTooLarge = errors.New("record too large")
+	"lockstep/cdc"
+)
 
 // ErrStopped is what Publish and Flush return after Run has returned.
 var ErrStopped = errors.New("publisher has stopped")
@@ -174,8 +173,9 @@ func (p *Publisher) left() (n int, cost int64) {
 
 // Publish queues r behind everything published to its partition before. It
 // copies r, and waits while the budget of unacknowledged bytes is used up. An
-// error means that r is not queued: it is too large, ctx has ended, or the
-// publisher has failed, with its failure as the error.
+// error means that r is not queued: it is larger than Config.MaxRecordBytes
+// (cdc.ErrTooLarge), ctx has ended, or the publisher has failed, with its failure as
+// the error.
 func (p *Publisher) Publish(ctx context.Context, r Record) error {
 	return p.publish(ctx, p.partition(r.Topic, r.Partition), &r)
 }
@@ -186,7 +186,7 @@ func (p *Publisher) publish(ctx context.Context, part *partition, r *Record) err
 	}
 	size := recordLen(r, 0, 0) + 16
 	if size > p.max {
-		return fmt.Errorf("publish to %s/%d: %w: %d bytes, and kafka.max_record_bytes is %d; raise it there and at the brokers", part.topic, part.id, ErrRecordTooLarge, size, p.max)
+		return fmt.Errorf("publish to %s/%d: %w: %d bytes, and kafka.max_record_bytes is %d", part.topic, part.id, cdc.ErrTooLarge, size, p.max)
 	}
 	cost := min(int64(size), p.size)
 	if err := p.reserve(ctx, cost); err != nil {

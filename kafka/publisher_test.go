@@ -205,8 +205,8 @@ func TestARecordTooLargeIsRefusedAndTheOthersGoOn(t *testing.T) {
 	must(t, c.EnsureTopic(ctx, TopicSpec{Name: "t", Partitions: 1}))
 	p, stop := publisher(t, c, cfg)
 	must(t, p.Publish(ctx, Record{Topic: "t", Value: []byte("before")}))
-	if err := p.Publish(ctx, Record{Topic: "t", Value: make([]byte, 2<<20)}); !errors.Is(err, ErrRecordTooLarge) {
-		t.Fatalf("got %v, want ErrRecordTooLarge", err)
+	if err := p.Publish(ctx, Record{Topic: "t", Value: make([]byte, 2<<20)}); !errors.Is(err, cdc.ErrTooLarge) {
+		t.Fatalf("got %v, want cdc.ErrTooLarge", err)
 	}
 	must(t, p.Publish(ctx, Record{Topic: "t", Value: []byte("after")}))
 	must(t, p.Flush(ctx))

@@ -30,6 +30,14 @@ type Sink interface {
 	Sweep(ctx context.Context, table cdc.TableName, v cdc.Version) (removed int, err error)
 }
 
+// Unfit says why a store will not do until someone changes its configuration or ours.
+type Unfit struct {
+	Problem string
+	Mend    string // what is to be done
+}
+
+func (e Unfit) Error() string { return e.Problem + "; " + e.Mend }
+
 // Verdict says what became of a change.
 type Verdict uint8
 

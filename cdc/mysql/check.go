@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-mysql-org/go-mysql/client"
+	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 
 	"lockstep/cdc"
 )
@@ -41,8 +42,8 @@ type setting struct{ name, want, why string }
 var required = map[string][]setting{
 	flavorMySQL: {
 		{"log_bin", "ON", "without a binary log there is nothing to follow"},
-		{"gtid_mode", "ON", "only GTIDs name a place in the log that outlives the server's files"},
 		{"enforce_gtid_consistency", "ON", "gtid_mode=ON needs it"},
+		{"gtid_mode", "ON", "only GTIDs name a place in the log that outlives the server's files"},
 		{"binlog_format", "ROW", "statements do not say which rows they changed"},
 		{"binlog_row_image", "FULL", "a partial row cannot be written whole"},
 		{"binlog_row_metadata", "FULL", "without it the log does not name its columns"},
@@ -235,10 +236,7 @@ func (s *server) findings() []Finding {
 		f := Finding{Check: r.name, OK: ok && strings.EqualFold(got, r.want), Detail: fmt.Sprintf("%s is %s", r.name, shown(got))}
 		if !f.OK {
 			f.Detail = fmt.Sprintf("%s is %s, not %s: %s", r.name, shown(got), shown(r.want), r.why)
-			f.Fix = s.set(r.name, r.want)
-			if r.name == "log_bin" {
-				f.Fix = "set log_bin in the server's option file and restart it"
-			}
+			f.Fix = s.mend(r)
 		}
 		found = append(found, f)
 	}
@@ -258,12 +256,28 @@ func (s *server) findings() []Finding {
 	return append(found, whole)
 }
 
-// set is the statement that changes a setting for good.
-func (s *server) set(name, value string) string {
-	if s.flavor == flavorMariaDB {
-		return fmt.Sprintf("SET GLOBAL %s = '%s' (and the same in the server's option file)", name, value)
+// mend says what gives a setting the value it must have.
+func (s *server) mend(r setting) string {
+	switch r.name {
+	case "log_bin":
+		return "set log_bin in the server's option file and restart it"
+	case "gtid_mode": // goes one step at a time
+		steps := []string{"OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"}
+		var statements []string
+		for _, step := range steps[slices.Index(steps, s.settings[r.name])+1:] {
+			statements = append(statements, persist(s.flavor, r.name, "'"+step+"'"))
+		}
+		return strings.Join(statements, "; ")
 	}
-	return fmt.Sprintf("SET PERSIST %s = '%s'", name, value)
+	return persist(s.flavor, r.name, "'"+r.want+"'")
+}
+
+// persist is the statement that changes a setting for good.
+func persist(flavor, name, value string) string {
+	if flavor == flavorMariaDB {
+		return fmt.Sprintf("SET GLOBAL %s = %s (and the same in the server's option file)", name, value)
+	}
+	return fmt.Sprintf("SET PERSIST %s = %s", name, value)
 }
 
 // title names the server for a reader of a report.
@@ -291,6 +305,9 @@ func (s *server) logsCascades() bool {
 
 // cascades lists the captured tables whose foreign keys change rows by themselves.
 func cascades(conn *client.Conn, tables []cdc.TableName) ([]string, error) {
+	if flavorOf(conn) == flavorMariaDB {
+		return cascadesOfMaria(conn, tables)
+	}
 	rows, err := queryRows(conn, `SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS
 		WHERE DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL')`)
 	if err != nil {
@@ -309,8 +326,33 @@ func cascades(conn *client.Conn, tables []cdc.TableName) ([]string, error) {
 	return names, nil
 }
 
-func checkCascades(conn *client.Conn, s *server, tables []cdc.TableName, policy string) error {
-	if policy == "accept" || s.logsCascades() {
+// cascadesOfMaria reads the statements that would make the tables: a MariaDB shows its
+// REFERENTIAL_CONSTRAINTS only to those who may write.
+func cascadesOfMaria(conn *client.Conn, tables []cdc.TableName) (names []string, err error) {
+	for _, t := range tables {
+		rows, err := queryRows(conn, "SHOW CREATE TABLE "+quoteTable(t))
+		if missing(err) || denied(err) { // which are told of where the table is read
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if cascading(rows[0][1]) {
+			names = append(names, t.String())
+		}
+	}
+	return names, nil
+}
+
+// denied reports whether a table, or columns of it, may not be read.
+func denied(err error) bool {
+	my, ok := errors.AsType[*gomysql.MyError](err)
+	return ok && (my.Code == gomysql.ER_TABLEACCESS_DENIED_ERROR || my.Code == gomysql.ER_COLUMNACCESS_DENIED_ERROR)
+}
+
+// checkCascades stops at tables whose foreign keys change rows that are not in the log.
+func (s *Source) checkCascades(conn *client.Conn, tables []cdc.TableName) error {
+	if !s.refuseCascades {
 		return nil
 	}
 	names, err := cascades(conn, tables)
@@ -413,14 +455,27 @@ func inspectTables(conn *client.Conn, tables []cdc.TableName, cfg Config) ([]Fin
 			return nil, err
 		default:
 			f.Detail = fmt.Sprintf("%d columns, primary key (%s)", len(l.columns), l.keyNames())
-			if _, err := queryRows(conn, "SELECT 1 FROM "+quoteTable(t)+" LIMIT 0"); err != nil {
-				f.OK, f.Detail = false, err.Error()
-				f.Fix = fmt.Sprintf("GRANT SELECT ON %s TO '%s'@'%%'", quoteTable(t), cfg.User)
+			err := mayReadAll(conn, t, cfg.User)
+			if errors.As(err, &stop) {
+				f.OK, f.Detail, f.Fix = false, stop.Problem, stop.Remedy
+			} else if err != nil {
+				return nil, err
 			}
 		}
 		found = append(found, f)
 	}
 	return found, nil
+}
+
+// mayReadAll stops where an account may not read every column of a table. Columns that
+// it may not read are left out of information_schema as if they were not there, and a
+// copy would leave them out of the rows.
+func mayReadAll(conn *client.Conn, t cdc.TableName, user string) error {
+	_, err := queryRows(conn, "SELECT * FROM "+quoteTable(t)+" LIMIT 0")
+	if denied(err) {
+		return stopf(fmt.Sprintf("GRANT SELECT ON %s TO '%s'@'%%'", quoteTable(t), user), "%s may not read every column of table %s", user, t)
+	}
+	return err
 }
 
 // Tables lists the tables of the source that match and can be captured, with

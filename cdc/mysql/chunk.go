@@ -195,11 +195,13 @@ func (t *tableIn) keyJSON(fields []gomysql.FieldValue) ([]byte, error) {
 func (t *tableIn) values(key []byte) ([]string, error) {
 	parsed := gjson.ParseBytes(key)
 	fields := map[string]gjson.Result{}
+	named := 0 // a name that stands twice is counted twice
 	parsed.ForEach(func(name, v gjson.Result) bool {
 		fields[name.Str] = v
+		named++
 		return true
 	})
-	if !parsed.IsObject() || !gjson.ValidBytes(key) || len(fields) != len(t.key) {
+	if !parsed.IsObject() || !gjson.ValidBytes(key) || named != len(t.key) {
 		return nil, fmt.Errorf("%s is no key of %s, whose primary key is (%s)", key, t.table, t.keyNames())
 	}
 	values := make([]string, len(t.key))

@@ -37,7 +37,7 @@ type Config struct {
 	Geometry string `yaml:"geometry"`
 	// UnloggedCascades says what to do with a captured table whose foreign key changes
 	// rows by ON DELETE or ON UPDATE CASCADE or SET NULL on a server that does not log
-	// those changes (before MySQL 9.6, or with innodb_native_foreign_keys=ON): refuse
+	// those changes (MariaDB, MySQL before 9.6, or innodb_native_foreign_keys=ON): refuse
 	// or accept. Default refuse, because such rows would go missing quietly.
 	UnloggedCascades string `yaml:"unlogged_cascades"`
 	// AfterAlter says what becomes of rows that an ALTER TABLE has given other columns
@@ -53,7 +53,8 @@ type Config struct {
 	// ConnectTimeout bounds one attempt to connect. Default 10s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// ReadTimeout is how long the log may be silent, heartbeats included, before
-	// the connection counts as lost. Default 20s, at least 5s.
+	// the connection counts as lost. Default 15s, at least 5s. A server that has nothing
+	// to tell sends a heartbeat every second.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// CheckpointInterval is how often the position is handed on to be saved while
 	// transactions arrive. Default 50ms. A longer one re-reads more after a crash.
@@ -110,7 +111,7 @@ func DefaultConfig() Config {
 		AfterAlter:         alterRecopy,
 		HelperTables:       helpersSkip,
 		ConnectTimeout:     10 * time.Second,
-		ReadTimeout:        20 * time.Second,
+		ReadTimeout:        15 * time.Second,
 		CheckpointInterval: 50 * time.Millisecond,
 		Snapshot: Snapshot{Readers: 3, ChunkTime: 200 * time.Millisecond, ChunkRows: 20_000, ChunkBytes: 4 << 20,
 			MaxThreadsRunning: 50, MaxLag: 10 * time.Second},
@@ -153,7 +154,7 @@ func (c Config) Check() error {
 		bad("connect_timeout: %s is too short; use for example 10s (default 10s)", c.ConnectTimeout)
 	}
 	if c.ReadTimeout < 5*time.Second {
-		bad("read_timeout: %s is too short; use 5s or more (default 20s)", c.ReadTimeout)
+		bad("read_timeout: %s is too short; use 5s or more (default 15s)", c.ReadTimeout)
 	}
 	if c.CheckpointInterval < 10*time.Millisecond || c.CheckpointInterval > time.Minute {
 		bad("checkpoint_interval: %s is out of range; use 10ms to 1m (default 50ms)", c.CheckpointInterval)

@@ -539,6 +539,12 @@ func (c *copier) shapeOf(j *job) (*tableIn, error) {
 			return t, nil
 		}
 		l, err := tableLayout(c.conn, j.table, c.Config.policy())
+		if err == nil {
+			err = mayReadAll(c.conn, j.table, c.Config.User)
+		}
+		if err == nil { // it may have come by a RENAME
+			err = c.checkCascades(c.conn, []cdc.TableName{j.table})
+		}
 		if err != nil {
 			return nil, err
 		}

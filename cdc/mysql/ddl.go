@@ -255,6 +255,28 @@ var tableOptions = []string{"ALGORITHM", "LOCK", "FORCE", "ENABLE", "DISABLE", "
 	"SECONDARY_LOAD", "SECONDARY_UNLOAD", "INSERT_METHOD", "KEY_BLOCK_SIZE", "MAX_ROWS", "MIN_ROWS", "PACK_KEYS", "PAGE_CHECKSUM", "PAGE_COMPRESSED", "PAGE_COMPRESSION_LEVEL", "PASSWORD",
 	"ROW_FORMAT", "STATS_AUTO_RECALC", "STATS_PERSISTENT", "STATS_SAMPLE_PAGES", "STORAGE", "TABLESPACE", "TRANSACTIONAL", "UNION"}
 
+// cascading reports whether a statement that makes or alters a table has a foreign key
+// that changes rows by itself.
+func cascading(query string) bool {
+	t := tokens{rest: query}
+	for tok := t.next(); !tok.end(); tok = t.next() {
+		for tok.is("ON") {
+			if tok = t.next(); !tok.is("DELETE") && !tok.is("UPDATE") {
+				continue
+			}
+			if tok = t.next(); tok.is("CASCADE") {
+				return true
+			}
+			if tok.is("SET") {
+				if tok = t.next(); tok.is("NULL") {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
 // keyColumns are the columns of PRIMARY KEY [USING ...] (a, b(10) DESC).
 func keyColumns(spec []token) (columns []string) {
 	depth := 0

@@ -586,6 +586,7 @@ func (s *Source) firstBehind(ctx context.Context, set gtidSet) (first gtid, comm
 		return first, 0, err
 	}
 	defer until(ctx, conn)()
+	conn.ReadTimeout = s.Config.ReadTimeout
 	if err := sameServer(conn, s.pos.ServerUUID); err != nil { // another one's log says nothing
 		return first, 0, err
 	}

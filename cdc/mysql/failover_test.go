@@ -852,6 +852,9 @@ func TestANewCopyOfEveryTable(t *testing.T) {
 // A connection over which nothing comes any more, but which nobody has closed, is
 // noticed within the read timeout, and so is a server that lets in and says nothing.
 func TestAHalfOpenConnectionIsNoticed(t *testing.T) {
+	if promised := 20 * time.Second; DefaultConfig().ReadTimeout > promised-2*time.Second {
+		t.Errorf("with the default read timeout of %s it is not sure to be noticed within %s", DefaultConfig().ReadTimeout, promised)
+	}
 	w := newWorld(t)
 	w.exec("CREATE TABLE q (id INT PRIMARY KEY)")
 	relay := testenv.NewRelay(t, w.cfg.Addr)

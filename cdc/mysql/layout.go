@@ -63,7 +63,7 @@ func layoutOf(tm *replication.TableMapEvent, sets collations, p policy) (*layout
 	name := cdc.TableName{DB: string(tm.Schema), Table: string(tm.Table)}
 	names := tm.ColumnNameString()
 	if len(names) != int(tm.ColumnCount) || tm.SignednessBitmap == nil && hasNumber(tm) {
-		return nil, stopf("SET PERSIST binlog_row_metadata = FULL",
+		return nil, stopf("SET GLOBAL binlog_row_metadata = FULL",
 			"the log of %s does not name its columns (binlog_row_metadata is not FULL)", name)
 	}
 	if len(tm.PrimaryKey) == 0 {

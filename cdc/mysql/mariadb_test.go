@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -253,5 +254,118 @@ func TestTheDoctorOnMariaDB(t *testing.T) {
 		return !f.OK && f.Fix == "GRANT SLAVE MONITOR ON *.* TO '"+account+"'@'%'"
 	}) {
 		t.Errorf("without SLAVE MONITOR: %+v, %v", findings, err)
+	}
+}
+
+// The doctor compares a saved position with what a MariaDB has and has purged.
+func TestTheDoctorComparesThePositionWithAMariaDB(t *testing.T) {
+	m := testenv.NewMariaDB(t)
+	m.Exec(t, "CREATE DATABASE shop", "CREATE TABLE shop.q (id INT PRIMARY KEY)", "INSERT INTO shop.q VALUES (1)")
+	cfg := DefaultConfig()
+	cfg.Addr, cfg.User, cfg.Password, cfg.ServerID = m.Addr, m.User, secret.Text(m.Password), 90003
+	conn, err := connect(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	id, err := identify(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(saved *cdc.Position, want ...string) {
+		t.Helper()
+		found, err := InspectPlace(t.Context(), cfg, saved, false)
+		if err != nil {
+			t.Error(err)
+		}
+		var got []string
+		for _, f := range found {
+			if !f.OK {
+				got = append(got, f.Check+": "+f.Detail)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("findings (-want +got)\n%s\n%+v", diff, found)
+		}
+	}
+	const state = "SELECT @@GLOBAL.gtid_binlog_state"
+	at := func(set string) *cdc.Position {
+		return &cdc.Position{Flavor: flavorMariaDB, ServerUUID: id, GTIDSet: set, Epoch: 1, CommitMicros: time.Now().UnixMicro()}
+	}
+	expect(nil)
+	before := m.Value(t, state)
+	expect(at(before))
+	m.Exec(t, "INSERT INTO shop.q VALUES (2)", "FLUSH BINARY LOGS")
+	expect(at(before))
+	expect(at("0-77-1000000"), "lost tail: transactions that are in Kafka already are not on this server: 0-77-5 to 0-77-1000000")
+	eventually(t, "the log is purged", func() bool {
+		m.Exec(t, "PURGE BINARY LOGS TO '"+lastLog(t, m)+"'")
+		var first, size string
+		if err := m.DB().QueryRow("SHOW BINARY LOGS").Scan(&first, &size); err != nil {
+			t.Fatal(err)
+		}
+		return first == lastLog(t, m)
+	})
+	expect(at(before), "gap: the server has purged log that was not read yet: "+m.Value(t, state))
+	expect(&cdc.Position{ServerUUID: id, GTIDSet: "", Epoch: 1}, "position: it is of mysql, and the server is MariaDB "+conn.GetServerVersion()+", server "+id)
+	m.Exec(t, "SET GLOBAL binlog_expire_logs_seconds = 3600")
+	expect(nil, "log retention: the log is kept for 1h0m0s; a capture that stands still for longer finds it purged, and 24h0m0s is the least that is advised")
+}
+
+// A MariaDB does not log the rows that a foreign key changes. A captured table that has
+// such a rule, or gets one, stops the capture; that the account may only read changes
+// nothing.
+func TestCascadesOfMariaDBAreRefusedWheneverTheyCome(t *testing.T) {
+	const rule = "FOREIGN KEY (p) REFERENCES p (id) ON DELETE "
+	for name, c := range map[string]struct {
+		setup, statements []string
+		mend              string
+		skippable         bool
+	}{
+		"there at the start": {setup: []string{"CREATE TABLE c (id INT PRIMARY KEY, p INT, " + rule + "SET NULL)"}},
+		"made with a table":  {statements: []string{"CREATE TABLE c (id INT PRIMARY KEY, p INT, CONSTRAINT f " + rule + "CASCADE)"}, mend: "ALTER TABLE c DROP FOREIGN KEY f", skippable: true},
+		"added to a table": {setup: []string{"CREATE TABLE c (id INT PRIMARY KEY, p INT)"},
+			statements: []string{"ALTER TABLE c ADD CONSTRAINT f FOREIGN KEY (p) REFERENCES p (id) ON UPDATE /* */ cascade"}, mend: "ALTER TABLE c DROP FOREIGN KEY f", skippable: true},
+		"renamed into sight": {setup: []string{"CREATE TABLE _c (id INT PRIMARY KEY, p INT, " + rule + "CASCADE)"}, statements: []string{"RENAME TABLE _c TO c"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newMariaWorld(t)
+			w.exec("CREATE TABLE p (id INT PRIMARY KEY)", "CREATE TABLE harmless (id INT PRIMARY KEY, p INT, at TIMESTAMP ON UPDATE CURRENT_TIMESTAMP, "+rule+"RESTRICT)")
+			w.exec(c.setup...)
+			out := newMemory()
+			s := w.source(out, nil)
+			ended := make(chan error, 1)
+			go func() { ended <- w.runToEnd(s) }()
+			if len(c.statements) > 0 {
+				out.awaitTables(t, w.name+".p", w.name+".harmless")
+				w.exec(c.statements...)
+			}
+			err := <-ended
+			if _, stopped := errors.AsType[*Stop](err); !stopped || !strings.Contains(err.Error(), "foreign key") || !strings.Contains(err.Error(), w.name+".c") {
+				t.Fatalf("ended with %v", err)
+			}
+			_, gtid, found := strings.Cut(err.Error(), "--skip-gtid ")
+			if found != c.skippable {
+				t.Fatalf("names a way past: %t, want %t: %v", found, c.skippable, err)
+			}
+			if !found {
+				return
+			}
+			findings, err := Inspect(t.Context(), w.cfg, s.Match)
+			if err != nil || !slices.ContainsFunc(findings, func(f Finding) bool {
+				return !f.OK && f.Check == "foreign keys" && strings.Contains(f.Detail, w.name+".c")
+			}) {
+				t.Errorf("the doctor finds %+v, %v", findings, err)
+			}
+			w.exec(c.mend, "INSERT INTO p VALUES (1)", "INSERT INTO c VALUES (7, 1)")
+			again := newMemory()
+			s = w.source(again, &out.pos[len(out.pos)-1])
+			s.SkipGTID = gtid
+			stop := w.run(s)
+			again.awaitKey(t, `{"id":7}`)
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }

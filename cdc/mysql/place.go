@@ -1,13 +1,16 @@
 package mysql
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/go-mysql-org/go-mysql/client"
+	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 
 	"lockstep/cdc"
 )
@@ -26,103 +29,97 @@ func InspectPlace(ctx context.Context, cfg Config, saved *cdc.Position, capturin
 	}
 	defer until(ctx, conn)()
 	found := inspectServerID(conn, cfg, capturing)
-	if strings.Contains(strings.ToLower(conn.GetServerVersion()), "mariadb") {
-		return found, nil // its GTIDs are compared when the capture connects
-	}
-	found = append(found, inspectSessions(conn)...)
-	retention, err := inspectRetention(conn, saved)
+	now, err := inspectKept(conn)
 	if err != nil {
 		return found, err
 	}
-	found = append(found, retention)
-	if saved == nil {
-		return append(found, Finding{Check: "position", OK: true, Detail: "none is saved: the first start copies every table"}), nil
+	if now.flavor == flavorMySQL {
+		found = append(found, inspectSessions(conn)...)
 	}
-	more, err := inspectGTIDs(conn, cfg, saved)
-	return append(found, more...), err
+	if saved == nil {
+		return append(found, now.retention(nil, false), Finding{Check: "position", OK: true, Detail: "none is saved: the first start copies every table"}), nil
+	}
+	if cmp.Or(saved.Flavor, flavorMySQL) != now.flavor {
+		return append(found, Finding{Check: "position", Detail: fmt.Sprintf("it is of %s, and the server is %s", cmp.Or(saved.Flavor, flavorMySQL), now.title()),
+			Fix: "see that " + cfg.Addr + " is the server that is meant, or copy every table again: lockstep run --on-gap resnapshot"}), nil
+	}
+	read, err := parseGTIDs(now.flavor, saved.GTIDSet)
+	if err != nil {
+		return append(found, now.retention(nil, false)), fmt.Errorf("read the saved position: %w", err)
+	}
+	now.executed, now.purged, err = now.gtids(conn)
+	if err != nil {
+		return append(found, now.retention(nil, false)), knownDenial(err)
+	}
+	return append(append(found, now.retention(saved, !read.contains(now.executed))), now.findPlace(cfg, saved, read)...), nil
 }
 
-// inspectGTIDs compares the position with what the server has and has purged. The
-// server does the sums: it knows its own notation best.
-func inspectGTIDs(conn *client.Conn, cfg Config, saved *cdc.Position) ([]Finding, error) {
-	rows, err := queryRows(conn, `SELECT @@GLOBAL.server_uuid, GTID_SUBTRACT(?, @@GLOBAL.gtid_executed),
-		GTID_SUBTRACT(@@GLOBAL.gtid_purged, ?), GTID_SUBTRACT(@@GLOBAL.gtid_executed, ?)`, saved.GTIDSet, saved.GTIDSet, saved.GTIDSet)
+// inspectKept asks a server who it is and for how long it keeps its log, which needs
+// no privilege.
+func inspectKept(conn *client.Conn) (*server, error) {
+	s := &server{version: conn.GetServerVersion(), flavor: flavorOf(conn), settings: map[string]string{}}
+	rows, err := queryRows(conn, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('log_bin', 'binlog_expire_logs_seconds', 'binlog_expire_logs_auto_purge')")
 	if err != nil {
 		return nil, err
 	}
-	id, lost, gap, behind := rows[0][0], oneLine(rows[0][1]), oneLine(rows[0][2]), oneLine(rows[0][3])
-	same := Finding{Check: "server of the position", OK: true, Detail: "the position was counted on this server's log"}
-	if id != saved.ServerUUID {
-		same.Detail = fmt.Sprintf("the position was counted on the log of %s and this is %s: its log is followed under a new epoch", saved.ServerUUID, id)
+	for _, r := range rows {
+		s.settings[r[0]] = r[1]
 	}
-	tail := Finding{Check: "lost tail", OK: lost == "", Detail: "the server has every transaction that is in Kafka"}
+	s.id, err = identify(conn)
+	return s, err
+}
+
+// knownDenial leaves out what a missing privilege keeps us from asking: that it is
+// missing is a finding already.
+func knownDenial(err error) error {
+	if my, ok := errors.AsType[*gomysql.MyError](err); ok && my.Code == gomysql.ER_SPECIFIC_ACCESS_DENIED_ERROR {
+		return nil
+	}
+	return err
+}
+
+// findPlace compares what was read with what the server has and has purged.
+func (s *server) findPlace(cfg Config, saved *cdc.Position, read gtidSet) []Finding {
+	lost, gap, behind := read.minus(s.executed), s.purged.minus(read), s.executed.minus(read)
+	same := Finding{Check: "server of the position", OK: true, Detail: "the position was counted on this server's log"}
+	if s.id != saved.ServerUUID {
+		same.Detail = fmt.Sprintf("the position was counted on the log of %s and this is %s: its log is followed under a new epoch", saved.ServerUUID, s.id)
+	}
+	tail := Finding{Check: "lost tail", OK: lost.empty(), Detail: "the server has every transaction that is in Kafka"}
 	if !tail.OK {
-		tail.Detail = "transactions that are in Kafka already are not on this server: " + lost
+		tail.Detail = "transactions that are in Kafka already are not on this server: " + lost.String()
 		tail.Fix = "see that " + cfg.Addr + " is the server that is meant and has caught up; if they are lost for good, start the capture: it reads their rows again under a new epoch"
 	}
-	hole := Finding{Check: "gap", OK: gap == "", Detail: "the log is there from the saved position on"}
+	hole := Finding{Check: "gap", OK: gap.empty(), Detail: "the log is there from the saved position on"}
 	if !hole.OK {
-		hole.Detail = "the server has purged log that was not read yet: " + gap
+		hole.Detail = "the server has purged log that was not read yet: " + gap.String()
 		hole.Fix = "read a replica that still has this log, or copy every table again: lockstep run --on-gap resnapshot"
 	}
 	way := Finding{Check: "position", OK: true, Detail: "it is at the end of the log, " + saved.GTIDSet}
-	if n := countGTIDs(behind); n > 0 {
-		way.Detail = fmt.Sprintf("%d transactions are still to be read after %s", n, saved.GTIDSet)
+	if !behind.empty() {
+		way.Detail = fmt.Sprintf("%s is still to be read after %s", behind, saved.GTIDSet)
 	}
-	return []Finding{same, tail, hole, way}, nil
+	return []Finding{same, tail, hole, way}
 }
 
-// countGTIDs counts the transactions of a MySQL GTID set: uuid:1-5:7,uuid:tag:3.
-func countGTIDs(set string) (n uint64) {
-	for _, part := range strings.Split(set, ",") {
-		for _, interval := range strings.Split(part, ":") {
-			first, last, is := strings.Cut(strings.TrimSpace(interval), "-")
-			from, err := strconv.ParseUint(first, 10, 64)
-			if err != nil {
-				continue // the uuid, or a tag
-			}
-			to := from
-			if is {
-				if to, err = strconv.ParseUint(last, 10, 64); err != nil {
-					continue
-				}
-			}
-			n += to - from + 1
-		}
-	}
-	return n
-}
-
-// inspectRetention says how long the log is kept, and how far the position is from
-// being purged.
-func inspectRetention(conn *client.Conn, saved *cdc.Position) (Finding, error) {
+// retention says how long the log is kept, and how far a position that is behind is
+// from being purged.
+func (s *server) retention(saved *cdc.Position, behind bool) Finding {
 	f := Finding{Check: "log retention", OK: true}
-	rows, err := queryRows(conn, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('binlog_expire_logs_seconds', 'binlog_expire_logs_auto_purge')")
-	if err != nil {
-		return f, err
-	}
-	is := map[string]string{}
-	for _, r := range rows {
-		is[r[0]] = r[1]
-	}
-	seconds, _ := strconv.ParseInt(is["binlog_expire_logs_seconds"], 10, 64)
+	seconds, _ := strconv.ParseInt(s.settings["binlog_expire_logs_seconds"], 10, 64)
 	keep := time.Duration(seconds) * time.Second
-	if keep == 0 || is["binlog_expire_logs_auto_purge"] == "OFF" {
+	if keep == 0 || s.settings["binlog_expire_logs_auto_purge"] == "OFF" {
 		f.Detail = "the server purges its log only when told to"
-		return f, nil
+		return f
 	}
 	f.Detail = fmt.Sprintf("the log is kept for %s", keep)
 	if keep < minRetention {
 		f.OK = false
 		f.Detail += fmt.Sprintf("; a capture that stands still for longer finds it purged, and %s is the least that is advised", minRetention)
-		f.Fix = "SET PERSIST binlog_expire_logs_seconds = 259200"
+		f.Fix = persist(s.flavor, "binlog_expire_logs_seconds", "259200")
 	}
-	if saved == nil || saved.CommitMicros == 0 {
-		return f, nil
-	}
-	behind, err := queryOne(conn, "SELECT GTID_SUBTRACT(@@GLOBAL.gtid_executed, '"+strings.ReplaceAll(saved.GTIDSet, "'", "")+"')")
-	if err != nil || behind == "" {
-		return f, err
+	if saved == nil || saved.CommitMicros == 0 || !behind {
+		return f
 	}
 	age := time.Since(time.UnixMicro(saved.CommitMicros)).Round(time.Second)
 	f.Detail += fmt.Sprintf("; the saved position is %s behind, so it is %s from being purged", age, max(0, keep-age))
@@ -130,7 +127,7 @@ func inspectRetention(conn *client.Conn, saved *cdc.Position) (Finding, error) {
 		f.OK = false
 		f.Fix = "start the capture now; meanwhile SET GLOBAL binlog_expire_logs_seconds = 0"
 	}
-	return f, nil
+	return f
 }
 
 // inspectServerID looks for another reader with our server_id: the two would throw
@@ -196,7 +193,7 @@ func inspectSessions(conn *client.Conn) []Finding {
 	}
 	f := Finding{Check: "sessions", OK: true}
 	rows, err := queryRows(conn, `SELECT t.PROCESSLIST_ID, t.PROCESSLIST_USER, v.VARIABLE_NAME, v.VARIABLE_VALUE
-		FROM performance_schema.variables_by_thread v JOIN performance_schema.threads t USING (THREAD_ID) WHERE `+strings.Join(differ, " OR "))
+		FROM performance_schema.variables_by_thread v JOIN performance_schema.threads t USING (THREAD_ID) WHERE t.PROCESSLIST_ID <> CONNECTION_ID() AND (`+strings.Join(differ, " OR ")+")")
 	if err != nil {
 		f.Detail = strings.Join(names, ", ") + " are looked at as new sessions get them; a session with the privilege can set its own, and what it then writes stops the capture (GRANT SELECT ON performance_schema.* to have the doctor look at the sessions)"
 		return []Finding{f}

@@ -125,7 +125,7 @@ func (r *reader) handle(ev *event) error {
 		}
 		return r.mark(true)
 	case replication.BEGIN_LOAD_QUERY_EVENT, replication.EXECUTE_LOAD_QUERY_EVENT:
-		return r.refuse("SET PERSIST binlog_format = ROW", "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
+		return r.refuse(persist(r.pos.Flavor, "binlog_format", "ROW"), "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
 	case replication.PREVIOUS_GTIDS_EVENT, replication.ROWS_QUERY_EVENT, replication.INTVAR_EVENT,
 		replication.STOP_EVENT, replication.RAND_EVENT, replication.USER_VAR_EVENT, replication.IGNORABLE_EVENT,
 		replication.TRANSACTION_CONTEXT_EVENT, replication.VIEW_CHANGE_EVENT,
@@ -189,17 +189,24 @@ func (r *reader) statement(ev *event) error {
 	return r.query(ev.header(), &replication.QueryEvent{Schema: body[name : text-1], Query: query}, uint64(len(ev.data)))
 }
 
-// refuse stops, unless the operator has named this transaction.
+// refuse stops, unless the operator has named this transaction. Remedy is what keeps
+// the next one from being refused.
 func (r *reader) refuse(remedy, format string, args ...any) error {
+	if remedy != "" {
+		remedy += ", then "
+	}
+	return r.passOver(remedy, format, args...)
+}
+
+// passOver stops, unless the operator has named this transaction, which is what
+// remains where nothing is done that is said before it.
+func (r *reader) passOver(before, format string, args ...any) error {
 	if r.SkipGTID != "" && r.SkipGTID == r.txn.gtid {
 		r.Metrics.ddl.WithLabelValues("skipped").Inc()
 		r.Log.Warn("passed over, as told by --skip-gtid", "gtid", r.txn.gtid, "what", fmt.Sprintf(format, args...))
 		return nil
 	}
-	if remedy != "" {
-		remedy += ", then "
-	}
-	remedy += "let every sink catch up (lockstep sink NAME until lockstep_consumer_lag_records is 0), make its rows agree by hand, and start once with --skip-gtid " + r.txn.gtid
+	remedy := before + "let every sink catch up (lockstep sink NAME until lockstep_consumer_lag_records is 0), make its rows agree by hand, and start once with --skip-gtid " + r.txn.gtid
 	return stopf(remedy, format, args...)
 }
 

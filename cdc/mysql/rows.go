@@ -218,7 +218,7 @@ func (r *reader) rows(ev *event) error {
 	case ev.EventType == replication.PARTIAL_UPDATE_ROWS_EVENT:
 		return r.refuse("SET PERSIST binlog_row_value_options = '' where it is not, and see which session sets another", "transaction %s has partial JSON updates of %s in the log", r.txn.gtid, l.table)
 	case !e.full:
-		return r.refuse("SET PERSIST binlog_row_image = FULL where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, l.table)
+		return r.refuse(persist(r.pos.Flavor, "binlog_row_image", "FULL")+" where it is not, and see which session sets another", "transaction %s has incomplete rows of %s in the log", r.txn.gtid, l.table)
 	case r.txn.xa:
 		return r.refuse("", "transaction %s changes %s in an XA transaction, whose rows are logged before it is decided", r.txn.gtid, l.table)
 	case e.columns != len(l.columns):
@@ -348,5 +348,8 @@ func (r *reader) publish(src *source, op cdc.Op, key, before, after []byte, cloc
 	if r.wasPublished(c) {
 		return nil
 	}
-	return r.Out.Publish(r.ctx, c)
+	if err = r.Out.Publish(r.ctx, c); errors.Is(err, cdc.ErrTooLarge) {
+		return r.passOver("a higher kafka.max_record_bytes; or, where this row may stay as it is in the sinks, ", "transaction %s: %v", r.txn.gtid, err)
+	}
+	return err
 }

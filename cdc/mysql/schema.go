@@ -26,6 +26,13 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
 	defer cancel()
+	began := time.Now()
+	late := func(err error) error { // the connection was closed under it, and that is all it says
+		if ctx.Err() != context.DeadlineExceeded {
+			return err
+		}
+		return fmt.Errorf("no answer for %s", time.Since(began).Round(100*time.Millisecond))
+	}
 	// The library hears ctx only while it dials; a server that accepts and never
 	// says a word would hold it for ever.
 	var release func() bool
@@ -45,7 +52,7 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 			return nil
 		})
 	if err != nil {
-		return nil, fmt.Errorf("connect to MySQL at %s as %s: %w", cfg.Addr, cfg.User, err)
+		return nil, fmt.Errorf("connect to MySQL at %s as %s: %w", cfg.Addr, cfg.User, late(err))
 	}
 	// A session that lives for a whole copy must not be cut off while the reader
 	// waits for Kafka.
@@ -55,7 +62,7 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 	} {
 		if _, err := conn.Execute(set); err != nil {
 			conn.Close()
-			return nil, fmt.Errorf("prepare the session on %s: %s: %w", cfg.Addr, set, err)
+			return nil, fmt.Errorf("prepare the session on %s: %s: %w", cfg.Addr, set, late(err))
 		}
 	}
 	release()

@@ -387,6 +387,7 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 		{cdc.SnapshotRequest{ID: "no-column", Table: table, Where: "nothing = 1"}, cdc.SnapshotFailed, "Unknown column 'nothing'", nil},
 		{cdc.SnapshotRequest{ID: "two", Table: table, Where: "1) OR (1"}, cdc.SnapshotFailed, "cannot be used", nil},
 		{cdc.SnapshotRequest{ID: "wrong-key", Table: table, Keys: raw(`{"no":3}`)}, cdc.SnapshotFailed, "is no key of", nil},
+		{cdc.SnapshotRequest{ID: "two-names", Table: table, Keys: raw(`{"id":3,"id":4}`)}, cdc.SnapshotFailed, "is no key of", nil},
 	} {
 		out.mu.Lock()
 		before := len(out.changes)

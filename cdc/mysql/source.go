@@ -70,11 +70,14 @@ type Source struct {
 	// foldNames: the server compares table names without case and keeps them in
 	// lower case, but statements stand in its log as they were written.
 	foldNames bool
-	missed    cdc.TableName // rows were met of it before it was copied
-	gtids     gtidSet
-	published map[string]*replay // by GTID: what is in Kafka under the last epoch and read again
-	reading   atomic.Bool
-	snaps     snapshots
+	// refuseCascades: the server does not log what foreign keys change, and nobody has
+	// accepted that.
+	refuseCascades bool
+	missed         cdc.TableName // rows were met of it before it was copied
+	gtids          gtidSet
+	published      map[string]*replay // by GTID: what is in Kafka under the last epoch and read again
+	reading        atomic.Bool
+	snaps          snapshots
 }
 
 // Reading reports whether the log is being read now.
@@ -223,7 +226,8 @@ func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, er
 	if err != nil {
 		return nil, lost(err)
 	}
-	if err := checkCascades(conn, server, tables, s.Config.UnloggedCascades); err != nil {
+	s.refuseCascades = s.Config.UnloggedCascades == "refuse" && !server.logsCascades()
+	if err := s.checkCascades(conn, tables); err != nil {
 		return nil, lost(err)
 	}
 	if len(tables) == 0 && len(s.pos.Copied) == 0 {

@@ -30,6 +30,7 @@ type memory struct {
 	changes []cdc.Change
 	pos     []cdc.Position
 	refuse  error
+	most    int   // bytes of a row, when it is not 0
 	ended   error // why the source stopped by itself
 
 	requests []cdc.SnapshotRequest
@@ -44,6 +45,9 @@ func (m *memory) Publish(_ context.Context, c *cdc.Change) error {
 	defer m.mu.Unlock()
 	if m.refuse != nil {
 		return m.refuse
+	}
+	if len(c.After) > m.most && m.most > 0 {
+		return fmt.Errorf("the row: %w", cdc.ErrTooLarge)
 	}
 	kept := *c
 	kept.Key, kept.Before, kept.After = slices.Clone(c.Key), slices.Clone(c.Before), slices.Clone(c.After)
@@ -523,6 +527,34 @@ func TestATableTheAccountCannotSeeStopsAndIsCopiedOnceItCan(t *testing.T) {
 	}
 }
 
+// A table of which the account may read some columns only looks like one that has no
+// others. It is not copied without them, and the doctor says so beforehand.
+func TestATableWithColumnsTheAccountMayNotReadStops(t *testing.T) {
+	for name, w := range map[string]*world{"MySQL": newWorld(t), "MariaDB": newMariaWorld(t)} {
+		t.Run(name, func(t *testing.T) {
+			account := "r" + w.name[len(w.name)-10:]
+			client := map[string]string{"MySQL": "REPLICATION CLIENT", "MariaDB": "BINLOG MONITOR, SLAVE MONITOR"}[name]
+			w.exec("CREATE TABLE q (id INT PRIMARY KEY, v INT)", "INSERT INTO q VALUES (1, 2)", "CREATE USER '"+account+"'@'%' IDENTIFIED BY 'a-Password-1'",
+				"GRANT REPLICATION SLAVE, "+client+" ON *.* TO '"+account+"'@'%'", "GRANT SELECT (id) ON "+w.name+".q TO '"+account+"'@'%'")
+			t.Cleanup(func() { w.exec("DROP USER '" + account + "'@'%'") })
+			w.cfg.User, w.cfg.Password = account, "a-Password-1"
+			out := newMemory()
+			s := w.source(out, nil)
+			want := "GRANT SELECT ON `" + w.name + "`.`q` TO '" + account + "'@'%'"
+			findings, err := Inspect(t.Context(), w.cfg, s.Match)
+			if err != nil || !slices.ContainsFunc(findings, func(f Finding) bool { return f.Check == "table "+w.name+".q" && f.Fix == want }) {
+				t.Errorf("the doctor finds %+v, %v", findings, err)
+			}
+			if err := w.runToEnd(s); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("ended with %v", err)
+			}
+			if len(out.changes) > 0 {
+				t.Errorf("it has copied %q", show(out.changes))
+			}
+		})
+	}
+}
+
 // What cannot be followed exactly stops the reader with a sentence that says
 // what mends it, and can be passed over by naming its transaction.
 func TestWhatCannotBeFollowedStops(t *testing.T) {
@@ -537,6 +569,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 		"no primary key":        {nil, []string{"CREATE TABLE nokey (id INT)", "INSERT INTO nokey VALUES (1)"}, "has no primary key", true, "ALTER TABLE nokey ADD PRIMARY KEY (id)"},
 		"partial JSON":          {[]string{"CREATE TABLE j (id INT PRIMARY KEY, d JSON)", `INSERT INTO j VALUES (1, '{"a": 1, "b": "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"}')`}, []string{"SET SESSION binlog_row_value_options = PARTIAL_JSON", "UPDATE j SET d = JSON_SET(d, '$.a', 2)", "SET SESSION binlog_row_value_options = ''"}, "partial JSON", true, ""},
 		"XA":                    {nil, []string{"XA START 'x'", "INSERT INTO q VALUES (8)", "XA END 'x'", "XA PREPARE 'x'", "XA COMMIT 'x'"}, "XA transaction", true, ""},
+		"a row too large":       {[]string{"CREATE TABLE l (id INT PRIMARY KEY, v TEXT)"}, []string{"INSERT INTO l VALUES (1, REPEAT('x', 2000))"}, "record too large; mend it with: a higher kafka.max_record_bytes", true, ""},
 		"another primary key":   {nil, []string{"INSERT INTO q VALUES (30)", "ALTER TABLE q ADD COLUMN n INT NOT NULL DEFAULT 1, DROP PRIMARY KEY, ADD PRIMARY KEY (n, id)", "INSERT INTO q VALUES (31, 1)"}, "primary key of", false, ""},
 		"a zero date with stop": {[]string{"CREATE TABLE z (id INT PRIMARY KEY, d DATE)"}, []string{"SET SESSION sql_mode = ''", "INSERT INTO z VALUES (1, '0000-00-00')"}, "the date 0000-00-00 is zero", false, ""},
 	} {
@@ -546,6 +579,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 			w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1)")
 			w.exec(c.setup...)
 			out := newMemory()
+			out.most = 1000
 			s := w.source(out, nil)
 			ended := make(chan error, 1)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -585,6 +619,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 				t.Fatal(err)
 			}
 			again := newMemory()
+			again.most = out.most
 			s = w.source(again, &out.pos[len(out.pos)-1])
 			s.SkipGTID = gtid
 			halt := w.run(s)
@@ -711,6 +746,10 @@ func TestAHalfOpenServerIsLeft(t *testing.T) {
 	}()
 	w := &world{t: t, name: "none", cfg: DefaultConfig()}
 	w.cfg.Addr, w.cfg.User, w.cfg.ServerID, w.cfg.ConnectTimeout = silent.Addr().String(), "u", 1, 200*time.Millisecond
+	if _, err := connect(t.Context(), w.cfg); err == nil || !strings.HasSuffix(err.Error(), "as u: no answer for 200ms") {
+		t.Errorf("connect ended with %v", err)
+	}
+	<-tried
 	stop := w.run(w.source(newMemory(), nil))
 	<-tried
 	<-tried // the first attempt was given up

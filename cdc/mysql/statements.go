@@ -42,10 +42,16 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 			return err
 		}
 	case verbDML:
-		if err := r.refuse("SET PERSIST binlog_format = ROW where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
+		if err := r.refuse(persist(r.pos.Flavor, "binlog_format", "ROW")+" where it is not, and see which session sets another", "transaction %s in database %s changes rows by statement, so nobody can tell which: %s", r.txn.gtid, ev.Schema, truncate(string(ev.Query), 80)); err != nil {
 			return err
 		}
 	default:
+		if r.refuseCascades && slices.ContainsFunc(st.tables, r.Match) && cascading(string(ev.Query)) {
+			if err := r.passOver("source.unlogged_cascades: accept; or drop that rule, ", "transaction %s gives %s a foreign key that changes rows by itself, and the server does not log such changes: %s",
+				r.txn.gtid, st.tables[0], truncate(string(ev.Query), 200)); err != nil {
+				return err
+			}
+		}
 		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+1)
 		if err != nil {
 			return err

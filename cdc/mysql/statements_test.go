@@ -91,8 +91,7 @@ func TestStatementsReachTheSinks(t *testing.T) {
 			followed:   []string{"a", "q"}, created: `a{"id":1}`, // and nothing is swept
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+		bothFlavors(t, name, func(t *testing.T, w *world) {
 			if c.leave {
 				w.cfg.AfterAlter = alterLeave
 			}
@@ -117,7 +116,7 @@ func TestStatementsReachTheSinks(t *testing.T) {
 						continue
 					}
 					copies, sweeps[sn.Table+sn.Sweep.String()] = append(copies, sn.ID), true
-					if !strings.Contains(sn.Reason, ":") {
+					if !strings.HasSuffix(sn.Reason, " in "+sn.GTID) {
 						t.Errorf("a copy whose reason names no transaction: %+v", sn)
 					}
 				}
@@ -161,6 +160,12 @@ func TestStatementsReachTheSinks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// bothFlavors runs a test on a MySQL and on a MariaDB.
+func bothFlavors(t *testing.T, name string, test func(*testing.T, *world)) {
+	t.Run(name+" on MySQL", func(t *testing.T) { test(t, newWorld(t)) })
+	t.Run(name+" on MariaDB", func(t *testing.T) { test(t, newMariaWorld(t)) })
 }
 
 // awaitTables waits until tables are followed and no copy of them is under way.

@@ -29,6 +29,7 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 		return lost(err)
 	}
 	defer until(ctx, conn)()
+	conn.ReadTimeout = s.Config.ReadTimeout
 	// The checks were made on another connection, and behind a virtual address
 	// another server may answer this one.
 	if err := sameServer(conn, s.pos.ServerUUID); err != nil {
@@ -75,7 +76,6 @@ func sameServer(conn *client.Conn, want string) error {
 // log behind what was read. It reports whether the first event, which comes before
 // the one that says so, has a checksum.
 func (s *Source) askForLog(conn *client.Conn, read gtidSet) (checksums bool, err error) {
-	conn.ReadTimeout = s.Config.ReadTimeout
 	algorithm, err := queryOne(conn, "SELECT @@GLOBAL.binlog_checksum")
 	if err != nil {
 		return false, err

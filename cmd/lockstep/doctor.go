@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/dlq"
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // finding is one line of the doctor's report.
@@ -95,7 +97,9 @@ func (p *process) examine(ctx context.Context, timeout time.Duration) []finding 
 			}
 		}
 		found = append(found, some...)
-		if err != nil {
+		if unfit, ok := errors.AsType[sinks.Unfit](err); ok {
+			found = append(found, finding{System: system, Check: "fit", Detail: unfit.Problem, Fix: unfit.Mend})
+		} else if err != nil {
 			found = append(found, finding{System: system, Check: "reachable", Detail: oneLine(err.Error()), Fix: "see that it runs and that address, user and password are right"})
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,10 +174,11 @@ func TestTheDoctorFindsEverySettingOfTheServerInOneRun(t *testing.T) {
 	p := newPatient(t)
 	undo := []func(){
 		p.global("binlog_row_image", "MINIMAL"), p.global("binlog_row_metadata", "MINIMAL"),
+		p.global("gtid_mode", "ON_PERMISSIVE"), p.global("gtid_mode", "OFF_PERMISSIVE"),
 		p.global("binlog_format", "STATEMENT"), p.global("binlog_row_value_options", "PARTIAL_JSON"), p.global("binlog_expire_logs_seconds", "3600"),
 	}
 	bad, _ := p.look()
-	for _, u := range undo {
+	for _, u := range slices.Backward(undo) {
 		u()
 	}
 	found := map[string]string{}
@@ -186,6 +189,7 @@ func TestTheDoctorFindsEverySettingOfTheServerInOneRun(t *testing.T) {
 		"binlog_row_image": "SET PERSIST binlog_row_image = 'FULL'", "binlog_row_metadata": "SET PERSIST binlog_row_metadata = 'FULL'",
 		"binlog_format": "SET PERSIST binlog_format = 'ROW'", "binlog_row_value_options": "SET PERSIST binlog_row_value_options = ''",
 		"log retention": "SET PERSIST binlog_expire_logs_seconds = 259200",
+		"gtid_mode":     "SET PERSIST gtid_mode = 'ON_PERMISSIVE'; SET PERSIST gtid_mode = 'ON'",
 	} {
 		if found[check] != fix {
 			t.Errorf("%s: mended by %q, want %q", check, found[check], fix)
@@ -197,6 +201,9 @@ func TestTheDoctorFindsEverySettingOfTheServerInOneRun(t *testing.T) {
 func TestTheDoctorFindsASessionThatLogsOtherwise(t *testing.T) {
 	p := newPatient(t)
 	p.exec("GRANT SELECT ON performance_schema.* TO '" + p.account + "'@'%'")
+	undo := p.global("binlog_row_image", "NOBLOB")
+	p.expect("binlog_row_image: is NOBLOB") // and not the session of the doctor
+	undo()
 	conn, err := p.admin.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -344,6 +351,28 @@ func TestTheDoctorFindsTopicsThatWouldLoseOrRefuseRecords(t *testing.T) {
 		"topic "+topic+": message.timestamp.type is CreateTime", "topic "+topic+": min.insync.replicas is 2",
 		"topic "+kafka.CheckpointTopic(p.name)+": cleanup.policy is delete and must be compact", "topic "+kafka.CheckpointTopic(p.name)+": 1 replicas and kafka.replication_factor is 2",
 		"topic "+kafka.LettersTopic(p.name, "cache")+": it cannot be made")
+}
+
+func TestTheDoctorFindsAStoreThatWillNotDo(t *testing.T) {
+	p := newPatient(t)
+	conn, err := net.Dial("tcp", testenv.Redis(t).Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	set := func(policy string) {
+		answer := make([]byte, 64)
+		fmt.Fprintf(conn, "CONFIG SET maxmemory-policy %s\r\n", policy)
+		if n, err := conn.Read(answer); err != nil || string(answer[:n]) != "+OK\r\n" {
+			t.Fatalf("%q, %v", answer[:n], err)
+		}
+	}
+	set("allkeys-lru")
+	defer set("noeviction")
+	bad, _ := p.look()
+	if len(bad) != 1 || bad[0].System != "sink cache" || bad[0].Check != "fit" || !strings.Contains(bad[0].Detail, "allkeys-lru") || !strings.Contains(bad[0].Fix, "maxmemory-policy noeviction") {
+		t.Errorf("found %+v", bad)
+	}
 }
 
 func TestTheDoctorFindsAGroupThatWantsWhatIsGone(t *testing.T) {

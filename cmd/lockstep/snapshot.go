@@ -280,7 +280,14 @@ snapshots: ID.1, ID.2 and so on.`,
   # the rows that a report names
   jq -c '{id: .order_id}' report.ndjson | lockstep snapshot start --table shop.orders --keys -`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.startSnapshot(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, name := range []string{"where", "keys"} { // of a script's variable that is not set
+				if flag := cmd.Flags().Lookup(name); flag.Changed && strings.TrimSpace(flag.Value.String()) == "" {
+					return usageError{fmt.Errorf("--%s is empty; leave it out to copy the whole table", name)}
+				}
+			}
+			return a.startSnapshot(cmd.Context(), f)
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.table, "table", "", "the table, as db.table (required)")
@@ -356,6 +363,8 @@ func (a *app) snapshotTable(cfg *config.Config, f snapshotFlags) (cdc.TableName,
 		return name, usageError{errors.New("--where and --keys exclude each other; give one")}
 	case strings.HasPrefix(f.id, "first-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of first copies do; take another", f.id)}
+	case strings.HasPrefix(f.id, "epoch-"):
+		return name, usageError{fmt.Errorf("--id %s begins as those of new copies do; take another", f.id)}
 	case strings.HasPrefix(f.id, "repair-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of repairs do; take another", f.id)}
 	case f.id != "" && !legalID.MatchString(f.id):

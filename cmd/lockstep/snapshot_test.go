@@ -90,6 +90,9 @@ tables: [{match: d.t, redis: {key: "t:{id}"}}]
 		"--table d.t --id a/b":               "has other characters",
 		"--table d.t --id first-d.t":         "as those of first copies do",
 		"--table d.t --id repair-d.t":        "as those of repairs do",
+		"--table d.t --id epoch-2-d.t":       "as those of new copies do",
+		"--table d.t --where=":               "--where is empty",
+		"--table d.t --keys=":                "--keys is empty",
 		"--table d.t --keys /no/such/file/x": "no such file",
 	} {
 		got := lockstep(t, nil, append([]string{"snapshot", "start", "-c", path}, strings.Fields(args)...)...)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"sync"
@@ -288,7 +289,7 @@ func (s *Sink) overtaken(ctx context.Context, docs []*document) {
 	}
 }
 
-// Probe asks the cluster for its version.
+// Probe asks the cluster for its version, and whether it takes what is configured.
 func (s *Sink) Probe(ctx context.Context) (version string, err error) {
 	res, err := s.do(ctx, esapi.InfoRequest{})
 	if err != nil {
@@ -304,7 +305,28 @@ func (s *Sink) Probe(ctx context.Context) (version string, err error) {
 	if res.status != http.StatusOK {
 		return "", fmt.Errorf("ask Elasticsearch for its version: %s", res.answer)
 	}
-	return version, nil
+	return version, s.checkLimit(ctx)
+}
+
+// checkLimit refuses nodes that take no request as large as a document may be. Where we
+// may not ask, a document too large becomes a dead letter in its time.
+func (s *Sink) checkLimit(ctx context.Context) error {
+	res, err := s.do(ctx, esapi.NodesInfoRequest{Metric: []string{"http"}, FilterPath: []string{"nodes.*.http.max_content_length_in_bytes"}})
+	if err != nil || res.status != http.StatusOK {
+		return err
+	}
+	most := int64(math.MaxInt64)
+	gjson.GetBytes(res.body, "nodes").ForEach(func(_, node gjson.Result) bool {
+		if is := node.Get("http.max_content_length_in_bytes"); is.Exists() {
+			most = min(most, is.Int())
+		}
+		return true
+	})
+	if most >= int64(s.config.MaxDocumentBytes) {
+		return nil
+	}
+	return sinks.Unfit{Problem: fmt.Sprintf("http.max_content_length is %d bytes, less than max_document_bytes %d: a larger document becomes a dead letter", most, s.config.MaxDocumentBytes),
+		Mend: fmt.Sprintf("set max_document_bytes below %d, or raise http.max_content_length in elasticsearch.yml", most)}
 }
 
 // Empty reports whether an alias does not exist. An index that was emptied is not

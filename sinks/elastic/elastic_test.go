@@ -429,6 +429,11 @@ func TestTheClusterIsProbedAndAnEmptyAliasIsKnown(t *testing.T) {
 	if err != nil || !strings.Contains(version, ".") {
 		t.Errorf("version %q, error %v", version, err)
 	}
+	large := openStore(t, func(c *Config) { c.MaxDocumentBytes = 200 << 20 })
+	_, err = large.Probe(t.Context())
+	if unfit, ok := errors.AsType[sinks.Unfit](err); !ok || !strings.Contains(unfit.Problem, "http.max_content_length is 104857600 bytes") {
+		t.Errorf("with documents of 200 MB: %v", err)
+	}
 	empty := func() bool {
 		e, err := s.Empty(t.Context(), s.alias(sinktest.Questions.Name))
 		if err != nil {

@@ -75,8 +75,8 @@ type Config struct {
 	// remembered delete costs about 100 bytes. Default 336h.
 	TombstoneTTL time.Duration `yaml:"tombstone_ttl"`
 	// MaxValueBytes is the largest row in bytes of JSON that is written, 1024 to
-	// 536870912; a larger one becomes a dead letter. Keep it below the server's
-	// proto-max-bulk-len. Default 33554432.
+	// 536870912; a larger one becomes a dead letter. A server whose
+	// proto-max-bulk-len is below it is refused, where CONFIG GET is allowed. Default 33554432.
 	MaxValueBytes int `yaml:"max_value_bytes"`
 }
 

@@ -46,12 +46,6 @@ type Sink struct {
 	log     *slog.Logger
 }
 
-// unfit says why a server will not do until someone changes its configuration or
-// ours. It wraps nothing: the driver strips one layer off what OnConnect returns.
-type unfit string
-
-func (e unfit) Error() string { return string(e) }
-
 // The driver reports lost connections to a logger of its own; ours come back as
 // errors.
 func init() { goredis.SetLogger(silent{}) }
@@ -105,7 +99,7 @@ func Open(ctx context.Context, cfg Config, tables func(cdc.TableName) (TableConf
 		}),
 	}
 	if err := s.Probe(ctx); err != nil {
-		if _, no := errors.AsType[unfit](err); no || ctx.Err() != nil {
+		if _, no := errors.AsType[sinks.Unfit](err); no || ctx.Err() != nil {
 			return nil, errors.Join(err, s.client.Close())
 		}
 		log.Warn("redis is not available yet", "addresses", cfg.Addresses, "error", err)
@@ -122,11 +116,14 @@ func (s *Sink) Probe(ctx context.Context) error {
 	return s.eachMaster(ctx, func(ctx context.Context, server *goredis.Client) error {
 		err := checkPolicy(ctx, server, s.cfg)
 		if err == nil {
+			err = checkLimit(ctx, server, s.cfg)
+		}
+		if err == nil {
 			err = loadScripts(ctx, server)
 		}
 		switch code(err) {
 		case "NOAUTH", "WRONGPASS", "NOPERM":
-			err = unfit(fmt.Sprintf("server refuses the user %q: %v", s.cfg.Username, err))
+			err = sinks.Unfit{Problem: fmt.Sprintf("server refuses the user %q: %v", s.cfg.Username, err), Mend: "see to its password and its rights"}
 		}
 		if err != nil {
 			return fmt.Errorf("redis %s: %w", server.Options().Addr, err)
@@ -158,7 +155,28 @@ func checkPolicy(ctx context.Context, server interface {
 		return err
 	}
 	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
-		return unfit(fmt.Sprintf(`its maxmemory-policy is %q, so it may evict rows; set "maxmemory-policy noeviction" there, or declare this sink "mode: cache" if rows may be missing`, policy))
+		// The driver strips one layer off what OnConnect returns, so nothing wraps it.
+		return sinks.Unfit{Problem: fmt.Sprintf("its maxmemory-policy is %q, so it may evict rows", policy),
+			Mend: `set "maxmemory-policy noeviction" there, or declare this sink "mode: cache" if rows may be missing`}
+	}
+	return nil
+}
+
+// checkLimit refuses a server that cuts the connection at a value which we would send,
+// because it would do so for ever. Where we may not ask, it is taken to be as it comes,
+// far above.
+func checkLimit(ctx context.Context, server *goredis.Client, cfg Config) error {
+	const name = "proto-max-bulk-len"
+	is, err := server.ConfigGet(ctx, name).Result()
+	if err != nil {
+		if code(err) != "" {
+			return nil
+		}
+		return err
+	}
+	if most, err := strconv.Atoi(is[name]); err == nil && most < cfg.MaxValueBytes {
+		return sinks.Unfit{Problem: fmt.Sprintf("its %s is %d, less than max_value_bytes %d: it would cut every connection that brings it a larger row", name, most, cfg.MaxValueBytes),
+			Mend: fmt.Sprintf("set max_value_bytes to %d at most, or %s to %d or more there", most, name, cfg.MaxValueBytes)}
 	}
 	return nil
 }

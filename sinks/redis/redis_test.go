@@ -492,7 +492,7 @@ func TestAPasswordThatStopsWorkingHoldsTheChanges(t *testing.T) {
 		}
 	}
 	_, err = Open(t.Context(), cfg, f.tables, f.log)
-	if _, no := errors.AsType[unfit](err); !no {
+	if _, no := errors.AsType[sinks.Unfit](err); !no {
 		t.Errorf("Open with the wrong password: %v", err)
 	}
 }
@@ -792,4 +792,21 @@ func BenchmarkApply(b *testing.B) {
 			b.ReportMetric(float64(b.N)*batch/b.Elapsed().Seconds(), "rows/s")
 		})
 	}
+}
+
+// A server that takes no value as large as a row may be would cut the connection at it
+// again and again, so it is refused beforehand.
+func TestAServerThatTakesNoSuchValuesIsRefused(t *testing.T) {
+	f := open(t, server(t), TableConfig{Key: "{table}:{pk}"})
+	defer f.set(t, "proto-max-bulk-len", "1048576")()
+	_, err := Open(t.Context(), f.cfg, f.tables, f.log)
+	if unfit, ok := errors.AsType[sinks.Unfit](err); !ok || !strings.Contains(unfit.Problem, "proto-max-bulk-len is 1048576, less than max_value_bytes 33554432") {
+		t.Errorf("Open: %v", err)
+	}
+	f.cfg.MaxValueBytes = 1 << 20
+	s, err := Open(t.Context(), f.cfg, f.tables, f.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
 }
