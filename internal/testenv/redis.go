@@ -26,7 +26,7 @@ type RedisInstance struct {
 // settings, further words of its command line, say so. It is gone at the end of the test.
 func NewRedis(t testing.TB, settings ...string) *RedisInstance {
 	t.Helper()
-	i := newRedis(t, freeAddr(t), append([]string{"--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, settings...)...)
+	i := newRedis(t, FreeAddr(t), append([]string{"--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, settings...)...)
 	i.Start(t)
 	return i
 }
@@ -39,7 +39,7 @@ func NewSentinel(t testing.TB, config string) *RedisInstance {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	i := newRedis(t, freeAddr(t))
+	i := newRedis(t, FreeAddr(t))
 	i.command = append(append(redisWords(t), file, "--sentinel"), i.command[len(redisWords(t)):]...)
 	i.Start(t)
 	return i

@@ -42,14 +42,21 @@ const (
 // Config says how to reach Redis or Valkey and what may be asked of it.
 type Config struct {
 	// Addresses are host:port pairs. One address is a single server, several are
-	// the seeds of a cluster. Default 127.0.0.1:6379.
+	// the seeds of a cluster, and with Sentinel they are the sentinels. Default
+	// 127.0.0.1:6379.
 	Addresses []string `yaml:"addresses"`
-	// Username of the ACL user; empty for the default user. It needs EVALSHA,
-	// SCRIPT, INFO, SCAN, HGETALL and PING besides the commands of the scripts: HGET,
-	// HSET, GETRANGE, GET, SET and DEL. Default empty.
+	// Sentinel has the sentinels at Addresses say which server is the master, so that
+	// a failover is followed. Default off.
+	Sentinel Sentinel `yaml:"sentinel"`
+	// Username of the ACL user; empty for the default user. docs/redis.md has the
+	// statement that makes one with the rights it needs. Default empty.
 	Username string `yaml:"username"`
 	// Password of the user; empty when the server asks for none. Default empty.
 	Password secret.Text `yaml:"password"`
+	// PasswordFile is a file that holds the password, in place of Password. It and the
+	// files of TLS are read again for every new connection, so they may be changed
+	// while the sink runs. Default empty.
+	PasswordFile string `yaml:"password_file"`
 	// DB is the number of the logical database, 0 to 1023; a cluster has only 0.
 	// Default 0.
 	DB int `yaml:"db"`
@@ -78,6 +85,20 @@ type Config struct {
 	// 536870912; a larger one becomes a dead letter. A server whose
 	// proto-max-bulk-len is below it is refused, where CONFIG GET is allowed. Default 33554432.
 	MaxValueBytes int `yaml:"max_value_bytes"`
+}
+
+// Sentinel says what the sentinels watch and how to log in to them.
+type Sentinel struct {
+	// Master is the name under which the sentinels know the master. Default empty,
+	// no sentinels.
+	Master string `yaml:"master"`
+	// Username of the ACL user of the sentinels. Default empty.
+	Username string `yaml:"username"`
+	// Password of that user. Default empty.
+	Password secret.Text `yaml:"password"`
+	// PasswordFile is a file that holds this password, read at the start. Default
+	// empty.
+	PasswordFile string `yaml:"password_file"`
 }
 
 // TLS says how the connection is encrypted and how both sides prove who they are.
@@ -173,8 +194,17 @@ func (c Config) Check() error {
 	switch {
 	case c.DB < 0 || c.DB > 1023:
 		bad("db: %d is not a database number; use 0 to 1023 (default 0)", c.DB)
-	case c.DB != 0 && len(c.Addresses) > 1:
+	case c.DB != 0 && c.cluster():
 		bad("db: a cluster has only database 0, not %d; leave it out", c.DB)
+	}
+	if c.Password != "" && c.PasswordFile != "" {
+		bad("password_file: password is set too; keep one of the two")
+	}
+	if c.Sentinel.Password != "" && c.Sentinel.PasswordFile != "" {
+		bad("sentinel.password_file: sentinel.password is set too; keep one of the two")
+	}
+	if c.Sentinel.Master == "" && c.Sentinel != (Sentinel{}) {
+		bad("sentinel.master: is empty while other fields of sentinel are set; name the master as the sentinels know it")
 	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		bad("tls: cert_file and key_file belong together; give both or neither")
@@ -199,6 +229,9 @@ func (c Config) Check() error {
 	}
 	return errors.Join(errs...)
 }
+
+// cluster reports whether the addresses are seeds of a cluster.
+func (c Config) cluster() bool { return len(c.Addresses) > 1 && c.Sentinel.Master == "" }
 
 // Check reports every mistake in c, one sentence each. Empty fields mean the
 // default.

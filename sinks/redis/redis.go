@@ -65,26 +65,33 @@ func Open(ctx context.Context, cfg Config, tables func(cdc.TableName) (TableConf
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.TLS.config()
+	access, err := openAccess(cfg, log)
 	if err != nil {
 		return nil, err
 	}
+	sentinel, err := passwordOf(cfg.Sentinel.Password.Reveal(), cfg.Sentinel.PasswordFile)
+	if err != nil {
+		return nil, fmt.Errorf("sentinel.%w", err)
+	}
 	s := &Sink{
 		cfg:     cfg,
-		cluster: len(cfg.Addresses) > 1,
+		cluster: cfg.cluster(),
 		ttl:     strconv.FormatInt(cfg.TombstoneTTL.Milliseconds(), 10),
 		tables:  tables,
 		log:     log,
 		client: goredis.NewUniversalClient(&goredis.UniversalOptions{
-			Addrs:        cfg.Addresses,
-			Username:     cfg.Username,
-			Password:     cfg.Password.Reveal(),
-			DB:           cfg.DB,
-			TLSConfig:    tlsConfig,
-			DialTimeout:  cfg.Timeout,
-			ReadTimeout:  cfg.Timeout,
-			WriteTimeout: cfg.Timeout,
-			PoolTimeout:  cfg.Timeout,
+			Addrs:            cfg.Addresses,
+			MasterName:       cfg.Sentinel.Master,
+			SentinelUsername: cfg.Sentinel.Username,
+			SentinelPassword: sentinel,
+			DB:               cfg.DB,
+			Dialer:           access.dial,
+			// Asked for each connection.
+			CredentialsProviderContext: access.login,
+			DialTimeout:                cfg.Timeout,
+			ReadTimeout:                cfg.Timeout,
+			WriteTimeout:               cfg.Timeout,
+			PoolTimeout:                cfg.Timeout,
 			// Without it a deadline of the caller is not heard.
 			ContextTimeoutEnabled: true,
 			// Trying again is the worker's business: it halves and backs off.
@@ -94,6 +101,8 @@ func Open(ctx context.Context, cfg Config, tables func(cdc.TableName) (TableConf
 			OnConnect: func(ctx context.Context, conn *goredis.Conn) error {
 				return checkPolicy(ctx, conn, cfg)
 			},
+			// It would need a right, and Redis 7.0 does not know it.
+			DisableIdentity: true,
 			// A command that other servers than Redis Enterprise answer with an error.
 			MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 		}),
@@ -154,7 +163,11 @@ func checkPolicy(ctx context.Context, server interface {
 	if err != nil {
 		return err
 	}
-	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
+	policy := infoField(info, "maxmemory_policy")
+	if policy == "" && cfg.Sentinel.Master != "" {
+		return nil // a sentinel, which keeps nothing
+	}
+	if policy != "noeviction" {
 		// The driver strips one layer off what OnConnect returns, so nothing wraps it.
 		return sinks.Unfit{Problem: fmt.Sprintf("its maxmemory-policy is %q, so it may evict rows", policy),
 			Mend: `set "maxmemory-policy noeviction" there, or declare this sink "mode: cache" if rows may be missing`}
@@ -310,6 +323,11 @@ func (a *attempt) flush(ctx context.Context) {
 				a.tallies[c.change].note(c.main, sinks.Outcome{Reason: a.broken.Error()})
 			}
 		}
+	}
+	if cluster, ok := a.client.(*goredis.ClusterClient); ok && a.broken != nil {
+		// The driver asks anew who has which slots when a server says so, not when one
+		// is gone.
+		cluster.ReloadState(ctx)
 	}
 	a.pipe, a.size = a.pipe[:0], 0
 }

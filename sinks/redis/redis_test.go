@@ -714,6 +714,8 @@ func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
 		"addresses: is empty":                 func(c *Config) { c.Addresses = nil },
 		`addresses: "redis" is not host:port`: func(c *Config) { c.Addresses = []string{"redis"} },
 		"db: a cluster has only database 0":   func(c *Config) { c.Addresses = []string{"a:1", "b:1"}; c.DB = 1 },
+		"password_file: password is set":      func(c *Config) { c.Password, c.PasswordFile = "x", "y" },
+		"sentinel.master: is empty":           func(c *Config) { c.Sentinel.Username = "x" },
 		"db: -1 is not":                       func(c *Config) { c.DB = -1 },
 		"tls: cert_file and key_file":         func(c *Config) { c.TLS = TLS{Enabled: true, CertFile: "x"} },
 		"tls.enabled: is false":               func(c *Config) { c.TLS.CAFile = "x" },
