@@ -48,7 +48,7 @@ func NewSentinel(t testing.TB, config string) *RedisInstance {
 func newRedis(t testing.TB, addr string, settings ...string) *RedisInstance {
 	t.Helper()
 	_, port, _ := net.SplitHostPort(addr)
-	i := &RedisInstance{Server: Server{Name: "redis", Addr: addr, URL: "redis://" + addr}, Dir: t.TempDir()}
+	i := &RedisInstance{Server: Server{Name: redisKind(), Addr: addr, URL: "redis://" + addr}, Dir: t.TempDir()}
 	i.command = append(redisWords(t), "--port", port, "--bind", host, "--protected-mode", "no", "--dir", i.Dir)
 	i.command = append(i.command, settings...)
 	t.Cleanup(func() { i.end(syscall.SIGKILL) })
@@ -64,7 +64,7 @@ ROOT=$1 HERE=$1/deploy/local
 "$2_install" >&2 || exit 1
 "$2_words"
 printf '%s\0' "${command[@]}"`
-	cmd := exec.Command("bash", "-c", script, "words", Root(t), "redis")
+	cmd := exec.Command("bash", "-c", script, "words", Root(t), redisKind())
 	var problem bytes.Buffer
 	cmd.Stderr = &problem
 	out, err := cmd.Output()
