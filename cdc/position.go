@@ -50,7 +50,8 @@ type Position struct {
 // PositionFormat is the format number of a Position.
 const PositionFormat = 2
 
-// Version is the version of a row read from the tables at this position.
+// Version is the version of a row read from the tables at this position, by the first
+// copy that does so.
 func (p Position) Version() (Version, error) { return NewVersion(p.Epoch, p.Seq) }
 
 // Snapshot is a copy of rows of one table and how far it is.
@@ -68,7 +69,12 @@ type Snapshot struct {
 	Keys int `json:"keys,omitempty"`
 	// Sweep is published as a barrier when every row is in Kafka: what the copy has
 	// not written again is gone. 0 for none.
-	Sweep Version       `json:"sweep,omitempty"`
+	Sweep Version `json:"sweep,omitempty"`
+	// Turn is added to the version of every row. It is above that of any copy of the
+	// table that may have read at the same clock before, and below Turns.
+	Turn uint8 `json:"turn,omitempty"`
+	// Ended is the version of the position at which it ended.
+	Ended Version       `json:"ended,omitempty"`
 	State SnapshotState `json:"state"`
 	// Problem says why it failed.
 	Problem string `json:"problem,omitempty"`
@@ -103,6 +109,8 @@ type SnapshotRequest struct {
 	Where  string `json:"where,omitempty"`
 	// Keys are JSON objects as in Change.Key; empty for the whole table or Where.
 	Keys []json.RawMessage `json:"keys,omitempty"`
+	// Sweep removes what a copy of the whole table has not written again.
+	Sweep bool `json:"sweep,omitempty"`
 	// Want is SnapshotRunning, SnapshotPaused or SnapshotCancelled.
 	Want     SnapshotState `json:"want"`
 	AtMicros int64         `json:"at_us"`

@@ -14,6 +14,10 @@ const (
 	MaxSeq = 1<<seqBits - 1
 	// MaxEpoch is the last epoch.
 	MaxEpoch = 1<<11 - 1
+	// Turns is how many copies of a row can be told apart that are read while the log
+	// clock stands still: the versions from the clock on are theirs, and that of the
+	// first row image behind it is Turns higher.
+	Turns = 16
 )
 
 // ErrNoVersion is returned for a version outside [1, 2^53).
@@ -24,8 +28,9 @@ var ErrNoVersion = errors.New("version is outside 1 to 2^53-1")
 //
 // It is epoch<<42 | seq and always in [1, 2^53), so that Lua, JavaScript and
 // jq, which know only doubles, compare it exactly. The sequence is the log
-// clock: the number of bytes of row log before the change, plus the index of
-// its row image inside the event. It is a pure function of the source's log, so
+// clock: the number of bytes of row log before the change, plus Turns, plus the index
+// of its row image inside the event. A row that is read from its table has the clock of a
+// place before it was read, plus the turn of its copy there. It is a pure function of the source's log, so
 // a re-read gives every change the version it had before.
 type Version uint64
 

@@ -108,9 +108,26 @@ func (e *Encoder) Set(c *Change) {
 	e.tail = append(dst, '}')
 }
 
-// LeaveOutBefore makes the record of the change one without its row before, as that
-// of a source that does not know it. No store needs it.
-func (e *Encoder) LeaveOutBefore() { e.before = nil }
+// SmallValue is how many bytes of JSON a column has at most that stays in a row before
+// which is trimmed. Whatever names a row's place in a store is smaller.
+const SmallValue = 1024
+
+// TrimBefore leaves the columns with large values out of the row before, so that the
+// record needs little more room than the row after does.
+func (e *Encoder) TrimBefore() {
+	small := []byte{'{'}
+	gjson.ParseBytes(e.change.Before).ForEach(func(name, value gjson.Result) bool {
+		if len(value.Raw) > SmallValue {
+			return true
+		}
+		if len(small) > 1 {
+			small = append(small, ',')
+		}
+		small = append(append(append(small, name.Raw...), ':'), value.Raw...)
+		return true
+	})
+	e.before = append(small, '}')
+}
 
 // Done lets go of the change.
 func (e *Encoder) Done() { e.change, e.before = nil, nil }

@@ -97,7 +97,7 @@ type Table struct {
 	Redis redis.TableConfig `yaml:"redis"`
 }
 
-// Admin is the HTTP server for operators: /metrics, /healthz and /readyz.
+// Admin is the HTTP server for operators: /metrics, /healthz, /readyz and /v1/status.
 type Admin struct {
 	// Listen is the host:port to listen on. The default is 127.0.0.1:8080; use
 	// 0.0.0.0:8080 where Prometheus comes from another machine. The pages need no

@@ -388,6 +388,9 @@ func (s *store) Apply(_ context.Context, changes []cdc.Change) []sinks.Outcome {
 func replayed(t *testing.T, l *Letters, s sinks.Sink, opt ReplayOptions) (map[string]string, error) {
 	t.Helper()
 	said := map[string]string{}
+	if opt.Gone == nil {
+		opt.Gone = func(context.Context, cdc.TableName, [][]byte) (map[string]bool, error) { return nil, nil }
+	}
 	opt.Progress = func(l Letter, r Result) {
 		if _, twice := said[l.Key]; twice {
 			t.Errorf("progress of %s comes twice", l.Key)
@@ -515,29 +518,50 @@ func TestADryRunTouchesNothing(t *testing.T) {
 	expect(t, "records", len(log.records[l.Topic]), 1)
 }
 
-func TestAnUpsertOlderThanTheStoresMemoryOfDeletesStays(t *testing.T) {
+// A store may have forgotten a delete. The source has not: what it does not have comes
+// back by no replay, and the store need not be asked.
+func TestALetterOfARowThatIsGoneIsSuperseded(t *testing.T) {
 	l, _ := newLetters()
-	old := func(id int, op cdc.Op) sinks.Refusal {
-		r := refusal(id, base+1, "a")
-		r.Change.CommitMicros = time.Now().Add(-2 * time.Hour).UnixMicro()
-		if r.Change.Op = op; op == cdc.OpDelete {
-			r.Change.Before, r.Change.After = r.Change.After, nil
-		}
-		r.Record.Value, r.Record.Headers = r.Change.AppendValue(nil, "shop"), r.Change.Headers()
-		return r
-	}
-	bury(t, l, old(1, cdc.OpUpdate), old(2, cdc.OpDelete), refusal(3, base+1, "a"))
+	deleted := refusal(2, base+1, "a")
+	deleted.Change.Op, deleted.Change.Before, deleted.Change.After = cdc.OpDelete, deleted.Change.After, nil
+	deleted.Record.Value, deleted.Record.Headers = deleted.Change.AppendValue(nil, "shop"), deleted.Change.Headers()
+	bury(t, l, refusal(1, base+1, "a"), deleted, refusal(3, base+1, "a"))
 	s := &store{rows: map[string]cdc.Version{}}
-	said, err := replayed(t, l, s, ReplayOptions{DeleteMemory: time.Hour})
+	var asked []string
+	opt := ReplayOptions{DryRun: true, Gone: func(_ context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error) {
+		for _, key := range keys {
+			asked = append(asked, table.String()+string(key))
+		}
+		return map[string]bool{`{"id":1}`: true, `{"id":2}`: true}, nil
+	}}
+	said, err := replayed(t, l, s, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	expect(t, "said", said, map[string]string{"1": "parked", "2": "resolved", "3": "resolved"})
-	said, err = replayed(t, l, s, ReplayOptions{})
-	if err != nil {
+	table := list(t, l, Filter{})[0].Table
+	expect(t, "asked", asked, []string{table + `{"id":1}`, table + `{"id":3}`})
+	expect(t, "a dry run", said, map[string]string{"1": "parked", "2": "parked", "3": "parked"})
+	opt.DryRun = false
+	if said, err = replayed(t, l, s, opt); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, "without the check", said, map[string]string{"1": "resolved"})
+	expect(t, "said", said, map[string]string{"1": "superseded", "2": "resolved", "3": "resolved"})
+	expect(t, "row 1 in the store", s.rows[`{"id":1}`], cdc.Version(0))
+	expect(t, "open", rows(list(t, l, Filter{})), "")
+}
+
+// When the source cannot be asked, nothing is sent and the letters stay.
+func TestAReplayStopsWhenTheSourceCannotBeAsked(t *testing.T) {
+	l, _ := newLetters()
+	bury(t, l, refusal(1, base+1, "a"))
+	s := &store{rows: map[string]cdc.Version{}}
+	said, err := replayed(t, l, s, ReplayOptions{Gone: func(context.Context, cdc.TableName, [][]byte) (map[string]bool, error) {
+		return nil, errors.New("connection refused")
+	}})
+	if err == nil || !strings.Contains(err.Error(), "still there: connection refused") || len(said) > 0 || s.calls > 0 {
+		t.Errorf("%v, said %v, %d calls", err, said, s.calls)
+	}
+	expect(t, "open", rows(list(t, l, Filter{})), "1@1")
 }
 
 func TestALongReplayGoesInSeveralBatches(t *testing.T) {

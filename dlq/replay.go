@@ -35,11 +35,9 @@ type ReplayOptions struct {
 	// DryRun reads and decodes the letters and asks nothing of the store: it
 	// cannot say whether the store would refuse again.
 	DryRun bool
-	// DeleteMemory is how long the store remembers the version of a deleted row.
-	// An upsert committed longer ago stays parked: the row may have been deleted
-	// since and the delete forgotten, and then it would come back. 0 replays
-	// everything.
-	DeleteMemory time.Duration
+	// Gone asks the source which of these rows it does not have now, by their keys. An
+	// upsert of one is superseded by its delete, which the store may have forgotten.
+	Gone func(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error)
 	// Barriers holds the version of each table's newest barrier, by db.table: a change
 	// that is not newer is of a row that was taken away with all others (TRUNCATE,
 	// DROP, or a new copy that has left it out), and is superseded.
@@ -51,8 +49,8 @@ type ReplayOptions struct {
 // Replay applies the recorded changes of letters to the store again, through its
 // guard, so that it may run twice, late or beside the live stream. A letter whose
 // change the store now has is closed as resolved, one whose row is newer there as
-// superseded; so is one from before the newest barrier of its table, without asking
-// the store. One that is refused again is buried again with a higher retry
+// superseded; so are one from before the newest barrier of its table and one whose row
+// the source does not have any more, without asking the store. One that is refused again is buried again with a higher retry
 // count. A record that could not be decoded stays: only Skip closes it.
 //
 // The letters are those of one List. An error says that it stopped: the store is
@@ -97,28 +95,7 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 		return stays("%v", err)
 	}
 	if change.Version <= r.opt.Barriers[change.Table.String()] {
-		const reason = "the table was emptied, dropped or copied anew since"
-		if r.opt.DryRun {
-			return stays("would be closed as superseded: %s", reason)
-		}
-		if err := r.finish(ctx, letter, Superseded, reason); err != nil {
-			return err
-		}
-		r.opt.Progress(letter, Result{Superseded, reason})
-		return nil
-	}
-	// A delete that the store has forgotten came after the change, so the change
-	// is at least that old. Rows of the initial copy carry no time; the first
-	// refusal is a little later than their reading.
-	since := letter.FirstFailed
-	if change.CommitMicros != 0 {
-		since = time.UnixMicro(change.CommitMicros)
-	}
-	if age := time.Since(since); r.opt.DeleteMemory > 0 && change.Op != cdc.OpDelete && age > r.opt.DeleteMemory {
-		return stays("the change is %s old and the store forgets deletes after %s, so it could bring a deleted row back; copy the row anew, or replay without this check if it was not deleted", age.Round(time.Second), r.opt.DeleteMemory)
-	}
-	if r.opt.DryRun {
-		return stays("would be applied through the guard")
+		return r.superseded(ctx, letter, "the table was emptied, dropped or copied anew since")
 	}
 	if len(r.letters) == batchLetters || r.bytes+letter.Bytes > batchBytes {
 		if err := r.flush(ctx); err != nil {
@@ -132,10 +109,30 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 	return nil
 }
 
+// superseded closes a letter for what the source says of its row.
+func (r *replay) superseded(ctx context.Context, letter Letter, reason string) error {
+	if r.opt.DryRun {
+		r.opt.Progress(letter, Result{Parked, "would be closed as superseded: " + reason})
+		return nil
+	}
+	if err := r.finish(ctx, letter, Superseded, reason); err != nil {
+		return err
+	}
+	r.opt.Progress(letter, Result{Superseded, reason})
+	return nil
+}
+
 // flush applies the batch and writes down what became of each letter. When the
 // store is unavailable for one of them it still settles the others.
 func (r *replay) flush(ctx context.Context) error {
-	if len(r.letters) == 0 {
+	defer func() { r.letters, r.records, r.changes, r.bytes = r.letters[:0], r.records[:0], r.changes[:0], 0 }()
+	if err := r.withoutGone(ctx); err != nil || len(r.letters) == 0 {
+		return err
+	}
+	if r.opt.DryRun {
+		for _, letter := range r.letters {
+			r.opt.Progress(letter, Result{Parked, "would be applied through the guard"})
+		}
 		return nil
 	}
 	var unavailable error
@@ -151,8 +148,38 @@ func (r *replay) flush(ctx context.Context) error {
 		}
 		r.opt.Progress(letter, result)
 	}
-	r.letters, r.records, r.changes, r.bytes = r.letters[:0], r.records[:0], r.changes[:0], 0
 	return unavailable
+}
+
+// withoutGone closes the letters of the batch whose rows the source does not have, and
+// leaves the others in it.
+func (r *replay) withoutGone(ctx context.Context) error {
+	keys := map[cdc.TableName][][]byte{}
+	for _, c := range r.changes {
+		if c.Op != cdc.OpDelete {
+			keys[c.Table] = append(keys[c.Table], c.Key)
+		}
+	}
+	left := 0
+	gone := map[cdc.TableName]map[string]bool{}
+	for table, keys := range keys {
+		var err error
+		if gone[table], err = r.opt.Gone(ctx, table, keys); err != nil {
+			return fmt.Errorf("which rows of %s are still there: %w", table, err)
+		}
+	}
+	for i, c := range r.changes {
+		if c.Op != cdc.OpDelete && gone[c.Table][string(c.Key)] {
+			if err := r.superseded(ctx, r.letters[i], "the source does not have the row any more"); err != nil {
+				return err
+			}
+			continue
+		}
+		r.letters[left], r.records[left], r.changes[left] = r.letters[i], r.records[i], c
+		left++
+	}
+	r.letters, r.records, r.changes = r.letters[:left], r.records[:left], r.changes[:left]
+	return nil
 }
 
 // settle writes down what became of the i-th letter of the batch.

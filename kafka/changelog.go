@@ -73,7 +73,7 @@ func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Confi
 // that c is not queued and never will be: a table whose name makes no topic, a
 // topic with another number of partitions, a record too large (cdc.ErrTooLarge), the
 // end of ctx, or the failure of the publisher. A change whose two rows are too large
-// for one record goes without the row before.
+// for one record goes without the large values of the row before.
 //
 // A barrier goes to every partition, to the first one only when all others have
 // acknowledged it, so that whoever meets it there knows that it stands in all.
@@ -100,7 +100,7 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	part := topic.partitions[PartitionFor(c.Key, len(topic.partitions))]
 	err := l.publisher.publish(ctx, part, &r)
 	if errors.Is(err, cdc.ErrTooLarge) && c.Before != nil {
-		topic.encoder.LeaveOutBefore()
+		topic.encoder.TrimBefore()
 		err = l.publisher.publish(ctx, part, &r)
 	}
 	if errors.Is(err, cdc.ErrTooLarge) {

@@ -29,7 +29,7 @@ type Config struct {
 	Compression string `yaml:"compression"`
 	// PublishBufferBytes bounds the memory of records that are published and not yet acknowledged, in bytes. When it is used up, reading the source waits. Default 16777216.
 	PublishBufferBytes int `yaml:"publish_buffer_bytes"`
-	// FetchMaxBytes is what one partition asks for in one fetch, in bytes as stored in Kafka. Memory of a worker is about this times its partitions, before decompression. A larger single batch still gets through. Default 1048576.
+	// FetchMaxBytes is what one partition asks for in one fetch, in bytes as stored in Kafka. A sink asks for less when it has many partitions, see worker.memory_bytes. A larger single batch still gets through. Default 1048576.
 	FetchMaxBytes int `yaml:"fetch_max_bytes"`
 	// SessionTimeout is how long a worker may be silent before its partitions go to another one. Half of it is the time a worker has to finish what is in flight when partitions move. Default 10s.
 	SessionTimeout time.Duration `yaml:"session_timeout"`

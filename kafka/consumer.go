@@ -42,6 +42,9 @@ type ConsumeConfig struct {
 	// within Client.DrainTime; nobody else gets the partition before. Its error
 	// ends Consume, unless it is ErrRevoked or the end of ctx.
 	Handle func(ctx context.Context, p *Partition) error
+	// Member, if set, is told when this process has got its share of the partitions,
+	// which may be none, and when that share is over.
+	Member func(in bool)
 	// Metrics may be nil.
 	Metrics *Metrics
 	Log     *slog.Logger
@@ -161,6 +164,16 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 // begin starts a Handle for each partition of a generation. The group does not
 // join again before all of them have returned.
 func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc ConsumeConfig, gen *kafkago.Generation) {
+	if cc.Member != nil {
+		gen.Start(func(generation context.Context) {
+			if generation.Err() != nil { // over already: nobody would wait for us
+				return
+			}
+			cc.Member(true)
+			<-generation.Done()
+			cc.Member(false)
+		})
+	}
 	owned := make(map[string][]*Partition)
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
@@ -264,6 +277,13 @@ type Partition struct {
 // removed that, it is refused as data lost: a sink that never saw those records
 // needs a new initial copy.
 func (p *Partition) Fetch(ctx context.Context) ([]Record, error) {
+	return p.FetchAtMost(ctx, p.client.cfg.FetchMaxBytes)
+}
+
+// FetchAtMost is Fetch with a lower bound than Config.FetchMaxBytes on the bytes, as
+// stored in Kafka. A single batch that is larger gets through.
+func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error) {
+	bytes = min(bytes, p.client.cfg.FetchMaxBytes)
 	var f fetched
 	beyond := 0
 	err := p.client.retry(ctx, fmt.Sprintf("fetch %s/%d", p.Topic, p.ID), func() (err error) {
@@ -279,7 +299,7 @@ func (p *Partition) Fetch(ctx context.Context) ([]Record, error) {
 			p.next = 0
 			p.setCommitted(0)
 		}
-		f, err = p.client.fetch(ctx, p.Topic, p.ID, p.next, p.client.cfg.FetchMaxBytes)
+		f, err = p.client.fetch(ctx, p.Topic, p.ID, p.next, bytes)
 		err = p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next)
 		if errors.Is(err, errBeyondEnd) {
 			if beyond++; beyond >= beyondEnd {

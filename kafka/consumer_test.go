@@ -336,3 +336,61 @@ func TestLagGrowsWhileNobodyFetches(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A member that got no partition, because the other one has them all, is a member.
+func TestAMemberWithoutAPartitionIsAMember(t *testing.T) {
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	fill(t, open(t, cfg), cfg, "t", 1, 1)
+	var in, owned [2]atomic.Int32
+	var stops []func() error
+	for i := range 2 {
+		c := open(t, cfg)
+		stops = append(stops, running(t, func(ctx context.Context) error {
+			return c.Consume(ctx, ConsumeConfig{Group: "g", Topics: fixed("t"), Log: quiet,
+				Member: func(is bool) {
+					if is {
+						in[i].Add(1)
+					} else {
+						in[i].Add(-1)
+					}
+				},
+				Handle: func(ctx context.Context, _ *Partition) error {
+					owned[i].Add(1)
+					defer owned[i].Add(-1)
+					<-ctx.Done()
+					return nil
+				}})
+		}))
+	}
+	until(t, "both to be members and one to have the partition", func() bool {
+		return in[0].Load() == 1 && in[1].Load() == 1 && owned[0].Load()+owned[1].Load() == 1
+	})
+	for i, stop := range stops {
+		must(t, stop())
+		if in[i].Load() != 0 {
+			t.Errorf("member %d has left and is still one", i)
+		}
+	}
+}
+
+func TestAFetchKeepsToTheBytesItIsAskedFor(t *testing.T) {
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	c := open(t, cfg)
+	fill(t, c, cfg, "t", 1, 2400)
+	counts := make(chan [2]int, 1)
+	ctx, cancel := context.WithCancel(deadline(t, 20*time.Second))
+	must(t, c.Consume(ctx, ConsumeConfig{Group: "g", Topics: fixed("t"), Log: quiet,
+		Handle: func(ctx context.Context, p *Partition) error {
+			defer cancel()
+			few, err := p.FetchAtMost(ctx, 1)
+			if err != nil {
+				return err
+			}
+			rest, err := p.Fetch(ctx)
+			counts <- [2]int{len(few), len(rest)}
+			return err
+		}}))
+	if got := <-counts; got[0] == 0 || got[0] > 240 || got[0]+got[1] != 2400 {
+		t.Errorf("a fetch of one byte brought %d records and the next %d; want one batch, and the rest of 2400", got[0], got[1])
+	}
+}

@@ -16,24 +16,37 @@ const (
 	lagAgain = 10 * time.Minute
 )
 
-// barrier takes a barrier in: no change of its table that is not newer is applied
-// from now on, and those that wait are superseded by it. In partition 0, where a
-// barrier arrives last, it is kept until the store is swept; in the others it has
-// done its work.
-func (l *lane) barrier(it *item) {
-	t := it.change.Table
-	l.barriers[t] = max(l.barriers[t], it.change.Version)
-	for _, waiting := range slices.Clone(l.queue.heap) {
-		if l.behindBarrier(waiting) {
-			l.queue.remove(waiting)
-			waiting.settle(outcomeSuperseded)
+// barrier takes a barrier in: no change of its table that is not newer is given to
+// the store from now on, and those that wait are superseded by it. In partition 0,
+// where a barrier arrives last, it is kept until the store is swept; in the others it
+// has done its work.
+func (l *lane) barrier(barrier *item) {
+	t := barrier.change.Table
+	l.barriers[t] = max(l.barriers[t], barrier.change.Version)
+	for it := l.first; it != nil; {
+		this := it
+		it = it.next
+		if !l.behindBarrier(this) {
+			continue
 		}
+		switch this.place {
+		case ready:
+			l.ready.remove(this)
+		case waiting:
+			l.queue.remove(this)
+		case behind:
+		default:
+			continue
+		}
+		delete(l.rows, this.row)
+		l.settle(this, outcomeSuperseded)
 	}
 	if l.id != 0 {
-		it.settle(outcomeApplied)
+		l.settle(barrier, outcomeApplied)
 		return
 	}
-	l.sweeps = append(l.sweeps, it.detached())
+	barrier.place = sweeping
+	l.sweeps = append(l.sweeps, barrier)
 }
 
 // behindBarrier reports whether a row is gone by a barrier that this lane has met.
@@ -41,30 +54,25 @@ func (l *lane) behindBarrier(it *item) bool {
 	return it.change.Version <= l.barriers[it.change.Table]
 }
 
-// withoutGone leaves out, and settles, what a barrier has made void.
-func (l *lane) withoutGone(pending []*item) []*item {
-	return slices.DeleteFunc(pending, func(it *item) bool {
-		gone := l.behindBarrier(it)
-		if gone {
-			it.settle(outcomeSuperseded)
-		}
-		return gone
-	})
-}
-
-// startSweep begins to sweep for the newest barrier that waits, unless a sweep is
-// under way. Changes go on meanwhile: the guard keeps what is newer.
-func (l *lane) startSweep(ctx context.Context) {
+// sweep gives the newest barrier that waits, unless a sweep is under way or a call is
+// that may still write an older change. Changes go on meanwhile: the guard keeps what
+// is newer.
+func (l *lane) sweep() *item {
 	if l.sweeping != nil || len(l.sweeps) == 0 {
-		return
+		return nil
 	}
-	l.sweeping = slices.MaxFunc(l.sweeps, func(a, b *item) int { return cmp.Compare(a.change.Version, b.change.Version) })
-	it := l.sweeping
-	go func() { l.swept <- l.sweep(ctx, it) }()
+	newest := slices.MaxFunc(l.sweeps, func(a, b *item) int { return cmp.Compare(a.change.Version, b.change.Version) })
+	for _, it := range l.calling {
+		if it.change.Table == newest.change.Table && it.change.Version <= newest.change.Version {
+			return nil
+		}
+	}
+	l.sweeping = newest
+	return newest
 }
 
-// endSweep settles the barrier that was swept for and those it covers.
-func (l *lane) endSweep(done bool) {
+// swept settles the barrier that was swept for and those it covers.
+func (l *lane) swept(done bool) {
 	it := l.sweeping
 	l.sweeping = nil
 	if !done {
@@ -73,9 +81,9 @@ func (l *lane) endSweep(done bool) {
 	l.sweeps = slices.DeleteFunc(l.sweeps, func(other *item) bool {
 		switch {
 		case other == it:
-			it.settle(outcomeApplied)
+			l.settle(it, outcomeApplied)
 		case other.change.Version <= it.change.Version && other.change.Table == it.change.Table:
-			other.settle(outcomeSuperseded)
+			l.settle(other, outcomeSuperseded)
 		default:
 			return false
 		}
@@ -83,28 +91,38 @@ func (l *lane) endSweep(done bool) {
 	})
 }
 
+// startSweep begins to sweep for a barrier whose time has come.
+func (d *driver) startSweep(ctx context.Context) {
+	if it := d.lane.sweep(); it != nil {
+		go func() { d.swept <- d.sweep(ctx, it) }()
+	}
+}
+
 // sweep removes the rows of a barrier's table from the store, once no older change
 // of them can come any more. It reports false when ctx ended before.
-func (l *lane) sweep(ctx context.Context, it *item) bool {
+func (d *driver) sweep(ctx context.Context, it *item) bool {
 	table, version := it.change.Table, it.change.Version
-	l.Metrics.sweeping.WithLabelValues(l.Name).Inc()
-	defer l.Metrics.sweeping.WithLabelValues(l.Name).Dec()
-	if !l.othersPassed(ctx, it) {
+	d.Metrics.sweeping.WithLabelValues(d.Name).Inc()
+	defer d.Metrics.sweeping.WithLabelValues(d.Name).Dec()
+	d.tellSweep(it, &SweepStatus{Table: table.String(), Version: version.String(), Since: time.Now()})
+	defer d.tellSweep(it, nil)
+	if !d.othersPassed(ctx, it) {
 		return false
 	}
+	d.tellWaiting(it, nil)
 	began, said, rows := time.Now(), false, 0
-	wait := pause{min: l.Config.HoldMin, max: l.Config.HoldMax}
+	wait := pause{min: d.Config.HoldMin, max: d.Config.HoldMax}
 	for {
-		n, err := l.Sink.Sweep(ctx, table, version)
+		n, err := d.Sink.Sweep(ctx, table, version)
 		rows += n
 		it.book.swept.Add(float64(n))
 		if err == nil {
-			l.log.Info("barrier: table swept", "table", table.String(), "version", version.String(), "gtid", it.change.GTID, "rows", rows, "took", time.Since(began).Round(time.Millisecond).String())
+			d.log.Info("barrier: table swept", "table", table.String(), "version", version.String(), "gtid", it.change.GTID, "rows", rows, "took", time.Since(began).Round(time.Millisecond).String())
 			return true
 		}
 		if !said && ctx.Err() == nil {
 			said = true
-			l.log.Warn("barrier: table not swept yet, trying again", "table", table.String(), "version", version.String(), "error", err)
+			d.log.Warn("barrier: table not swept yet, trying again", "table", table.String(), "version", version.String(), "error", err)
 		}
 		if !wait.sleep(ctx) {
 			return false
@@ -112,24 +130,41 @@ func (l *lane) sweep(ctx context.Context, it *item) bool {
 	}
 }
 
+// tellSweep enters a sweep into the status, or takes it out when s is nil.
+func (w *Worker) tellSweep(it *item, s *SweepStatus) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sweeps[it] = s; s == nil {
+		delete(w.sweeps, it)
+	}
+}
+
+// tellWaiting notes in the status which partitions a sweep waits for.
+func (w *Worker) tellWaiting(it *item, behind []int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sweeps[it].WaitsFor = behind
+}
+
 // othersPassed waits until every other partition has settled what stood in it when
 // this was called, the barrier included: what is older than the barrier has come
 // to the store, or never will. The log tells of a wait that is long.
-func (l *lane) othersPassed(ctx context.Context, it *item) bool {
-	log := l.log.With("table", it.change.Table.String(), "version", it.change.Version.String())
+func (d *driver) othersPassed(ctx context.Context, it *item) bool {
+	log := d.log.With("table", it.change.Table.String(), "version", it.change.Version.String())
 	var ends map[int]int64
 	began, failed := time.Now(), false
 	tell := began.Add(lagAfter)
 	wait := pause{min: sweepPause, max: 5 * sweepPause}
 	for {
-		now, committed, err := l.Progress(ctx, l.topic)
+		now, committed, err := d.Progress(ctx, d.lane.topic)
 		switch {
 		case err == nil:
 			if ends == nil {
 				ends = now
-				delete(ends, l.id)
+				delete(ends, d.lane.id)
 			}
 			behind := lagging(ends, committed)
+			d.tellWaiting(it, behind)
 			if len(behind) == 0 {
 				return true
 			}

@@ -186,11 +186,11 @@ type barrierAt struct {
 }
 
 // Fetch looks after the store as well, since an idle partition commits nothing.
-func (p *keptPartition) Fetch(ctx context.Context) ([]kafka.Record, error) {
+func (p *keptPartition) Fetch(ctx context.Context, most int) ([]kafka.Record, error) {
 	if err := p.mark.Move(ctx, -1); errors.Is(err, ErrWentBack) {
 		return nil, err
 	}
-	records, err := p.Rewindable.Fetch(ctx)
+	records, err := p.Rewindable.Fetch(ctx, most)
 	for _, r := range records {
 		if r.Offset >= p.again {
 			break

@@ -13,7 +13,11 @@ import (
 //
 //	received = applied + stale + duplicate + filtered + superseded + dead + released + in flight
 //
-// where in flight is what the workers hold at that moment.
+// where in flight is what the workers hold at that moment. As an expression, which is
+// 0 for every sink and table save for what happens while it is scraped:
+//
+//	lockstep_sink_received_total - on(sink, table) lockstep_sink_in_flight
+//	  - on(sink, table) sum by (sink, table) (lockstep_sink_changes_total)
 const (
 	outcomeApplied    = "applied"
 	outcomeStale      = "stale"
@@ -28,19 +32,30 @@ var outcomes = []string{outcomeApplied, outcomeStale, outcomeDuplicate, outcomeF
 
 // Metrics are the counters of all workers of a process.
 type Metrics struct {
-	received *prometheus.CounterVec
-	changes  *prometheus.CounterVec
-	dead     *prometheus.CounterVec
-	latency  *prometheus.HistogramVec
-	future   *prometheus.CounterVec
-	retrying *prometheus.GaugeVec
-	held     *prometheus.GaugeVec
-	breaker  *prometheus.GaugeVec
-	apply    *prometheus.HistogramVec
-	newest   *prometheus.GaugeVec
-	sweeping *prometheus.GaugeVec
-	swept    *prometheus.CounterVec
-	repairs  *prometheus.CounterVec
+	received     *prometheus.CounterVec
+	inFlight     *prometheus.GaugeVec
+	changes      *prometheus.CounterVec
+	dead         *prometheus.CounterVec
+	latency      *prometheus.HistogramVec
+	future       *prometheus.CounterVec
+	retrying     *prometheus.GaugeVec
+	held         *prometheus.GaugeVec
+	memory       *prometheus.GaugeVec
+	poolSize     *prometheus.GaugeVec
+	calls        *prometheus.GaugeVec
+	waiting      *prometheus.GaugeVec
+	breaker      *prometheus.GaugeVec
+	breakerSince *prometheus.GaugeVec
+	breakerNext  *prometheus.GaugeVec
+	tableBreaker *prometheus.GaugeVec
+	tableSince   *prometheus.GaugeVec
+	tableNext    *prometheus.GaugeVec
+	tableHeld    *prometheus.GaugeVec
+	apply        *prometheus.HistogramVec
+	newest       *prometheus.GaugeVec
+	sweeping     *prometheus.GaugeVec
+	swept        *prometheus.CounterVec
+	repairs      *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -49,6 +64,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		received: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_received_total",
 			Help: "Records taken from Kafka. Records read again after a restart count again.",
+		}, []string{"sink", "table"}),
+		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_in_flight",
+			Help: "Records taken from Kafka and not settled yet. For every sink and table, received_total - in_flight - sum by (sink, table) (changes_total) is 0.",
 		}, []string{"sink", "table"}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_changes_total",
@@ -73,12 +92,52 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink"}),
 		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_held_partitions",
-			Help: "Partitions that wait for an unavailable store, or for Kafka to take a dead letter.",
+			Help: "Partitions that wait: for an unavailable store, for a table that is held, or for Kafka to take a dead letter.",
+		}, []string{"sink"}),
+		memory: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_memory_bytes",
+			Help: "Bytes of the records that the sink holds, of worker.memory_bytes for all sinks of the process.",
+		}, []string{"sink"}),
+		poolSize: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_pool_size",
+			Help: "How many calls of the store may be under way now, between worker.calls_min and worker.calls_max; as many again by partitions that found it unavailable.",
+		}, []string{"sink"}),
+		calls: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_pool_calls",
+			Help: "Calls of the store that are under way.",
+		}, []string{"sink"}),
+		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_pool_waiting",
+			Help: "Partitions that wait for their turn to call the store.",
 		}, []string{"sink"}),
 		breaker: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_breaker_state",
 			Help: "The sink's breaker: 0 closed, 1 half-open, 2 open.",
 		}, []string{"sink"}),
+		breakerSince: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_breaker_since_timestamp_seconds",
+			Help: "When the sink's breaker opened; 0 while it is closed.",
+		}, []string{"sink"}),
+		breakerNext: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_breaker_next_probe_timestamp_seconds",
+			Help: "When an open breaker of a sink lets one call through; 0 while there is nothing to wait for.",
+		}, []string{"sink"}),
+		tableBreaker: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_table_breaker_state",
+			Help: "The breaker of one table in a sink: 0 closed, 1 half-open, 2 open, which holds the table's changes.",
+		}, []string{"sink", "table"}),
+		tableSince: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_table_breaker_since_timestamp_seconds",
+			Help: "When the table's breaker opened; 0 while it is closed.",
+		}, []string{"sink", "table"}),
+		tableNext: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_table_breaker_next_probe_timestamp_seconds",
+			Help: "When an open breaker of a table lets one change through; 0 while there is nothing to wait for.",
+		}, []string{"sink", "table"}),
+		tableHeld: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_table_held",
+			Help: "1 while a table is held because a sink refuses its changes with this class, else 0. lockstep status tells the reason.",
+		}, []string{"sink", "table", "class"}),
 		apply: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_sink_apply_seconds",
 			Help:    "Duration of one call of the store.",
@@ -101,7 +160,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Partitions of which the store had lost changes, or may have, by what was done: rewind to the store's mark, replay from the partition's beginning, or a new snapshot of the table.",
 		}, []string{"sink", "repair"}),
 	}
-	reg.MustRegister(m.repairs, m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
+	reg.MustRegister(m.repairs, m.inFlight, m.memory, m.poolSize, m.calls, m.waiting, m.breakerSince, m.breakerNext, m.tableBreaker, m.tableSince, m.tableNext, m.tableHeld)
+	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
 	return m
 }
 
@@ -111,7 +171,9 @@ func (m *Metrics) Declare(sink string, tables []cdc.TableName) {
 	m.future.WithLabelValues(sink)
 	m.retrying.WithLabelValues(sink)
 	m.held.WithLabelValues(sink)
-	m.breaker.WithLabelValues(sink)
+	for _, g := range []*prometheus.GaugeVec{m.breaker, m.breakerSince, m.breakerNext, m.memory, m.poolSize, m.calls, m.waiting} {
+		g.WithLabelValues(sink)
+	}
 	m.apply.WithLabelValues(sink)
 	m.newest.WithLabelValues(sink)
 	m.sweeping.WithLabelValues(sink)
@@ -130,6 +192,7 @@ func (m *Metrics) declareRepairs(sink string) {
 // account is the book of one table in one sink.
 type account struct {
 	received prometheus.Counter
+	inFlight prometheus.Gauge
 	settled  map[string]prometheus.Counter // by outcome
 	dead     map[Class]prometheus.Counter
 	latency  prometheus.Observer
@@ -139,6 +202,7 @@ type account struct {
 func (m *Metrics) account(sink, table string) *account {
 	a := &account{
 		received: m.received.WithLabelValues(sink, table),
+		inFlight: m.inFlight.WithLabelValues(sink, table),
 		settled:  make(map[string]prometheus.Counter, len(outcomes)),
 		dead:     make(map[Class]prometheus.Counter, len(Classes)),
 		latency:  m.latency.WithLabelValues(sink, table),
@@ -157,6 +221,12 @@ func (m *Metrics) account(sink, table string) *account {
 type highest struct {
 	mu    sync.Mutex
 	value int64
+}
+
+func (h *highest) get() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.value
 }
 
 func (h *highest) set(micros int64, g prometheus.Gauge) {

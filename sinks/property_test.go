@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,36 +18,61 @@ import (
 	"lockstep/kafka"
 )
 
-// world is a partition, a store with a version guard, and the letters, with any
-// mishap drawn at any moment. It checks every commit against what is really
-// stored.
+// world is a topic, a store with a version guard, and the letters, with any mishap
+// drawn at any moment: calls take any time, so they end in any order; they are answered
+// in part; they are given up and write all the same, at once or much later. Two
+// processes share the partitions, which move between them while calls are under way.
+// It checks every commit against what is really stored.
 type world struct {
 	mu      sync.Mutex
 	draw    func(int) int // a number below
 	calm    bool          // no mishap any more
-	log     []kafka.Record
-	sent    int // of log, in this run
-	start   int // the committed offset
+	tracks  []*track
 	stored  map[string]cdc.Version
-	letters map[string]cdc.Version
-	broken  map[int64]bool // offsets of buried records that nobody can read
+	letters map[string]map[cdc.Version]bool
 	refused map[string]int // transient answers, by row and version
 	poison  map[string]bool
+	late    sync.WaitGroup // writes of calls that were given up
+	calls   int            // under way
+	most    int            // at a time
 	fault   string
 }
 
-func (w *world) Name() (string, int) { return "p.shop.q", 0 }
+// track is a partition of the topic.
+type track struct {
+	*world
+	id         int
+	log        []kafka.Record
+	start      int            // the committed offset
+	broken     map[int64]bool // offsets of buried records that nobody can read
+	generation int
+}
 
-func (w *world) Fetch(ctx context.Context) ([]kafka.Record, error) {
-	w.mu.Lock()
-	n := 0
-	if w.sent < len(w.log) {
-		n = 1 + w.draw(min(6, len(w.log)-w.sent))
+// ride is a partition in the hands of one process for one generation of the group.
+type ride struct {
+	*track
+	generation int
+	sent       int // of log
+}
+
+func (w *world) blame(format string, args ...any) {
+	if w.fault == "" {
+		w.fault = fmt.Sprintf(format, args...)
 	}
-	out := w.log[w.sent : w.sent+n]
-	w.sent += n
-	pause := time.Duration(w.draw(4)) * 300 * time.Millisecond
-	w.mu.Unlock()
+}
+
+func (r *ride) Name() (string, int) { return "p.shop.q", r.id }
+
+func (r *ride) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
+	r.mu.Lock()
+	n := 0
+	if r.sent < len(r.log) {
+		n = 1 + r.draw(min(6, len(r.log)-r.sent))
+	}
+	out := r.log[r.sent : r.sent+n]
+	r.sent += n
+	pause := time.Duration(r.draw(4)) * 100 * time.Millisecond
+	r.mu.Unlock()
 	if n == 0 {
 		pause = time.Minute
 	}
@@ -61,90 +84,38 @@ func (w *world) Fetch(ctx context.Context) ([]kafka.Record, error) {
 	}
 }
 
-func (w *world) Apply(_ context.Context, changes []cdc.Change) []Outcome {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	out := make([]Outcome, len(changes))
-	seen := make(map[string]bool)
-	for i, c := range changes {
-		key := string(c.Key)
-		if seen[key] {
-			w.fault = "one call has two changes of " + key
-		}
-		seen[key] = true
-		this := key + c.Version.String()
-		mishap := w.draw(8)
-		switch {
-		case w.calm || mishap > 2:
-			if at := w.stored[key]; at > c.Version {
-				out[i] = Outcome{Verdict: Stale}
-			} else if at == c.Version {
-				out[i] = Outcome{Verdict: Duplicate}
-			} else {
-				w.stored[key] = c.Version
-				out[i] = Outcome{Verdict: Applied}
-			}
-		case mishap == 0:
-			out[i] = Outcome{Verdict: Unavailable}
-		case mishap == 1:
-			w.refused[this]++
-			out[i] = Outcome{Verdict: Transient, Class: ClassRefused}
-		case mishap == 2:
-			w.poison[this] = true
-			out[i] = Outcome{Verdict: Poison, Class: ClassMapping}
-		}
-	}
-	return out
-}
-
-func (w *world) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
-
-func (w *world) bury(_ context.Context, r Refusal) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.calm && w.draw(3) == 0 {
+// Commit checks P1: of everything below next the state is stored or in a letter, or a
+// newer change of the row is still to come.
+func (r *ride) Commit(_ context.Context, next int64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.generation != r.track.generation || !r.calm && r.draw(4) == 0 {
 		return errors.New("away")
 	}
-	if r.Change == nil {
-		w.broken[r.Record.Offset] = true
-		return nil
-	}
-	key := string(r.Change.Key)
-	this := key + r.Change.Version.String()
-	if !w.poison[this] && w.refused[this] < 6 {
-		w.fault = fmt.Sprintf("%s was buried after %d transient answers and no poison", this, w.refused[this])
-	}
-	w.letters[key] = max(w.letters[key], r.Change.Version)
-	return nil
-}
-
-// Commit checks the promise: of everything below next the state is stored or in
-// a letter, or a newer change of the row is still to come.
-func (w *world) Commit(_ context.Context, next int64) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.calm && w.draw(4) == 0 {
-		return errors.New("away")
-	}
-	w.start = int(next)
-	for _, r := range w.log[:next] {
-		if !w.kept(r, next) {
-			w.fault = fmt.Sprintf("offset %d is committed, but %s at %d is nowhere", next, r.Value, r.Offset)
+	r.start = int(next)
+	for _, rec := range r.log[:next] {
+		if !r.kept(rec, next) {
+			r.blame("offset %d of partition %d is committed, but %s at %d is nowhere", next, r.id, rec.Value, rec.Offset)
 		}
 	}
 	return nil
 }
 
-func (w *world) kept(r kafka.Record, next int64) bool {
+func (k *track) kept(r kafka.Record, next int64) bool {
 	c, err := cdc.Decode(r.Key, r.Value, r.Headers)
 	if err != nil {
-		return w.broken[r.Offset]
+		return k.broken[r.Offset]
 	}
 	key := string(c.Key)
-	if w.stored[key] >= c.Version || w.letters[key] >= c.Version {
+	if k.stored[key] >= c.Version {
 		return true
 	}
-	for _, later := range w.log[next:] {
+	for v := range k.letters[key] {
+		if v >= c.Version {
+			return true
+		}
+	}
+	for _, later := range k.log[next:] {
 		if l, err := cdc.Decode(later.Key, later.Value, later.Headers); err == nil && string(l.Key) == key && l.Version > c.Version {
 			return true
 		}
@@ -152,317 +123,297 @@ func (w *world) kept(r kafka.Record, next int64) bool {
 	return false
 }
 
-func TestWhateverHappensNothingIsLostAndTheBooksBalance(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		seed := rapid.Uint64().Draw(rt, "seed")
-		records := rapid.IntRange(1, 40).Draw(rt, "records")
-		restarts := rapid.IntRange(0, 4).Draw(rt, "restarts")
-		var fault string
-		synctest.Test(t, func(t *testing.T) { fault = live(t, seed, records, restarts) })
-		if fault != "" {
-			rt.Fatal(fault)
+func (w *world) Apply(ctx context.Context, changes []cdc.Change) []Outcome {
+	w.mu.Lock()
+	w.calls++
+	w.most = max(w.most, w.calls)
+	took := time.Duration(w.draw(40)) * time.Millisecond
+	if !w.calm && w.draw(20) == 0 {
+		took = time.Duration(w.draw(8)) * time.Second // it may not end before the partition is taken away
+	}
+	w.mu.Unlock()
+	gaveUp := false
+	select {
+	case <-time.After(took):
+	case <-ctx.Done():
+		gaveUp = true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls--
+	out := make([]Outcome, len(changes))
+	away := gaveUp || !w.calm && w.draw(8) == 0
+	seen := make(map[string]bool)
+	for i, c := range changes {
+		key := string(c.Key)
+		if seen[key] {
+			w.blame("one call has two changes of %s", key)
 		}
-	})
-}
-
-// live plays the records with mishaps, restarts, and a calm end, and returns
-// what was not as promised.
-func live(t *testing.T, seed uint64, records, restarts int) string {
-	w := &world{
-		stored: make(map[string]cdc.Version), letters: make(map[string]cdc.Version), broken: make(map[int64]bool),
-		refused: make(map[string]int), poison: make(map[string]bool),
-	}
-	random := rand.New(rand.NewPCG(seed, seed))
-	w.draw = random.IntN
-	table := cdc.TableName{DB: "shop", Table: "q"}
-	for i := range records {
-		r := kafka.Record{Value: []byte("?")}
-		if w.draw(10) > 0 {
-			r = record(table, string(rune('a'+w.draw(5))), uint64(1+w.draw(30)))
-		}
-		r.Topic, r.Offset = "p.shop.q", int64(i)
-		w.log = append(w.log, r)
-	}
-	reg := prometheus.NewRegistry()
-	cfg := DefaultConfig()
-	cfg.BatchChanges = 4
-	cfg.RetryBytes = 600
-	worker := &Worker{Name: "es", Sink: w, Bury: w.bury, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Config: cfg}
-	run := func(d time.Duration) {
-		w.sent = w.start
-		ctx, cancel := context.WithTimeout(t.Context(), d)
-		defer cancel()
-		if err := worker.RunPartition(ctx, w); err != nil {
-			w.fault = err.Error()
-		}
-	}
-	for range restarts {
-		run(time.Duration(1+w.draw(30_000)) * time.Millisecond)
-	}
-	w.calm = true
-	run(5 * time.Minute)
-	if w.fault != "" {
-		return w.fault
-	}
-	if w.start != len(w.log) {
-		return fmt.Sprintf("committed %d of %d records after five calm minutes", w.start, len(w.log))
-	}
-	for _, r := range w.log {
-		if !w.kept(r, int64(len(w.log))) {
-			return fmt.Sprintf("%s is neither stored nor in a letter", r.Value)
+		seen[key] = true
+		this := key + c.Version.String()
+		mishap := w.draw(10)
+		switch {
+		case away || !w.calm && mishap == 0:
+			out[i] = Outcome{Verdict: Unavailable, RetryAfter: time.Duration(w.draw(3)) * time.Second}
+			switch w.draw(3) {
+			case 0:
+				w.write(key, c.Version)
+			case 1:
+				w.late.Go(func() {
+					time.Sleep(time.Duration(mishap) * time.Second)
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					w.write(key, c.Version)
+				})
+			}
+		case !w.calm && mishap == 1:
+			w.refused[this]++
+			out[i] = Outcome{Verdict: Transient, Class: ClassRefused, Reason: "not now"}
+		case !w.calm && mishap == 2:
+			w.poison[this] = true
+			out[i] = Outcome{Verdict: Poison, Class: ClassMapping, Reason: fmt.Sprintf("no field %c", 'a'+w.draw(3))}
+		default:
+			out[i] = Outcome{Verdict: w.write(key, c.Version)}
 		}
 	}
-	received := counted(t, reg, "lockstep_sink_received_total", "sink")["es"]
-	settled := 0
-	for _, n := range counted(t, reg, "lockstep_sink_changes_total", "outcome") {
-		settled += n
-	}
-	if received != settled || received < len(w.log) {
-		return fmt.Sprintf("of %d records %d were received, %d settled: %s", len(w.log), received, settled, sum(t, reg))
-	}
-	return ""
+	return out
 }
 
-// plain is a sink made of one function.
-type plain func(ctx context.Context, changes []cdc.Change) []Outcome
-
-func (p plain) Apply(ctx context.Context, changes []cdc.Change) []Outcome { return p(ctx, changes) }
-
-func (p plain) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
-
-func (p plain) worker(bury func(context.Context, Refusal) error) (*Worker, *prometheus.Registry) {
-	reg := prometheus.NewRegistry()
-	return &Worker{
-		Name: "es", Sink: p, Bury: bury, Config: DefaultConfig(), Metrics: NewMetrics(reg),
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	}, reg
-}
-
-// list is a partition that has some records and then none.
-type list struct {
-	records   []kafka.Record
-	err       error // after the records
-	committed int64
-	fetches   atomic.Int32
-}
-
-func (l *list) Name() (string, int) { return "p.shop.q", 0 }
-
-func (l *list) Fetch(ctx context.Context) ([]kafka.Record, error) {
-	l.fetches.Add(1)
-	if len(l.records) > 0 {
-		out := l.records[:1]
-		l.records = l.records[1:]
-		return out, nil
+// write is the guard, and checks P2.
+func (w *world) write(key string, v cdc.Version) Verdict {
+	switch at := w.stored[key]; {
+	case at > v:
+		return Stale
+	case at == v:
+		return Duplicate
 	}
-	if l.err != nil {
-		return nil, l.err
+	if w.stored[key] > v {
+		w.blame("%s went back from %d to %d", key, w.stored[key].Seq(), v.Seq())
 	}
-	<-ctx.Done()
-	return nil, ctx.Err()
+	w.stored[key] = v
+	return Applied
 }
 
-func (l *list) Commit(_ context.Context, next int64) error {
-	l.committed = next
+func (w *world) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
+
+func (w *world) bury(_ context.Context, r Refusal) error {
+	w.mu.Lock()
+	pause := time.Duration(w.draw(20)) * time.Millisecond
+	away := !w.calm && w.draw(3) == 0
+	w.mu.Unlock()
+	time.Sleep(pause)
+	if away {
+		return errors.New("away")
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r.Change == nil {
+		w.tracks[r.Record.Partition].broken[r.Record.Offset] = true
+		return nil
+	}
+	key := string(r.Change.Key)
+	this := key + r.Change.Version.String()
+	if !w.poison[this] && w.refused[this] < 6 {
+		w.blame("%s was buried after %d transient answers and no poison", this, w.refused[this])
+	}
+	if w.letters[key] == nil {
+		w.letters[key] = make(map[cdc.Version]bool)
+	}
+	w.letters[key][r.Change.Version] = true
 	return nil
 }
 
-func rows(n int) []kafka.Record {
-	out := make([]kafka.Record, n)
-	for i := range out {
-		out[i] = record(cdc.TableName{DB: "shop", Table: "q"}, fmt.Sprint("row", i), uint64(i+1))
-		out[i].Topic, out[i].Offset = "p.shop.q", int64(i)
+func TestWhateverHappensNothingIsLostAndTheBooksBalance(t *testing.T) {
+	most := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		seed := rapid.Uint64().Draw(rt, "seed")
+		records := rapid.IntRange(1, 80).Draw(rt, "records")
+		moves := rapid.IntRange(0, 6).Draw(rt, "moves")
+		var w *world
+		synctest.Test(t, func(t *testing.T) { w = live(t, seed, records, moves) })
+		most = max(most, w.most)
+		if w.fault != "" {
+			rt.Fatal(w.fault)
+		}
+	})
+	if most < 3 {
+		t.Errorf("%d calls were under way at a time at most; the test shows nothing", most)
 	}
-	return out
 }
 
-func all(v Verdict, n int) []Outcome {
-	out := make([]Outcome, n)
-	for i := range out {
-		out[i].Verdict = v
+// live plays the records with mishaps, moves, and a calm end.
+func live(t *testing.T, seed uint64, records, moves int) *world {
+	w := &world{
+		stored: make(map[string]cdc.Version), letters: make(map[string]map[cdc.Version]bool),
+		refused: make(map[string]int), poison: make(map[string]bool),
 	}
-	return out
-}
-
-func TestACallUnderWayMayFinishWhenThePartitionIsTakenAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, _ := plain(func(ctx context.Context, changes []cdc.Change) []Outcome {
-			select {
-			case <-time.After(3 * time.Second):
-				return all(Applied, len(changes))
-			case <-ctx.Done():
-				return make([]Outcome, len(changes))
+	w.draw = rand.New(rand.NewPCG(seed, seed)).IntN
+	for id := range 2 {
+		w.tracks = append(w.tracks, &track{world: w, id: id, broken: make(map[int64]bool)})
+	}
+	var published []kafka.Record
+	put := func(r kafka.Record) {
+		id := w.draw(2)
+		if r.Key != nil {
+			id = int(r.Key[len(r.Key)-3]) % 2 // by the row
+		}
+		k := w.tracks[id]
+		r.Topic, r.Partition, r.Offset = "p.shop.q", id, int64(len(k.log))
+		k.log = append(k.log, r)
+	}
+	for i := range records {
+		r := kafka.Record{Value: []byte("?")}
+		switch w.draw(10) {
+		case 0:
+		case 1: // the capture was restarted and writes again what it had written
+			for _, again := range published[len(published)-w.draw(len(published)+1):] {
+				put(again)
 			}
-		}).worker(nil)
-		p := &list{records: rows(1)}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if err := w.RunPartition(ctx, p); err != nil || p.committed != 1 {
-			t.Fatalf("error %v, committed %d; want the call's change committed", err, p.committed)
+			continue
+		default:
+			r = record(shopQ, string(rune('a'+w.draw(6))), uint64(1+i))
+			published = append(published, r)
 		}
-	})
-}
+		put(r)
+	}
 
-func TestACallThatDoesNotFinishInTimeIsGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, reg := plain(func(ctx context.Context, changes []cdc.Change) []Outcome {
-			<-ctx.Done()
-			return make([]Outcome, len(changes))
-		}).worker(nil)
-		p := &list{records: rows(1)}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		began := time.Now()
-		err := w.RunPartition(ctx, p)
-		if took := time.Since(began); err != nil || p.committed != 0 || took != 6*time.Second {
-			t.Fatalf("error %v, committed %d after %s; want nothing committed after 1s + stop_within 5s", err, p.committed, took)
+	cfg := DefaultConfig()
+	cfg.BatchChanges, cfg.StopWithin = 4, 2*time.Second
+	cfg.FloodWindow, cfg.FloodWait, cfg.FloodWaitMax = 20, time.Second, 10*time.Second
+	const memory, fetch = 6000, 6000
+	var processes []*Worker
+	var books []*prometheus.Registry
+	for range 2 {
+		reg := prometheus.NewRegistry()
+		books = append(books, reg)
+		processes = append(processes, &Worker{Name: "es", Memory: NewMemory(memory), Sink: w, Bury: w.bury, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Config: cfg})
+	}
+	var riding sync.WaitGroup
+	cancels := make([]context.CancelFunc, len(w.tracks))
+	// move gives a partition to a process. The former owner may still finish its calls.
+	move := func(k *track, to *Worker) {
+		if cancels[k.id] != nil {
+			cancels[k.id]()
 		}
-		if got := counted(t, reg, "lockstep_sink_changes_total", "outcome")[outcomeReleased]; got != 1 {
-			t.Fatalf("released %d; want 1", got)
-		}
-	})
-}
-
-func TestAnErrorOfFetchEndsTheRun(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, _ := plain(func(_ context.Context, c []cdc.Change) []Outcome { return all(Applied, len(c)) }).worker(nil)
-		gone := errors.New("offset 7 is gone")
-		p := &list{records: rows(2), err: gone}
-		if err := w.RunPartition(t.Context(), p); !errors.Is(err, gone) || p.committed != 2 {
-			t.Fatalf("error %v, committed %d; want %v and 2", err, p.committed, gone)
-		}
-	})
-}
-
-func TestASinkThatLeavesAChangeOutStopsThePartition(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, _ := plain(func(_ context.Context, c []cdc.Change) []Outcome { return nil }).worker(nil)
-		p := &list{records: rows(2)}
-		if err := w.RunPartition(t.Context(), p); err == nil || p.committed != 0 {
-			t.Fatalf("error %v, committed %d; want an error and nothing", err, p.committed)
-		}
-	})
-}
-
-func TestAPartitionStopsReadingWhenItsRetriesFillTheirBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, _ := plain(func(_ context.Context, c []cdc.Change) []Outcome { return all(Transient, len(c)) }).
-			worker(func(context.Context, Refusal) error { return nil })
-		w.Config.RetryBytes = 5 << 10
-		p := &list{records: rows(1000)}
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- w.RunPartition(ctx, p) }()
-		synctest.Wait()
-		if p.fetches.Load() > 20 {
-			t.Errorf("%d records were read; want a few, of 5 KiB", p.fetches.Load())
-		}
-		few := p.fetches.Load()
-		time.Sleep(32 * time.Second) // the retries are used up
-		synctest.Wait()
-		if p.fetches.Load() <= few {
-			t.Errorf("still %d records read; want more after the first ones were buried", p.fetches.Load())
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-	})
-}
-
-func TestPartitionsShareTheBreaker(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		calls, up := 0, false
-		w, reg := plain(func(_ context.Context, c []cdc.Change) []Outcome {
-			mu.Lock()
-			defer mu.Unlock()
-			calls++
-			if up {
-				return all(Applied, len(c))
+		cancels[k.id] = cancel
+		w.mu.Lock()
+		k.generation++
+		r := &ride{track: k, generation: k.generation, sent: k.start}
+		w.mu.Unlock()
+		riding.Go(func() {
+			if err := to.RunPartition(ctx, r); err != nil {
+				w.mu.Lock()
+				w.blame("%v", err)
+				w.mu.Unlock()
 			}
-			return make([]Outcome, len(c))
-		}).worker(nil)
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		partitions := make([]*list, 20)
-		for i := range partitions {
-			partitions[i] = &list{records: rows(1)}
-			wg.Go(func() {
-				if err := w.RunPartition(ctx, partitions[i]); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		time.Sleep(10 * time.Second) // all have seen that the store is away
+		})
+	}
+	look := func(over bool) {
 		synctest.Wait()
-		mu.Lock()
-		before := calls
-		mu.Unlock()
-		time.Sleep(30 * time.Second)
-		synctest.Wait()
-		mu.Lock()
-		during := calls - before
-		up = true
-		mu.Unlock()
-		if during < 1 || during > 10 {
-			t.Errorf("20 partitions asked an unavailable store %d times in 30 s; want one probe for each 3 s", during)
-		}
-		time.Sleep(w.Config.HoldMax + w.Config.BreakerOpen)
-		synctest.Wait()
-		if got := counted(t, reg, "lockstep_sink_changes_total", "outcome")[outcomeApplied]; got != 20 {
-			t.Errorf("%d of 20 partitions went on after the store was back", got)
-		}
-		cancel()
-		wg.Wait()
-	})
-}
-
-func TestLatencyCountsAppliedChangesOfTheStreamOnly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, reg := plain(func(_ context.Context, c []cdc.Change) []Outcome { return all(Applied, len(c)) }).worker(nil)
-		now := time.Now().UnixMicro()
-		var records []kafka.Record
-		for i, c := range []cdc.Change{
-			{Op: cdc.OpUpdate, CommitMicros: now - 250_000},
-			{Op: cdc.OpRead, CommitMicros: now - 250_000},
-			{Op: cdc.OpUpdate},
-			{Op: cdc.OpUpdate, CommitMicros: now + 1_000_000},
-		} {
-			c.Table = cdc.TableName{DB: "shop", Table: "q"}
-			c.Version, _ = cdc.NewVersion(1, uint64(i))
-			c.Key = fmt.Appendf(nil, `{"id":%d}`, i)
-			c.After = c.Key
-			records = append(records, kafka.Record{Offset: int64(i), Key: c.Key, Value: c.AppendValue(nil, "p"), Headers: c.Headers()})
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if err := w.RunPartition(ctx, &list{records: records}); err != nil {
-			t.Fatal(err)
-		}
-		families, err := reg.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range families {
-			if f.GetName() == "lockstep_sink_latency_seconds" {
-				h := f.GetMetric()[0].GetHistogram()
-				if h.GetSampleCount() != 1 || h.GetSampleSum() != .25 {
-					t.Errorf("%d latencies that sum to %v s; want one of 0.25 s", h.GetSampleCount(), h.GetSampleSum())
-				}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for i, reg := range books {
+			if wrong := unbalanced(t, reg, over); wrong != "" {
+				w.blame("process %d: %s", i, wrong)
+			}
+			if used := inUse(processes[i].Memory); used > memory+len(w.tracks)*fetch {
+				w.blame("process %d holds %d bytes", i, used)
 			}
 		}
-		if got := counted(t, reg, "lockstep_sink_commits_from_the_future_total", "sink")["es"]; got != 1 {
-			t.Errorf("%d commits from the future; want 1", got)
+	}
+	for _, k := range w.tracks {
+		w.mu.Lock()
+		to := processes[w.draw(2)]
+		w.mu.Unlock()
+		move(k, to)
+	}
+	for range moves {
+		w.mu.Lock()
+		pause := time.Duration(w.draw(15_000)) * time.Millisecond
+		k, to := w.tracks[w.draw(2)], processes[w.draw(2)]
+		w.mu.Unlock()
+		time.Sleep(pause)
+		look(false)
+		move(k, to)
+	}
+	w.mu.Lock()
+	w.calm = true
+	w.mu.Unlock()
+	time.Sleep(5 * time.Minute)
+	look(false)
+	for _, cancel := range cancels {
+		cancel()
+	}
+	riding.Wait()
+	w.late.Wait()
+	look(true)
+	for _, k := range w.tracks {
+		if k.start != len(k.log) {
+			w.blame("committed %d of %d records of partition %d after five calm minutes", k.start, len(k.log), k.id)
 		}
-	})
+		for _, r := range k.log {
+			if !k.kept(r, int64(len(k.log))) {
+				w.blame("%s is neither stored nor in a letter", r.Value)
+			}
+		}
+	}
+	for i := range processes {
+		if used := inUse(processes[i].Memory); used != 0 {
+			w.blame("process %d has given everything back and holds %d bytes", i, used)
+		}
+	}
+	return w
 }
 
-func TestDefaultsPassTheCheckAndEveryFieldIsNamedWhenItIsWrong(t *testing.T) {
-	if err := DefaultConfig().Check(); err != nil {
+func inUse(m *Memory) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used
+}
+
+// unbalanced names a sink and table whose books do not balance; over says that nothing
+// is to be in flight any more, and nothing to wait or to be held.
+func unbalanced(t testing.TB, reg *prometheus.Registry, over bool) string {
+	families, err := reg.Gather()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := (Config{}).Check(); err == nil {
-		t.Fatal("an empty configuration passed")
+	type page struct{ received, settled, inFlight, dead, letters float64 }
+	pages := make(map[string]*page)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			label := make(map[string]string)
+			for _, l := range m.GetLabel() {
+				label[l.GetName()] = l.GetValue()
+			}
+			key := label["sink"] + " " + label["table"]
+			if pages[key] == nil {
+				pages[key] = &page{}
+			}
+			switch p := pages[key]; f.GetName() {
+			case "lockstep_sink_received_total":
+				p.received += m.GetCounter().GetValue()
+			case "lockstep_sink_changes_total":
+				p.settled += m.GetCounter().GetValue()
+				if label["outcome"] == outcomeDead {
+					p.dead += m.GetCounter().GetValue()
+				}
+			case "lockstep_sink_dead_letters_total":
+				p.letters += m.GetCounter().GetValue()
+			case "lockstep_sink_pool_calls", "lockstep_sink_pool_waiting", "lockstep_sink_memory_bytes", "lockstep_sink_retrying", "lockstep_sink_held_partitions", "lockstep_sink_sweeping":
+				if n := m.GetGauge().GetValue(); n < 0 || over && n != 0 {
+					return fmt.Sprintf("%s is %v", f.GetName(), n)
+				}
+			case "lockstep_sink_in_flight":
+				p.inFlight += m.GetGauge().GetValue()
+			}
+		}
 	}
+	for key, p := range pages {
+		if p.received != p.settled+p.inFlight || p.inFlight < 0 || p.dead != p.letters || over && p.inFlight != 0 {
+			return fmt.Sprintf("the books of %s do not balance: %+v", key, *p)
+		}
+	}
+	return ""
 }

@@ -1,7 +1,6 @@
 package sinks
 
 import (
-	"bytes"
 	"container/heap"
 	"context"
 	"time"
@@ -18,63 +17,165 @@ type rowKey struct {
 
 // item is one record on its way through a worker.
 type item struct {
-	record kafka.Record
-	change cdc.Change
-	broken error // why the record could not be decoded; nil if it could
-	row    rowKey
-	book   *account
+	record  kafka.Record
+	change  cdc.Change
+	broken  error // why the record could not be decoded; nil if it could
+	row     rowKey
+	book    *account
+	counted int // bytes of the record and of the images decoded from it
+
+	place      place
+	prev, next *item     // among what is not settled
+	since      time.Time // when it became ready
+	at         int       // its place in what is ready
+	due        time.Time // of the next retry
+	index      int       // its place in the queue of retries
+	probes     int       // how often it was sent to try whether a breaker may close
 
 	refusals    int // by the store, so far
 	firstFailed time.Time
 	lastFailed  time.Time
 	class       Class
 	reason      string
-
-	due   time.Time // of the next retry
-	index int       // in the heap
+	unburied    bool // its letter was refused at the first attempt
 }
 
-// size is what the item counts against a byte budget: the record and the images
-// decoded from it.
-func (it *item) size() int {
-	return it.record.Size() + len(it.change.Before) + len(it.change.After)
-}
+// place is where a change stands.
+type place uint8
 
-// detached is a copy that does not keep the fetch alive which it came with.
-func (it *item) detached() *item {
-	c := *it
-	c.record.Key = bytes.Clone(it.record.Key)
-	c.record.Value = bytes.Clone(it.record.Value)
-	c.record.Headers = make([]cdc.Header, len(it.record.Headers))
-	for i, h := range it.record.Headers {
-		c.record.Headers[i] = cdc.Header{Key: h.Key, Value: bytes.Clone(h.Value)}
+const (
+	fresh    place = iota // not taken in yet
+	ready                 // it may go into the next call
+	behind                // an older change of its row is in a call
+	calling               // it is in a call
+	waiting               // for a retry
+	dying                 // a dead letter of it is being written
+	sweeping              // it is a barrier, and the store is to be swept
+	settled
+)
+
+// decode reads the records of a fetch.
+func decode(records []kafka.Record) (items []*item, bytes int) {
+	items = make([]*item, len(records))
+	for i, r := range records {
+		it := &item{record: r} // one by one: one that waits must not keep the others in memory
+		if it.change, it.broken = cdc.Decode(r.Key, r.Value, r.Headers); it.broken == nil {
+			it.row = rowKey{it.change.Table, string(it.change.Key)}
+		}
+		it.counted = r.Size() + len(it.change.Before) + len(it.change.After)
+		bytes += it.counted
+		items[i] = it
 	}
-	c.change.Key = c.record.Key
-	c.change.Before = bytes.Clone(it.change.Before)
-	c.change.After = bytes.Clone(it.change.After)
-	return &c
+	return items, bytes
 }
 
-// retryQueue holds the changes of a partition that wait for another attempt: at
-// most one per row, its newest.
-type retryQueue struct {
-	byRow map[rowKey]*item
-	heap  dueHeap
-	bytes int
+// load is about what the item adds to a call of the store.
+func (it *item) load() int {
+	n := len(it.change.Key) + len(it.change.After)
+	for _, image := range it.change.Left {
+		n += len(image)
+	}
+	return n
 }
 
-func (q *retryQueue) add(it *item) {
-	it = it.detached()
-	q.byRow[it.row] = it
-	q.bytes += it.size()
-	heap.Push(&q.heap, it)
+// refuse notes an attempt that the store, or the decoder, has refused.
+func (it *item) refuse(now time.Time, out Outcome) {
+	it.refusals++
+	it.lastFailed = now
+	if it.refusals == 1 {
+		it.firstFailed = now
+	}
+	it.class, it.reason = known(out.Class), out.Reason
 }
 
-func (q *retryQueue) remove(it *item) {
-	delete(q.byRow, it.row)
-	q.bytes -= it.size()
-	heap.Remove(&q.heap, it.index)
+// spent reports whether there is no retry left.
+func (it *item) spent(cfg Config) bool { return it.refusals > len(cfg.Retries) }
+
+func (it *item) refusal() Refusal {
+	r := Refusal{
+		Record:      it.record,
+		Class:       it.class,
+		Reason:      it.reason,
+		Retries:     it.refusals - 1,
+		FirstFailed: it.firstFailed,
+		LastFailed:  it.lastFailed,
+	}
+	if it.broken == nil {
+		r.Change = &it.change
+	}
+	return r
 }
+
+// line is what is ready, in the order in which it goes to the store; a change may
+// take another one's place in it.
+type line struct {
+	items []*item // nil where one was taken out
+	base  int     // the place of the first
+	count int
+	bytes int // of load
+}
+
+func (q *line) push(it *item) {
+	it.at = q.base + len(q.items)
+	q.items = append(q.items, it)
+	q.count++
+	q.bytes += it.load()
+}
+
+func (q *line) unshift(items []*item) {
+	if len(items) == 0 {
+		return
+	}
+	q.base -= len(items)
+	q.items = append(items, q.items...)
+	for i, it := range items {
+		it.at = q.base + i
+		q.bytes += it.load()
+	}
+	q.count += len(items)
+}
+
+func (q *line) replace(old, it *item) {
+	it.at = old.at
+	q.items[it.at-q.base] = it
+	q.bytes += it.load() - old.load()
+}
+
+func (q *line) remove(it *item) {
+	q.items[it.at-q.base] = nil
+	q.count--
+	q.bytes -= it.load()
+}
+
+// oldest is the first one, or nil.
+func (q *line) oldest() *item {
+	for len(q.items) > 0 && q.items[0] == nil {
+		q.items = q.items[1:]
+		q.base++
+	}
+	if len(q.items) == 0 {
+		return nil
+	}
+	return q.items[0]
+}
+
+// least is the first one that is less than no other.
+func (q *line) least(less func(a, b *item) bool) *item {
+	var least *item
+	for _, it := range q.items {
+		if it != nil && (least == nil || less(it, least)) {
+			least = it
+		}
+	}
+	return least
+}
+
+// retryQueue holds what waits for another attempt, the next that is due in front.
+type retryQueue struct{ heap dueHeap }
+
+func (q *retryQueue) add(it *item) { heap.Push(&q.heap, it) }
+
+func (q *retryQueue) remove(it *item) { heap.Remove(&q.heap, it.index) }
 
 // takeDue removes and returns what is due, the earliest first.
 func (q *retryQueue) takeDue(now time.Time) []*item {
@@ -118,10 +219,15 @@ type pause struct {
 
 func (p *pause) reset() { p.next = 0 }
 
+// more is the next wait.
+func (p *pause) more() time.Duration {
+	p.next = min(max(2*p.next, p.min), p.max)
+	return p.next
+}
+
 // sleep waits, and reports false when ctx ended first.
 func (p *pause) sleep(ctx context.Context) bool {
-	p.next = min(max(2*p.next, p.min), p.max)
-	timer := time.NewTimer(p.next)
+	timer := time.NewTimer(p.more())
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

@@ -9,6 +9,7 @@ package sinks
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"lockstep/cdc"
@@ -76,6 +77,14 @@ const (
 // Classes lists every Class, so that metrics exist from the start.
 var Classes = []Class{ClassMapping, ClassTooLarge, ClassUndecodable, ClassKey, ClassWrongType, ClassNoTable, ClassRefused}
 
+// known is c, or ClassRefused for a class that a sink made up: it would make a label up.
+func known(c Class) Class {
+	if slices.Contains(Classes, c) {
+		return c
+	}
+	return ClassRefused
+}
+
 // Outcome is the store's answer to one change.
 type Outcome struct {
 	Verdict Verdict
@@ -83,6 +92,9 @@ type Outcome struct {
 	Class Class
 	// Reason is the store's own answer, for a human: error type and message.
 	Reason string
+	// RetryAfter is how long the store has asked not to be called again; zero when it
+	// has not. The whole sink waits that long, up to a minute.
+	RetryAfter time.Duration
 }
 
 // Refusal is a record that ends as a dead letter.

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +36,7 @@ type job struct {
 	id    string
 	table cdc.TableName
 	where string
+	turn  uint8
 	ended bool // cancelled, or whatever else: what is still read of it is not published
 
 	layout *tableIn // nil: to be read
@@ -206,7 +206,7 @@ func (s *Source) job(sn *cdc.Snapshot) *job {
 	if j := s.snaps.jobs[sn.ID]; j != nil {
 		return j
 	}
-	j := &job{id: sn.ID, table: tableNamed(sn.Table), where: sn.Where, planned: sn.After, size: min(firstChunk, s.Config.Snapshot.ChunkRows), since: time.Now(), said: time.Now()}
+	j := &job{id: sn.ID, table: tableNamed(sn.Table), where: sn.Where, turn: sn.Turn, planned: sn.After, size: min(firstChunk, s.Config.Snapshot.ChunkRows), since: time.Now(), said: time.Now()}
 	if sn.Keys > 0 {
 		r, known := s.snaps.requests[sn.ID]
 		if !known {
@@ -356,7 +356,7 @@ func (c *copier) settle(ctx context.Context, j *job, met error, then func() erro
 	if err := c.connect(ctx); err != nil {
 		return err
 	}
-	w, err := c.openWindow(ctx, j.table)
+	w, err := c.openWindow(ctx, j.table, j.turn)
 	if err != nil {
 		return err
 	}
@@ -406,7 +406,7 @@ func (c *copier) give(ctx context.Context, j *job, problem error) error {
 	if j.ended {
 		return nil
 	}
-	if sn := c.snapshot(j.id); sn == nil || sn.Sweep != 0 || strings.HasPrefix(j.id, firstPrefix) || strings.HasPrefix(j.id, repairPrefix) {
+	if sn := c.snapshot(j.id); sn == nil || ownCopy(sn) {
 		return problem
 	}
 	c.Log.Error("a snapshot has failed", "snapshot", j.id, "table", j.table, "problem", problem)
@@ -581,7 +581,7 @@ func (c *copier) window(ctx context.Context, j *job, ch *chunk) error {
 	if err := c.connect(ctx); err != nil {
 		return err
 	}
-	w, err := c.openWindow(ctx, j.table)
+	w, err := c.openWindow(ctx, j.table, j.turn)
 	if err != nil {
 		return err
 	}

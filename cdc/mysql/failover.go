@@ -173,7 +173,7 @@ func (s *Source) anew(ctx context.Context, now *server, tables []cdc.TableName, 
 		if _, found := slices.BinarySearch(old.Copied, t.String()); !found {
 			continue // a first copy, like any other
 		}
-		s.schedule(cdc.Snapshot{ID: fmt.Sprintf("epoch-%d-%s", epoch, t), Table: t.String(), Reason: reason, Sweep: sweep})
+		s.schedule(cdc.Snapshot{ID: fmt.Sprintf(anewPrefix+"%d-%s", epoch, t), Table: t.String(), Reason: reason, Sweep: sweep})
 	}
 	for _, name := range old.Copied { // dropped meanwhile: its rows are gone as a whole
 		t := tableNamed(name)

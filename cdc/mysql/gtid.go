@@ -52,6 +52,13 @@ func parseGTIDs(flavor, s string) (gtidSet, error) {
 	return parseMySQLGTIDs(s)
 }
 
+// IsGTID reports whether s names one transaction, of MySQL or of MariaDB.
+func IsGTID(s string) bool {
+	_, err := parseGTID(flavorMySQL, s)
+	_, maria := parseGTID(flavorMariaDB, s)
+	return err == nil || maria == nil
+}
+
 // parseGTID reads the name of one transaction.
 func parseGTID(flavor, s string) (gtid, error) {
 	if flavor == flavorMariaDB {

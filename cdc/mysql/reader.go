@@ -206,7 +206,7 @@ func (r *reader) passOver(before, format string, args ...any) error {
 		r.Log.Warn("passed over, as told by --skip-gtid", "gtid", r.txn.gtid, "what", fmt.Sprintf(format, args...))
 		return nil
 	}
-	remedy := before + "let every sink catch up (lockstep sink NAME until lockstep_consumer_lag_records is 0), make its rows agree by hand, and start once with --skip-gtid " + r.txn.gtid
+	remedy := before + "start once with --skip-gtid " + r.txn.gtid + ", and have each captured table that it changed copied again: lockstep snapshot start --sweep --table DB.TABLE"
 	return stopf(remedy, format, args...)
 }
 

@@ -3,6 +3,7 @@ package mysql
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -123,7 +124,13 @@ func (s *Source) accept(r cdc.SnapshotRequest) {
 	if t := tableNamed(r.Table); !s.Match(t) || !s.copied(t) {
 		sn.State, sn.Problem = cdc.SnapshotFailed, "the table "+r.Table+" is not captured"
 	}
+	if sn.State != cdc.SnapshotFailed && s.turn(sn.Table) >= cdc.Turns {
+		sn.State, sn.Problem = cdc.SnapshotFailed, fmt.Sprintf("the source has logged no row since %d copies of %s began, and another could not be told from them; ask again when any table has changed", cdc.Turns, r.Table)
+	}
 	if underway(sn.State) {
+		if at, err := s.pos.Version(); r.Sweep && err == nil {
+			sn.Sweep = below(at + cdc.Version(s.turn(sn.Table)))
+		}
 		s.schedule(sn)
 		return
 	}
@@ -304,6 +311,46 @@ func PlanSnapshot(ctx context.Context, cfg Config, t cdc.TableName, where string
 		plan.Estimate, err = estimateRows(conn, t)
 	}
 	return plan, err
+}
+
+// Gone tells which rows of a table the server does not have now, of those with these
+// keys. When the table is gone or has another primary key, all are.
+func Gone(ctx context.Context, cfg Config, t cdc.TableName, keys [][]byte) (map[string]bool, error) {
+	conn, err := connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer until(ctx, conn)()
+	gone := map[string]bool{}
+	l, err := tableLayout(conn, t, cfg.policy())
+	if err != nil && !errors.Is(err, cdc.ErrNoTable) {
+		return nil, err
+	}
+	c := &copier{Source: &Source{Config: cfg}, conn: conn}
+	for chunk := range slices.Chunk(keys, keyChunk) {
+		var known [][]byte
+		for _, key := range chunk {
+			if l != nil {
+				if _, err := newTableIn(l, "").values(key); err == nil {
+					known = append(known, key)
+					continue
+				}
+			}
+			gone[string(key)] = true
+		}
+		if len(known) == 0 {
+			continue
+		}
+		if err := c.readListed(newTableIn(l, ""), known); err != nil {
+			return nil, err
+		}
+		for _, row := range c.buf.rows {
+			if row.after == nil {
+				gone[string(row.key)] = true
+			}
+		}
+	}
+	return gone, nil
 }
 
 // BadKey says which of the keys is none of the table's.

@@ -190,8 +190,10 @@ func allSet(bitmap []byte, n int) bool {
 
 // rows publishes the row changes of an event. Rows of tables that are not captured
 // are never decoded. The clock goes on by the size of the event, and the n-th image
-// has the clock before it and n: an image takes a byte at least, so no two images
-// of the log have the same.
+// has the clock before it, the turns of copies, and n: an event has more bytes than
+// that, because an image takes one at least and what stands before them thirty, so no
+// two images of the log have the same, nor one the version of a row that is read behind
+// the event.
 func (r *reader) rows(ev *event) error {
 	clock := r.clock
 	r.clock += uint64(len(ev.data))
@@ -229,6 +231,7 @@ func (r *reader) rows(ev *event) error {
 			return r.damaged(ev, err)
 		}
 	}
+	clock += cdc.Turns - 1
 	r.change = cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit,
 		Origin: cdc.Origin{ServerID: ev.ServerID, File: r.file, Pos: ev.LogPos}}
 	data := e.images

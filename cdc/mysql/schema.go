@@ -154,13 +154,8 @@ func listTables(conn *client.Conn, match func(cdc.TableName) bool) ([]cdc.TableN
 // tableLayout reads the present shape of a table. It returns cdc.ErrNoTable for
 // a table that does not exist and a Stop for one that cannot be captured.
 func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) {
-	versioned, err := queryRows(conn, "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? AND TABLE_TYPE = 'SYSTEM VERSIONED'", t.DB, t.Table)
-	if err != nil {
+	if err := refuseVersioned(conn, t); err != nil {
 		return nil, err
-	}
-	if len(versioned) > 0 {
-		return nil, stopf(fmt.Sprintf("ALTER TABLE %s DROP SYSTEM VERSIONING (or leave the table out)", quoteTable(t)),
-			"table %s is system-versioned, so its log has rows that are history", t)
 	}
 	rows, err := queryRows(conn, `SELECT COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IFNULL(CHARACTER_SET_NAME, ''), IFNULL(DATETIME_PRECISION, 0)
 		FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? ORDER BY ORDINAL_POSITION`, t.DB, t.Table)
@@ -201,6 +196,17 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 		l.addKey(index[k[0]])
 	}
 	return l, nil
+}
+
+// refuseVersioned stops at a table whose rows in the log are history, too. The log
+// itself does not tell.
+func refuseVersioned(conn *client.Conn, t cdc.TableName) error {
+	versioned, err := queryRows(conn, "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? AND TABLE_TYPE = 'SYSTEM VERSIONED'", t.DB, t.Table)
+	if err != nil || len(versioned) == 0 {
+		return err
+	}
+	return stopf(fmt.Sprintf("ALTER TABLE %s DROP SYSTEM VERSIONING (or leave the table out)", quoteTable(t)),
+		"table %s is system-versioned, so its log has rows that are history", t)
 }
 
 // fromType sets the form of a column from its declared type.

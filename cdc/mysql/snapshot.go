@@ -156,8 +156,8 @@ func (s *snapshots) await(ctx context.Context, b *bell, ok func() bool) error {
 }
 
 // openWindow opens a window at the next end of a transaction: at once when nothing
-// is being read. Whoever has it closes it.
-func (s *Source) openWindow(ctx context.Context, t cdc.TableName) (*window, error) {
+// is being read. What is read in it has the turn of its copy. Whoever has it closes it.
+func (s *Source) openWindow(ctx context.Context, t cdc.TableName, turn uint8) (*window, error) {
 	w := &window{table: t}
 	var err error
 	w.grant = func() {
@@ -166,7 +166,7 @@ func (s *Source) openWindow(ctx context.Context, t cdc.TableName) (*window, erro
 		}
 		w.open, w.touched = true, map[string]struct{}{}
 		w.low = s.place()
-		w.version, err = s.pos.Version()
+		w.version, err = cdc.NewVersion(s.pos.Epoch, s.pos.Seq+uint64(turn))
 		w.changed.ring()
 	}
 	s.snaps.mu.Lock()
@@ -212,10 +212,29 @@ func (s *Source) schedule(sn cdc.Snapshot) {
 	if sn.BeganMicros == 0 {
 		sn.BeganMicros = time.Now().UnixMicro()
 	}
+	sn.Turn = min(s.turn(sn.Table), cdc.Turns-1)
 	s.pos.Snapshots = append(slices.Clip(s.pos.Snapshots), sn)
 	s.addCopied(tableNamed(sn.Table))
 	s.Log.Info("snapshot scheduled", "snapshot", sn.ID, "table", sn.Table, "reason", sn.Reason)
 	s.snaps.changed.ring()
+}
+
+// turn is what sets the rows of the next copy of a table above those of every copy that
+// may have read at the clock as it is now. It is cdc.Turns when there were so many that
+// none is left until the clock moves. The caller holds the lock.
+func (s *Source) turn(table string) (next uint8) {
+	for _, sn := range s.pos.Snapshots {
+		if sn.Table == table && (underway(sn.State) || s.here(sn)) {
+			next = max(next, sn.Turn+1)
+		}
+	}
+	return next
+}
+
+// here reports whether the clock has not moved since a snapshot ended.
+func (s *Source) here(sn cdc.Snapshot) bool {
+	now, err := s.pos.Version()
+	return err == nil && sn.Ended >= now
 }
 
 // cancelSnapshots ends the snapshots of a table that are under way. The caller
@@ -242,6 +261,7 @@ func (s *Source) endSnapshot(id string, state cdc.SnapshotState, problem string)
 		return
 	}
 	sn.State, sn.Problem, sn.EndedMicros = state, problem, time.Now().UnixMicro()
+	sn.Ended, _ = s.pos.Version() // a position that has none is followed by no version at all
 	if j := s.snaps.jobs[id]; j != nil {
 		j.ended = true
 		delete(s.snaps.jobs, id)
@@ -253,7 +273,8 @@ func (s *Source) endSnapshot(id string, state cdc.SnapshotState, problem string)
 }
 
 // trimSnapshots forgets the oldest snapshots that have ended, save those whose
-// request still stands: it would be taken for a new one.
+// request still stands, because it would be taken for a new one, and those whose turn
+// counts.
 func (s *Source) trimSnapshots() {
 	ended := 0
 	for _, sn := range s.pos.Snapshots {
@@ -263,7 +284,7 @@ func (s *Source) trimSnapshots() {
 	}
 	s.pos.Snapshots = slices.DeleteFunc(slices.Clone(s.pos.Snapshots), func(sn cdc.Snapshot) bool {
 		_, asked := s.snaps.requests[sn.ID]
-		old := ended > keptSnapshots && !underway(sn.State) && !asked
+		old := ended > keptSnapshots && !underway(sn.State) && !asked && !s.here(sn)
 		if old {
 			ended--
 		}
@@ -307,6 +328,15 @@ const firstPrefix = "first-"
 // repairPrefix begins the IDs of the snapshots that a capture asks for itself, to take
 // back what another server has not kept.
 const repairPrefix = "repair-"
+
+// anewPrefix begins the IDs of the copies behind a gap in the log.
+const anewPrefix = "epoch-"
+
+// ownCopy reports whether no operator has asked for a snapshot, but the capture, the
+// log or a gap in it: rows would be missing that nobody knows of if it did not end.
+func ownCopy(sn *cdc.Snapshot) bool {
+	return sn.GTID != "" || strings.HasPrefix(sn.ID, firstPrefix) || strings.HasPrefix(sn.ID, repairPrefix) || strings.HasPrefix(sn.ID, anewPrefix)
+}
 
 // firstCopy is the snapshot that brings the rows which a table has already when it
 // comes to the pipeline. The caller holds the lock.

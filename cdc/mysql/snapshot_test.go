@@ -379,6 +379,7 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 		want    []string
 	}{
 		{cdc.SnapshotRequest{ID: "all", Table: table}, cdc.SnapshotDone, "", []string{"r1", "r2", "r3", "r4", "r5", "r6", "r7"}},
+		{cdc.SnapshotRequest{ID: "swept", Table: table, Sweep: true}, cdc.SnapshotDone, "", []string{"r1", "r2", "r3", "r4", "r5", "r6", "r7", "t"}},
 		{cdc.SnapshotRequest{ID: "where", Table: table, Where: "v % 2 = 0 -- even\n OR id = 1"}, cdc.SnapshotDone, "", []string{"r1", "r2", "r4", "r6"}},
 		{cdc.SnapshotRequest{ID: "keys", Table: table, Keys: raw(`{"id":3}`, `{"id":99}`, `{"id":-5}`, `{"id":7}`)}, cdc.SnapshotDone, "", []string{"r3", "r7", "d99", "d-5"}},
 		{cdc.SnapshotRequest{ID: "folded", Table: w.name + ".s", Keys: raw(`{"k":"ABC"}`)}, cdc.SnapshotDone, "", []string{`r"abc"`, `d"ABC"`}},
@@ -412,6 +413,11 @@ func TestASnapshotThatIsAskedForReadsWhatItNames(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Fatal(err)
+	}
+	for i, c := range out.changes { // of the copy that sweeps: between its rows and those of the one before
+		if c.Op == cdc.OpBarrier && (out.changes[i-1].Version != c.Version+1 || out.changes[i-8].Version > c.Version) {
+			t.Errorf("the barrier is at %s, its copy at %s and the one before at %s", c.Version, out.changes[i-1].Version, out.changes[i-8].Version)
+		}
 	}
 	if back := stepsBack(slices.DeleteFunc(out.changes, func(c cdc.Change) bool { return c.Op == cdc.OpDelete })); len(back) > 0 {
 		t.Errorf("rows step back: %s", back[0])
@@ -565,7 +571,7 @@ func TestAChunkReadBeforeAStatementOnTheWholeTableIsReadAgain(t *testing.T) {
 		on   cdc.TableName
 		want bool
 	}{{other, true}, {q, false}} {
-		win, err := c.openWindow(t.Context(), q)
+		win, err := c.openWindow(t.Context(), q, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -866,6 +872,101 @@ func TestACopyThatSweepsEndsWithABarrier(t *testing.T) {
 	}
 	if got := out.pos[len(out.pos)-1].Barriers[w.name+".q"]; got != sweep {
 		t.Errorf("the position has the barrier %s", got)
+	}
+}
+
+// Rows that were mended without the log saying so are newer than what the copies before
+// read of them, though the log clock stands still, and older than any change behind it.
+func TestCopiesOutrankOneAnotherWhileTheLogStandsStill(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY, v INT)", "INSERT INTO q VALUES (1, 0), (2, 0)")
+	out, requests := newMemory(), &asked{}
+	s := w.source(out, nil)
+	s.Requests = requests
+	stop := w.run(s)
+	out.awaitCopied(t)
+	for i := 1; i < cdc.Turns; i++ {
+		w.onOneConnection("SET SESSION sql_log_bin = 0", fmt.Sprintf("UPDATE q SET v = %d", i), "SET SESSION sql_log_bin = 1")
+		id := fmt.Sprint("copy-", i)
+		s.snaps.mu.Lock()
+		s.schedule(cdc.Snapshot{ID: id, Table: w.name + ".q"})
+		s.snaps.mu.Unlock()
+		out.awaitSnapshot(t, id, cdc.SnapshotDone)
+	}
+	requests.ask(cdc.SnapshotRequest{ID: "one-more", Table: w.name + ".q"})
+	if sn := out.awaitSnapshot(t, "one-more", cdc.SnapshotDone, cdc.SnapshotFailed); sn.State != cdc.SnapshotFailed || !strings.Contains(sn.Problem, "the source has logged no row") {
+		t.Errorf("one copy more than there are turns is %s: %s", sn.State, sn.Problem)
+	}
+	w.exec("UPDATE q SET v = 100 WHERE id = 1")
+	out.awaitChanges(t, 2+2*(cdc.Turns-1)+1)
+	requests.ask(cdc.SnapshotRequest{ID: "behind", Table: w.name + ".q", Where: "id = 1"})
+	out.awaitSnapshot(t, "behind", cdc.SnapshotDone)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	last := map[string]cdc.Change{}
+	for _, c := range out.changes {
+		if was, seen := last[string(c.Key)]; seen && c.Version <= was.Version {
+			t.Errorf("%s of %s at %s comes behind %s at %s", c.Op, c.Key, c.Version, was.Op, was.Version)
+		}
+		last[string(c.Key)] = c
+	}
+	if got, want := string(last[`{"id":1}`].After), `{"id":1,"v":100}`; got != want {
+		t.Errorf("the newest of row 1 is %s, want %s", got, want)
+	}
+}
+
+// The rows of a table that came this way before are swept behind its copy, in a new
+// pipeline too.
+func TestWhatIsKnownFromBeforeIsSweptBehindAFirstCopy(t *testing.T) {
+	for name, c := range map[string]struct {
+		epoch uint16
+		known bool
+		want  cdc.Version // of the barrier
+	}{
+		"known":                       {2, true, 2<<42 - 1},
+		"not known":                   {2, false, 0},
+		"no version is below its own": {1, true, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.exec("CREATE TABLE q (id INT PRIMARY KEY)", "INSERT INTO q VALUES (1)")
+			out := newMemory()
+			s := w.source(out, nil)
+			s.FirstEpoch = func(context.Context) (uint16, error) { return c.epoch, nil }
+			s.MayCopy = func(context.Context, cdc.Table) (bool, error) { return c.known, nil }
+			stop := w.run(s)
+			out.awaitCopied(t)
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			var got cdc.Version
+			for _, change := range out.changes {
+				if change.Op == cdc.OpBarrier {
+					got = change.Version
+				} else if got != 0 {
+					t.Errorf("%s of %s behind the barrier", change.Op, change.Key)
+				}
+			}
+			if got != c.want {
+				t.Errorf("the barrier has the version %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestGoneNamesTheRowsThatAreNotThere(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (a INT, b VARCHAR(10), PRIMARY KEY (a, b))", "INSERT INTO q VALUES (1, 'x'), (2, 'y')")
+	keys := [][]byte{[]byte(`{"a":1,"b":"x"}`), []byte(`{"a":1,"b":"y"}`), []byte(`{"id":1}`)}
+	for table, want := range map[string]map[string]bool{
+		"q":    {`{"a":1,"b":"y"}`: true, `{"id":1}`: true},
+		"none": {`{"a":1,"b":"x"}`: true, `{"a":1,"b":"y"}`: true, `{"id":1}`: true},
+	} {
+		got, err := Gone(t.Context(), w.cfg, cdc.TableName{DB: w.name, Table: table}, keys)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got)\n%s", table, err, diff)
+		}
 	}
 }
 

@@ -46,8 +46,9 @@ type Source struct {
 	// takes it as saved.
 	Saved func(context.Context) (cdc.Position, bool, error)
 	// MayCopy is asked before a table is copied for the first time, and refuses it
-	// with an error. Nil allows every table.
-	MayCopy func(context.Context, cdc.Table) error
+	// with an error. Known says that the sinks may have rows of it from before: what
+	// the copy does not write again is swept. Nil allows every table, and knows none.
+	MayCopy func(context.Context, cdc.Table) (known bool, err error)
 	// Resnapshot copies every table again under a new epoch before anything else.
 	Resnapshot bool
 	// OnGap says what to do when log was purged before it was read: empty to stop,
@@ -217,7 +218,7 @@ func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, er
 		return nil, err
 	}
 	if left := s.forget(); len(left) > 0 {
-		s.Log.Warn("tables are not captured any more; should one come back it is copied anew, and rows deleted meanwhile stay in the sinks", "tables", left)
+		s.Log.Warn("tables are not captured any more, and their rows stay in the sinks as they are; one that comes back is copied anew", "tables", left)
 		if err := s.checkpoint(ctx); err != nil {
 			return nil, err
 		}
@@ -273,6 +274,7 @@ func (s *Source) begin(ctx context.Context, server *server) error {
 // yet. From then on their changes are followed, and their rows come beside them.
 func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc.TableName) error {
 	var layouts []*layout
+	known := map[cdc.TableName]bool{}
 	for _, t := range tables { // all are looked at before the first is scheduled
 		if s.copied(t) {
 			continue
@@ -285,7 +287,7 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 			return lost(err)
 		}
 		if s.MayCopy != nil {
-			if err := s.MayCopy(ctx, l.describe()); err != nil {
+			if known[t], err = s.MayCopy(ctx, l.describe()); err != nil {
 				return fmt.Errorf("copy %s: %w", t, err)
 			}
 		}
@@ -295,12 +297,29 @@ func (s *Source) copyTables(ctx context.Context, conn *client.Conn, tables []cdc
 		return nil
 	}
 	for _, l := range layouts {
-		s.schedule(s.firstCopy(l.table))
+		sn := s.firstCopy(l.table)
+		if known[l.table] {
+			at, err := s.pos.Version()
+			if err != nil {
+				return err
+			}
+			sn.Sweep = below(at)
+		}
+		s.schedule(sn)
 		if err := s.sameKey(l); err != nil {
 			return err
 		}
 	}
 	return s.checkpoint(ctx)
+}
+
+// below is the version next below v; 0 when there is none. Below the first of an epoch it
+// is the last of the one before.
+func below(v cdc.Version) cdc.Version {
+	if v--; v.Check() != nil {
+		return 0
+	}
+	return v
 }
 
 // checkpoint hands the position on to be saved.

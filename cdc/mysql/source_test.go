@@ -602,6 +602,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 				t.Fatalf("ended with %v; want a Stop that says %q", err, c.want)
 			}
 			_, gtid, found := strings.Cut(err.Error(), "--skip-gtid ")
+			gtid, _, _ = strings.Cut(gtid, ",")
 			if found != c.skippable {
 				t.Fatalf("names a way past: %t, want %t: %v", found, c.skippable, err)
 			}

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
@@ -52,7 +53,10 @@ func (r *reader) query(e *replication.BinlogEvent, ev *replication.QueryEvent, s
 				return err
 			}
 		}
-		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+1)
+		if err := r.unversioned(st); err != nil {
+			return err
+		}
+		v, err := cdc.NewVersion(r.pos.Epoch, r.clock+cdc.Turns)
 		if err != nil {
 			return err
 		}
@@ -167,6 +171,35 @@ func (r *reader) act(st statement, query string, v cdc.Version) error {
 		r.snaps.disturbed(t)
 	}
 	return err
+}
+
+// unversioned refuses a statement that makes a table of MariaDB system-versioned, which
+// LIKE may do, and options anywhere in it. The table is asked for as it is now: was it
+// another one then, the log says more of it.
+func (r *reader) unversioned(st statement) error {
+	if r.pos.Flavor != flavorMariaDB || st.verb != verbCreate && st.verb != verbReplace && st.verb != verbReshape {
+		return nil
+	}
+	for _, t := range st.tables {
+		if !r.Match(t) {
+			continue
+		}
+		conn, err := connect(r.ctx, r.Config)
+		if err != nil {
+			return lost(err)
+		}
+		conn.ReadTimeout = r.Config.ReadTimeout
+		done := until(r.ctx, conn)
+		err = refuseVersioned(conn, t)
+		done()
+		if stop, ok := errors.AsType[*Stop](err); ok {
+			err = r.refuse(stop.Remedy, "transaction %s: %s", r.txn.gtid, stop.Problem)
+		}
+		if err != nil {
+			return lost(err)
+		}
+	}
+	return nil
 }
 
 // follows reports whether changes of a table are in Kafka.

@@ -64,7 +64,7 @@ func (r *readiness) state() (map[string]bool, bool) {
 	return state, all
 }
 
-// admin serves /metrics, /healthz and /readyz.
+// admin serves /metrics, /healthz, /readyz and /v1/status.
 type admin struct {
 	listener net.Listener // nil when it is turned off
 	server   *http.Server
@@ -88,13 +88,14 @@ func (p *process) listenAdmin() (*admin, error) {
 			Doing map[string]string `json:"doing,omitempty"`
 		}{ready, parts, p.ready.doing()})
 	})
+	mux.HandleFunc("GET /v1/status", p.serveStatus)
 	a := &admin{server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}
 	if p.cfg.Admin.Listen == "" {
 		return a, nil
 	}
 	var err error
 	if a.listener, err = net.Listen("tcp", p.cfg.Admin.Listen); err != nil {
-		return nil, fmt.Errorf("admin.listen: %w", err)
+		return nil, fmt.Errorf("admin.listen: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", err)
 	}
 	return a, nil
 }

@@ -63,7 +63,7 @@ func write(w io.Writer, text []byte) error {
 type checked struct {
 	File     string          `json:"file"`
 	OK       bool            `json:"ok"`
-	Problems config.Problems `json:"problems,omitempty"`
+	Problems config.Problems `json:"problems"`
 	Prefix   string          `json:"prefix,omitempty"`
 	Sinks    []checkedSink   `json:"sinks,omitempty"`
 	Tables   []checkedTable  `json:"tables,omitempty"`
@@ -114,7 +114,7 @@ func checkConfig(a *app) error {
 }
 
 func summary(c *config.Config) checked {
-	sum := checked{OK: true, Prefix: c.Prefix}
+	sum := checked{OK: true, Problems: config.Problems{}, Prefix: c.Prefix}
 	stores := map[string]bool{}
 	for _, name := range c.SinkNames() {
 		s := c.Sinks[name]

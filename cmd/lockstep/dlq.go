@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"lockstep/cdc"
+	"lockstep/cdc/mysql"
 	"lockstep/dlq"
 	"lockstep/kafka"
 	"lockstep/sinks"
@@ -254,17 +255,18 @@ type outcome struct {
 
 func newDLQReplayCommand(a *app) *cobra.Command {
 	var flags letterFlags
-	var dryRun, all, oldToo bool
+	var dryRun, all bool
 	cmd := &cobra.Command{
 		Use:   "replay [ID...]",
 		Short: "Apply dead letters to their sink again",
 		Long: `Replay applies the recorded changes again, through the version guard: it can run
 twice, late or beside the live pipeline without harm. A letter whose change the
 store then has is closed as resolved, one whose row is newer there as superseded, and
-so is one from before the last TRUNCATE, DROP or new copy of its table. A letter that is refused again stays, with a higher retry count.
+so are one from before the last TRUNCATE, DROP or new copy of its table and one whose
+row the source, which is asked, does not have any more. A letter that is refused again
+stays parked, with a higher retry count.
 
-Name letters by ID, choose them with flags, or say --all. A row whose delete the
-store may have forgotten since is left alone unless --include-old is given.
+Name letters by ID, choose them with flags, or say --all.
 
 It exits with 1 when a letter stays.`,
 		Example: `  # what would be replayed
@@ -289,14 +291,13 @@ It exits with 1 when a letter stays.`,
 				if letters, err = named(letters, args); err != nil {
 					return err
 				}
-				return o.replay(ctx, a, letters, dryRun, oldToo)
+				return o.replay(ctx, a, letters, dryRun)
 			})
 		},
 	}
 	flags.add(a, cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be replayed and change nothing")
 	cmd.Flags().BoolVar(&all, "all", false, "replay every open letter")
-	cmd.Flags().BoolVar(&oldToo, "include-old", false, "also replay changes older than the store's memory of deletes; a row deleted since may come back")
 	return cmd
 }
 
@@ -316,7 +317,7 @@ func named(letters []dlq.Letter, ids []string) ([]dlq.Letter, error) {
 	return chosen, nil
 }
 
-func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRun, oldToo bool) error {
+func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRun bool) error {
 	bySink := map[string][]dlq.Letter{}
 	for _, l := range letters {
 		bySink[l.Sink] = append(bySink[l.Sink], l)
@@ -340,15 +341,12 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 		if err != nil {
 			return fmt.Errorf("sink %s: %w", name, err)
 		}
-		opt := dlq.ReplayOptions{DryRun: dryRun, DeleteMemory: s.deleteMemory, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
+		opt := dlq.ReplayOptions{DryRun: dryRun, Gone: o.gone, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
 			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
 			if r.State == dlq.Parked {
 				stay++
 			}
 		}}
-		if oldToo {
-			opt.DeleteMemory = 0
-		}
 		err = o.letters(name).Replay(ctx, bySink[name], s, opt)
 		s.close()
 		if err != nil {
@@ -371,6 +369,10 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 		return fmt.Errorf("%d of %d dead letters stay", stay, len(letters))
 	}
 	return failed
+}
+
+func (o *office) gone(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error) {
+	return mysql.Gone(ctx, o.cfg.Source, table, keys)
 }
 
 func newDLQSkipCommand(a *app) *cobra.Command {

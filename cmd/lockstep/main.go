@@ -30,7 +30,8 @@ func untilSignal(do func(context.Context) int) int {
 }
 
 // run executes one command line and returns the exit code: 0 for done, 1 for an
-// error while running, 2 for a mistake in the command line or the configuration.
+// error while running, 2 for a mistake in the command line or the configuration, 3 for
+// a process that is not well.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) (string, bool)) int {
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, env: env}
 	root := newRoot(a)

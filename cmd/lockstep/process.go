@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,9 @@ type process struct {
 	registry *prometheus.Registry
 	kafka    *kafka.Client
 	ready    readiness
+	memory   *sinks.Memory // of all sinks
+	workers  workers
+	started  time.Time
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -41,7 +45,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client}
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), started: time.Now()}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
 	p.metrics.sinks = sinks.NewMetrics(p.registry)
@@ -183,7 +187,7 @@ func (p *process) startingPoint(ctx context.Context, flags captureFlags) (*cdc.P
 			return first, nil
 		}
 		if last > 0 && !found {
-			p.log.Warn("no position is saved, so every table is copied again under a new epoch; rows that were deleted since the last change in Kafka stay in the sinks", "last_epoch", last)
+			p.log.Warn("no position is saved, so every table is copied again under a new epoch, and then what is not in it any more is swept from the sinks", "last_epoch", last)
 		}
 		return last + 1, nil
 	}, nil
@@ -236,25 +240,44 @@ func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc
 
 // mayCopy refuses the first copy of a table that a sink cannot hold, or of which it
 // has rows already that this pipeline did not write: their versions are unknown, and
-// where they are higher every later change of those rows would count as stale.
-func (p *process) mayCopy(flags captureFlags) func(context.Context, cdc.Table) error {
-	return func(ctx context.Context, t cdc.Table) error {
-		written, err := p.hasRecords(ctx, t.Name)
+// where they are higher every later change of those rows would count as stale. It waits
+// for a store that does not answer.
+func (p *process) mayCopy(flags captureFlags) func(context.Context, cdc.Table) (bool, error) {
+	return func(ctx context.Context, t cdc.Table) (known bool, err error) {
+		known, err = p.hasRecords(ctx, t.Name)
 		if err != nil {
+			return known, err
+		}
+		known = known || flags.epoch > 0
+		for _, name := range p.cfg.SinkNames() {
+			if err := p.mayTake(ctx, name, t, known); err != nil {
+				return known, fmt.Errorf("sink %s: %w", name, err)
+			}
+		}
+		return known, nil
+	}
+}
+
+func (p *process) mayTake(ctx context.Context, sink string, t cdc.Table, known bool) error {
+	s, err := p.openSink(ctx, sink)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	wait := &backoff.ExponentialBackOff{InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 5 * time.Second, RandomizationFactor: 0.3}
+	for said := false; ; said = true {
+		err := s.mayTake(ctx, t, known)
+		if !errors.Is(err, errUnasked) || ctx.Err() != nil {
 			return err
 		}
-		for _, name := range p.cfg.SinkNames() {
-			s, err := p.openSink(ctx, name)
-			if err != nil {
-				return fmt.Errorf("sink %s: %w", name, err)
-			}
-			err = s.mayTake(ctx, t, written || flags.epoch > 0)
-			s.close()
-			if err != nil {
-				return fmt.Errorf("sink %s: %w", name, err)
-			}
+		if !said {
+			p.log.Warn("the first copy of a table waits for a store that does not answer", "sink", sink, "table", t.Name.String(), "error", err)
 		}
-		return nil
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait.NextBackOff()):
+		}
 	}
 }
 
@@ -334,7 +357,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.kafka.Progress(ctx, p.group(name), topic)
 		},
-		Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
 	run := func(ctx context.Context, part sinks.KafkaPartition) error { return worker.RunPartition(ctx, part) }
 	if store.mark != nil {
@@ -343,16 +366,17 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			return keeper.RunPartition(ctx, part, worker.RunPartition)
 		}
 	}
-	var owned atomic.Int64
-	p.ready.add("sink "+name, func() bool { return owned.Load() > 0 })
+	p.workers.add(name, p.cfg.Sinks[name].Store(), worker.Status)
+	// One that got no partition, because others have them all, is as ready as it can be.
+	var member atomic.Bool
+	p.ready.add("sink "+name, member.Load)
 	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
 	return p.kafka.Consume(ctx, kafka.ConsumeConfig{
 		Group:   p.group(name),
 		Topics:  func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) },
+		Member:  member.Store,
 		Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
 		Handle: func(ctx context.Context, part *kafka.Partition) error {
-			owned.Add(1)
-			defer owned.Add(-1)
 			return run(ctx, sinks.KafkaPartition{Partition: part})
 		},
 	})
@@ -413,8 +437,9 @@ type store struct {
 	empty func(context.Context, cdc.TableName) (bool, error)
 	probe func(context.Context) (string, error)
 	check func(cdc.Table) error
-	// deleteMemory is how long the store remembers the version of a deleted row.
-	deleteMemory time.Duration
+	// moves reports whether a change can take a row of the table to another place; nil
+	// for a store in which none can.
+	moves func(cdc.TableName) bool
 	// mark finds how far a partition is applied, and marks gives the same for all
 	// partitions, by topic/partition; nil for a store that does not know.
 	mark  func(ctx context.Context, group, topic string, partition int) (sinks.Mark, error)
@@ -436,12 +461,15 @@ func (s *store) mayTake(ctx context.Context, t cdc.Table, known bool) error {
 	}
 	empty, err := s.empty(ctx, t.Name)
 	if err != nil {
-		return fmt.Errorf("whether it is empty cannot be seen: %w", err)
+		return fmt.Errorf("%w: %w", errUnasked, err)
 	}
 	if !empty {
 		return errors.New("it has rows of this table that this pipeline did not write, under versions nobody knows; delete its index, or its keys with their markers, or begin anew with --resnapshot --epoch N, N above every epoch that was ever used")
 	}
 	return nil
 }
+
+// errUnasked says that a store did not answer.
+var errUnasked = errors.New("whether it is empty cannot be seen")
 
 var errNoStore = errors.New("the sink has neither elastic nor redis")

@@ -75,6 +75,7 @@ state replaces a newer one.`,
 		newCaptureCommand(a),
 		newSinkCommand(a),
 		newDoctorCommand(a),
+		newStatusCommand(a),
 		newSnapshotCommand(a),
 		newDLQCommand(a),
 		newConfigCommand(a),
@@ -162,6 +163,9 @@ func (a *app) report(err error) int {
 		return 2
 	}
 	fmt.Fprintf(a.stderr, "lockstep: %v\n", err)
+	if _, ok := errors.AsType[unwellError](err); ok {
+		return 3
+	}
 	if _, ok := errors.AsType[usageError](err); ok || !a.started {
 		return 2
 	}

@@ -26,11 +26,14 @@ func (f *captureFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.onGap, "on-gap", "stop", "what to do when the source has purged log that was not read: stop, or resnapshot to go on with a new copy of every table")
 	flags.UintVar(&epoch, "epoch", 0, fmt.Sprintf("the epoch to begin with when none is saved, 1 to %d", cdc.MaxEpoch))
 	flags.StringVar(&f.skipGTID, "skip-gtid", "", "pass over the statement of this one transaction, which capture stopped at")
-	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if epoch > min(cdc.MaxEpoch, math.MaxUint16) {
-			return usageError{fmt.Errorf("--epoch %d is too high; use 1 to %d", epoch, cdc.MaxEpoch)}
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed("epoch") && epoch < 1 || epoch > min(cdc.MaxEpoch, math.MaxUint16) {
+			return usageError{fmt.Errorf("--epoch %d is no epoch; use 1 to %d", epoch, cdc.MaxEpoch)}
 		}
 		f.epoch = uint16(epoch)
+		if cmd.Flags().Changed("skip-gtid") && !mysql.IsGTID(f.skipGTID) {
+			return usageError{fmt.Errorf("--skip-gtid %q is not the GTID of a transaction; copy it from the sentence that capture stopped with", f.skipGTID)}
+		}
 		if f.onGap != "stop" && f.onGap != mysql.OnGapResnapshot {
 			return usageError{fmt.Errorf("--on-gap %q is not known; use stop or %s", f.onGap, mysql.OnGapResnapshot)}
 		}
@@ -82,7 +85,7 @@ A capture that cannot go on ends with an error; one that stands by then tries, a
 ends with the same.`,
 		Example: `  lockstep capture -c lockstep.yaml
 
-  # capture stopped at a statement that changes rows; their new state was written by hand
+  # capture stopped at a statement that changes rows; its tables are copied again afterwards
   lockstep capture --skip-gtid 3e11fa47-71ca-11e1-9e33-c80aa9429562:23`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -256,7 +256,7 @@ func isTerminal(w io.Writer) bool {
 // snapshotFlags say what is to be copied.
 type snapshotFlags struct {
 	table, where, keys, id, reason string
-	wait, dryRun                   bool
+	sweep, wait, dryRun            bool
 }
 
 func newSnapshotStartCommand(a *app) *cobra.Command {
@@ -266,6 +266,8 @@ func newSnapshotStartCommand(a *app) *cobra.Command {
 		Short: "Ask the capture to copy rows of a table",
 		Long: `Start asks the capture to copy a captured table, or of it the rows that match a
 condition, or those of a list of keys. Rows that do not match are left as they are.
+With --sweep, what is not in the table any more is removed from the sinks behind the
+copy.
 
 A list of keys is a file with one JSON object per line, such as {"id":7}, with every
 column of the primary key. A key that has no row becomes a delete, so a list repairs
@@ -276,6 +278,9 @@ snapshots: ID.1, ID.2 and so on.`,
 
   # what was written by a statement that was not logged
   lockstep snapshot start --table shop.orders --where "batch = 17" --reason "fixed with sql_log_bin = 0"
+
+  # the whole table, and then without what it does not have
+  lockstep snapshot start --table shop.orders --sweep --wait
 
   # the rows that a report names
   jq -c '{id: .order_id}' report.ndjson | lockstep snapshot start --table shop.orders --keys -`,
@@ -293,6 +298,7 @@ snapshots: ID.1, ID.2 and so on.`,
 	flags.StringVar(&f.table, "table", "", "the table, as db.table (required)")
 	flags.StringVar(&f.where, "where", "", "only rows that match this SQL condition")
 	flags.StringVar(&f.keys, "keys", "", "only the keys in this file, one JSON object per line; - for standard input")
+	flags.BoolVar(&f.sweep, "sweep", false, "remove from the sinks what the table does not have, once all of it is copied")
 	flags.StringVar(&f.id, "id", "", "name of the snapshot (default the table and the time)")
 	flags.StringVar(&f.reason, "reason", "", "why, to be kept with it")
 	flags.BoolVar(&f.wait, "wait", false, "wait until it has ended and show how far it is")
@@ -361,6 +367,8 @@ func (a *app) snapshotTable(cfg *config.Config, f snapshotFlags) (cdc.TableName,
 		return name, usageError{fmt.Errorf("--table %s is not captured: no entry of tables[].match in %s takes it", f.table, a.configFile())}
 	case f.where != "" && f.keys != "":
 		return name, usageError{errors.New("--where and --keys exclude each other; give one")}
+	case f.sweep && f.where+f.keys != "":
+		return name, usageError{errors.New("--sweep goes with a copy of the whole table; leave out --where and --keys")}
 	case strings.HasPrefix(f.id, "first-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of first copies do; take another", f.id)}
 	case strings.HasPrefix(f.id, "epoch-"):
@@ -412,7 +420,7 @@ func (a *app) readKeys(path string) (keys [][]byte, lines []int, err error) {
 
 // requests are what is asked for: one, or several for a long list of keys.
 func (f snapshotFlags) requests(keys [][]byte) []cdc.SnapshotRequest {
-	one := cdc.SnapshotRequest{ID: f.id, Table: f.table, Reason: f.reason, Where: f.where, Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro()}
+	one := cdc.SnapshotRequest{ID: f.id, Table: f.table, Reason: f.reason, Where: f.where, Sweep: f.sweep, Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro()}
 	if len(keys) == 0 {
 		return []cdc.SnapshotRequest{one}
 	}
@@ -440,14 +448,18 @@ func (a *app) showPlan(f snapshotFlags, plan mysql.SnapshotPlan) error {
 		Table    string `json:"table"`
 		Where    string `json:"where,omitempty"`
 		Keys     int    `json:"keys,omitempty"`
+		Sweep    bool   `json:"sweep,omitempty"`
 		Estimate uint64 `json:"estimate,omitempty"`
-	}{f.id, f.table, f.where, len(plan.Keys), plan.Estimate}, func(w io.Writer) {
+	}{f.id, f.table, f.where, len(plan.Keys), f.sweep, plan.Estimate}, func(w io.Writer) {
 		what := fmt.Sprintf("about %d rows", plan.Estimate)
 		switch {
 		case f.where != "":
 			what = "the rows where " + f.where
 		case len(plan.Keys) > 0:
 			what = count(len(plan.Keys), "key")
+		}
+		if f.sweep {
+			what += ", and then without what it does not have,"
 		}
 		fmt.Fprintf(w, "%s of %s would be copied as %s; nothing was asked for\n", what, f.table, f.id)
 	})

@@ -87,6 +87,7 @@ tables: [{match: d.t, redis: {key: "t:{id}"}}]
 		"--table t":                          `--table "t" is not db.table`,
 		"--table d.other":                    "--table d.other is not captured",
 		"--table d.t --where a --keys b":     "exclude each other",
+		"--table d.t --sweep --where a":      "--sweep goes with a copy of the whole table",
 		"--table d.t --id a/b":               "has other characters",
 		"--table d.t --id first-d.t":         "as those of first copies do",
 		"--table d.t --id repair-d.t":        "as those of repairs do",

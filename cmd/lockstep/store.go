@@ -42,10 +42,9 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return s.Empty(ctx, alias)
 		},
-		probe:        s.Probe,
-		check:        elastic.CheckTable,
-		deleteMemory: elastic.DeleteMemory,
-		close:        s.Close,
+		probe: s.Probe,
+		check: elastic.CheckTable,
+		close: s.Close,
 	}, nil
 }
 
@@ -71,8 +70,8 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 			table, _ := p.cfg.RedisTable(t.Name)
 			return redis.CheckTable(table, t)
 		},
-		deleteMemory: cfg.TombstoneTTL,
-		close:        func() { _ = s.Close() },
+		moves: s.Moves,
+		close: func() { _ = s.Close() },
 	}
 	if cfg.Mode == redis.ModeMirror { // of a cache nobody promises that it has everything
 		opened.mark, opened.marks = s.FindMark, s.Marks

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
 	"github.com/prometheus/client_golang/prometheus"
@@ -475,8 +474,5 @@ func TestTheIndexIsMadeAsDeclared(t *testing.T) {
 		if got := doc.Get(path).String(); got != want {
 			t.Errorf("%s is %q; want %q", path, got, want)
 		}
-	}
-	if remembered, err := time.ParseDuration(doc.Get("settings.index.gc_deletes").Str); err != nil || remembered != DeleteMemory {
-		t.Errorf("deletes are remembered for %s; DeleteMemory says %s", remembered, DeleteMemory)
 	}
 }

@@ -120,7 +120,7 @@ func indexBody(t cdc.Table, alias string, tc TableConfig, cfg Config, unsignedLo
 			"number_of_replicas": cfg.Replicas,
 			"refresh_interval":   fmt.Sprintf("%dms", cfg.RefreshInterval.Milliseconds()),
 			// How long the version of a deleted document is remembered.
-			"gc_deletes": "1h", // DeleteMemory
+			"gc_deletes": "1h",
 			"mapping":    map[string]any{"total_fields": map[string]any{"limit": max(1000, 2*len(t.Columns)+16)}},
 		}},
 		"mappings": map[string]any{

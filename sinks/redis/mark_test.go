@@ -72,7 +72,7 @@ func (r *reader) GoTo(next int64) {
 	r.next, r.committed = next, next
 }
 
-func (r *reader) Fetch(ctx context.Context) ([]kafka.Record, error) {
+func (r *reader) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
 	r.mu.Lock()
 	r.next = max(r.next, 0)
 	end := min(r.next+20, int64(len(r.records)))

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lockstep/sinks"
+)
+
+// processStatus is the answer to GET /v1/status. Fields are added to it, none is
+// renamed or takes another meaning.
+type processStatus struct {
+	Version  string `json:"version"`
+	Pipeline string `json:"pipeline"`
+	// Now is when the process answered, by its own clock, as are all times in it.
+	Now           time.Time    `json:"now"`
+	UptimeSeconds float64      `json:"uptime_seconds"`
+	Ready         bool         `json:"ready"`
+	Parts         []partStatus `json:"parts"`
+	Sinks         []sinkStatus `json:"sinks"`
+}
+
+// partStatus is a part of the process: capture, or one sink.
+type partStatus struct {
+	Name  string `json:"name"`
+	Ready bool   `json:"ready"`
+	Doing string `json:"doing,omitempty"`
+}
+
+type sinkStatus struct {
+	Name  string `json:"name"`
+	Store string `json:"store"` // elastic or redis
+	sinks.Status
+}
+
+// workers are the sinks of a process.
+type workers struct {
+	mu  sync.Mutex
+	all []worker
+}
+
+type worker struct {
+	name, store string
+	status      func() sinks.Status
+}
+
+func (w *workers) add(name, store string, status func() sinks.Status) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, worker{name, store, status})
+}
+
+func (w *workers) status() []sinkStatus {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := []sinkStatus{}
+	for _, one := range w.all {
+		all = append(all, sinkStatus{one.name, one.store, one.status()})
+	}
+	slices.SortFunc(all, func(a, b sinkStatus) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+func (p *process) status() processStatus {
+	info, _ := debug.ReadBuildInfo()
+	parts, ready := p.ready.state()
+	doing := p.ready.doing()
+	s := processStatus{
+		Version: thisBuild(info).Version, Pipeline: p.cfg.Prefix, Now: time.Now(), UptimeSeconds: time.Since(p.started).Seconds(),
+		Ready: ready, Parts: []partStatus{}, Sinks: p.workers.status(),
+	}
+	for name, ready := range parts {
+		s.Parts = append(s.Parts, partStatus{name, ready, doing[name]})
+	}
+	slices.SortFunc(s.Parts, func(a, b partStatus) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+func (p *process) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	_ = e.Encode(p.status())
+}
+
+// unwell names what an operator should look at; none when all is well.
+func (s *processStatus) unwell() []string {
+	var out []string
+	for _, p := range s.Parts {
+		if !p.Ready {
+			out = append(out, p.Name+" is not ready")
+		}
+	}
+	if !s.Ready && len(out) == 0 {
+		out = append(out, "the process is not ready")
+	}
+	for _, k := range s.Sinks {
+		name := "sink " + k.Name
+		if k.Breaker.State != "closed" {
+			out = append(out, fmt.Sprintf("%s: breaker is %s", name, k.Breaker.State))
+		}
+		for _, t := range k.Tables {
+			if t.Breaker.State != "closed" {
+				out = append(out, fmt.Sprintf("%s: table %s is held", name, t.Table))
+			}
+		}
+		if k.HeldPartitions > 0 {
+			out = append(out, fmt.Sprintf("%s: %d of %d partitions wait", name, k.HeldPartitions, k.Partitions))
+		}
+	}
+	return out
+}
+
+// table writes the status for people.
+func (s *processStatus) table(w io.Writer) {
+	ready := "ready"
+	if !s.Ready {
+		ready = "NOT READY"
+	}
+	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)
+	fmt.Fprintf(w, "lockstep %s, pipeline %s, up %s, %s\n\n", s.Version, s.Pipeline, up, ready)
+	fmt.Fprintln(w, "PART\tREADY\tDOING\t")
+	for _, p := range s.Parts {
+		fmt.Fprintf(w, "%s\t%t\t%s\t\n", p.Name, p.Ready, p.Doing)
+	}
+	if len(s.Sinks) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nSINK\tSTORE\tBREAKER\tPARTITIONS\tHELD\tRETRYING\tCALLS\tWAITING\tAPPLIED UP TO\t")
+	for _, k := range s.Sinks {
+		upTo := "-"
+		if k.AppliedUpTo != nil {
+			upTo = k.AppliedUpTo.UTC().Format(time.RFC3339) + ", " + s.ago(*k.AppliedUpTo)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%d of %d\t%d\t%s\t\n", k.Name, k.Store, k.Breaker.State, k.Partitions, k.HeldPartitions, k.Retrying, k.Pool.InUse, k.Pool.Size, k.Pool.Waiting, upTo)
+	}
+	fmt.Fprintln(w, "\nSINK\tTABLE\tBREAKER\tRECEIVED\tIN FLIGHT\tAPPLIED\tSTALE\tDUPLICATE\tSUPERSEDED\tFILTERED\tDEAD\tRELEASED\t")
+	for _, k := range s.Sinks {
+		for _, t := range k.Tables {
+			o := t.Outcomes
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Name, t.Table, t.Breaker.State, t.Received, t.InFlight,
+				o["applied"], o["stale"], o["duplicate"], o["superseded"], o["filtered"], o["dead"], o["released"])
+		}
+	}
+	first := true
+	say := func(format string, args ...any) {
+		if first {
+			fmt.Fprintln(w)
+			first = false
+		}
+		fmt.Fprintf(w, format+"\n", args...)
+	}
+	for _, k := range s.Sinks {
+		if k.Breaker.State != "closed" {
+			say("sink %s: breaker %s", k.Name, s.explain(k.Breaker))
+		}
+		if k.Pool.ClosedUntil != nil {
+			say("sink %s: the store has asked for a wait, %s", k.Name, s.in(*k.Pool.ClosedUntil))
+		}
+		if k.HeldPartitions > 0 && k.HeldSince != nil {
+			say("sink %s: %d of %d partitions wait, the first of them since %s", k.Name, k.HeldPartitions, k.Partitions, s.ago(*k.HeldSince))
+		}
+		for _, t := range k.Tables {
+			if t.Breaker.State != "closed" {
+				say("sink %s: table %s is held: breaker %s (%s, fingerprint %s)", k.Name, t.Table, s.explain(t.Breaker), t.Breaker.Class, t.Breaker.Fingerprint)
+			}
+		}
+		for _, sweep := range k.Sweeps {
+			why := "under way"
+			if len(sweep.WaitsFor) > 0 {
+				why = fmt.Sprintf("waits for partitions %v", sweep.WaitsFor)
+			}
+			say("sink %s: table %s is to be swept, %s, since %s", k.Name, sweep.Table, why, s.ago(sweep.Since))
+		}
+	}
+}
+
+func (s *processStatus) explain(b sinks.BreakerStatus) string {
+	out := b.State
+	if b.Since != nil {
+		out += " since " + s.ago(*b.Since)
+	}
+	if b.NextProbe != nil {
+		out += ", next try " + s.in(*b.NextProbe)
+	}
+	if b.Reason != "" {
+		out += ": " + b.Reason
+	}
+	return out
+}
+
+func (s *processStatus) ago(t time.Time) string {
+	return s.Now.Sub(t).Round(100*time.Millisecond).String() + " ago"
+}
+
+func (s *processStatus) in(t time.Time) string {
+	if d := t.Sub(s.Now); d > 0 {
+		return "in " + d.Round(100*time.Millisecond).String()
+	}
+	return "now"
+}
+
+// unwellError makes the exit code 3.
+type unwellError struct{ what []string }
+
+func (e unwellError) Error() string { return strings.Join(e.what, "; ") }
+
+const (
+	statusTimeout = 5 * time.Second
+	watchInterval = 2 * time.Second
+)
+
+func newStatusCommand(a *app) *cobra.Command {
+	var address string
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Ask a running process how it is",
+		Long: `Status asks one running process, over HTTP at admin.listen, for its parts and
+sinks: breakers with their reason and the time of the next try, what waits, the pool
+of calls, and for every table the books, in which received is the sum of the outcomes
+and of what is in flight. The JSON is that of GET /v1/status.
+
+It exits with 0 when all is well, with 1 when the process cannot be asked, and with 3
+when a part is not ready, a breaker is not closed or a partition waits.`,
+		Example: `  lockstep status -c lockstep.yaml
+
+  # another process, again and again
+  lockstep status --address sink-2:8080 --watch
+
+  # tables that are held, and why
+  lockstep status -o json | jq '.sinks[].tables[] | select(.breaker.state != "closed")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if address == "" {
+				cfg, err := a.loadConfig()
+				if err != nil {
+					return err
+				}
+				if address, err = askAt(cfg.Admin.Listen); err != nil {
+					return err
+				}
+			}
+			if !watch {
+				return a.status(cmd.Context(), address)
+			}
+			return a.watchStatus(cmd.Context(), address)
+		},
+	}
+	cmd.Flags().StringVar(&address, "address", "", "host:port of the process to ask (default admin.listen of the configuration)")
+	cmd.Flags().BoolVar(&watch, "watch", false, "ask again every two seconds until interrupted")
+	return cmd
+}
+
+// askAt is where a process that listens there can be asked from its own machine.
+func askAt(listen string) (string, error) {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", fmt.Errorf("admin.listen: %w", err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// status asks once. Its error says what is not well.
+func (a *app) status(ctx context.Context, address string) error {
+	s, err := askStatus(ctx, address)
+	if err != nil {
+		return err
+	}
+	if err := a.show(s, s.table); err != nil {
+		return err
+	}
+	if what := s.unwell(); len(what) > 0 {
+		return unwellError{what}
+	}
+	return nil
+}
+
+// watchStatus asks until ctx ends, and returns what the last answer says.
+func (a *app) watchStatus(ctx context.Context, address string) error {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		if a.output == "table" && terminal(a.stdout) {
+			fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
+		}
+		last := a.status(ctx, address)
+		if _, unwell := errors.AsType[unwellError](last); last != nil && !unwell && ctx.Err() == nil {
+			fmt.Fprintf(a.stderr, "lockstep: %v\n", last)
+		}
+		select {
+		case <-ctx.Done():
+			return last
+		case <-tick.C:
+		}
+	}
+}
+
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+func askStatus(ctx context.Context, address string) (*processStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/v1/status", nil)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--address %q is not host:port", address)}
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask the process at %s: %w; see that it runs, or name another one with --address", address, err)
+	}
+	defer res.Body.Close()
+	var s processStatus
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the process at %s answers %s; is it lockstep, and no older than this one?", address, res.Status)
+	}
+	if err := json.NewDecoder(res.Body).Decode(&s); err != nil {
+		return nil, fmt.Errorf("the process at %s answers what is no status: %w", address, err)
+	}
+	return &s, nil
+}

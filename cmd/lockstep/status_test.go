@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"lockstep/cdc"
+	"lockstep/config"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+// patientSink refuses every change in the same way while it is ill.
+type patientSink struct{ ill atomic.Bool }
+
+func (s *patientSink) Apply(_ context.Context, changes []cdc.Change) []sinks.Outcome {
+	out := make([]sinks.Outcome, len(changes))
+	for i := range out {
+		if out[i].Verdict = sinks.Applied; s.ill.Load() {
+			out[i] = sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassMapping, Reason: fmt.Sprintf("no field in '%s'", changes[i].Key)}
+		}
+	}
+	return out
+}
+
+func (s *patientSink) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
+
+// rowsOnce is a partition with some rows.
+type rowsOnce struct{ records []kafka.Record }
+
+func (p *rowsOnce) Name() (string, int) { return "shop.bank.tags", 0 }
+
+func (p *rowsOnce) Fetch(ctx context.Context, _ int) ([]kafka.Record, error) {
+	if r := p.records; r != nil {
+		p.records = nil
+		return r, nil
+	}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (p *rowsOnce) Commit(context.Context, int64) error { return nil }
+
+// The command asks a process with one sink, whose store refuses a table until it is
+// mended.
+func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
+	cfg := config.Default()
+	cfg.Prefix, cfg.Admin.Listen = "shop", "127.0.0.1:0"
+	cfg.Worker.FloodWindow, cfg.Worker.FloodWait = 4, 2*time.Second
+	p, err := newProcess(&cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.kafka.Close()
+	admin, err := p.listenAdmin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { _ = admin.run(ctx) }()
+	ask := func(args ...string) result {
+		return lockstep(t, nil, append([]string{"status", "--address", admin.addr()}, args...)...)
+	}
+	if got := ask(); got.code != 3 || !strings.Contains(got.stdout, "NOT READY") || got.stderr != "lockstep: the process is not ready\n" {
+		t.Errorf("a process without parts: %+v", got)
+	}
+
+	sink := &patientSink{}
+	sink.ill.Store(true)
+	worker := &sinks.Worker{
+		Name: "search", Sink: sink, Bury: func(context.Context, sinks.Refusal) error { return nil },
+		Log: p.log, Metrics: p.metrics.sinks, Config: cfg.Worker,
+	}
+	p.workers.add("search", "elastic", worker.Status)
+	p.ready.add("sink search", func() bool { return true })
+	part := &rowsOnce{}
+	for i := range 3 {
+		version, _ := cdc.NewVersion(1, uint64(i+1))
+		c := cdc.Change{Table: cdc.TableName{DB: "bank", Table: "tags"}, Op: cdc.OpUpdate, Version: version, CommitMicros: 1_700_000_000_000_000, Key: fmt.Appendf(nil, `{"id":%d}`, i), After: []byte(`{}`)}
+		part.records = append(part.records, kafka.Record{Offset: int64(i), Key: c.Key, Value: c.AppendValue(nil, "shop"), Headers: c.Headers()})
+	}
+	done := make(chan error, 1)
+	go func() { done <- worker.RunPartition(ctx, part) }()
+	await := func(code int) result {
+		t.Helper()
+		for until := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if got := ask(); got.code == code || time.Now().After(until) {
+				return got
+			}
+		}
+	}
+	got := await(3)
+	for _, want := range []string{
+		"lockstep ", ", pipeline shop, up ", ", ready\n",
+		"sink search: table bank.tags is held: breaker open since ", ", next try in ", ": no field in '", "(mapping, fingerprint ",
+	} {
+		if !strings.Contains(got.stdout, want) {
+			t.Errorf("%q is not in\n%s", want, got.stdout)
+		}
+	}
+	if got.code != 3 || !strings.Contains(got.stderr, "sink search: table bank.tags is held; sink search: 1 of 1 partitions wait") {
+		t.Errorf("got %d and %q", got.code, got.stderr)
+	}
+	got = ask("-o", "json")
+	var asked map[string]any
+	if err := json.Unmarshal([]byte(got.stdout), &asked); err != nil {
+		t.Fatalf("%v: %s", err, got.stdout)
+	}
+	// The shape is a promise: what is there stays there.
+	for _, v := range []struct{ what, by string }{
+		{`"(now|since|held_since|next_probe|applied_up_to)": "[^"]+"`, `"$1": "T"`},
+		{`"uptime_seconds": [0-9.]+`, `"uptime_seconds": 1`},
+		{`"(version|fingerprint)": "[^"]+"`, `"$1": "V"`},
+		{`no field in '[^']*'`, `no field`},
+	} {
+		got.stdout = regexp.MustCompile(v.what).ReplaceAllString(got.stdout, v.by)
+	}
+	const shape = `{
+  "version": "V",
+  "pipeline": "shop",
+  "now": "T",
+  "uptime_seconds": 1,
+  "ready": true,
+  "parts": [
+    {
+      "name": "sink search",
+      "ready": true
+    }
+  ],
+  "sinks": [
+    {
+      "name": "search",
+      "store": "elastic",
+      "breaker": {
+        "state": "closed"
+      },
+      "partitions": 1,
+      "held_partitions": 1,
+      "held_since": "T",
+      "retrying": 0,
+      "pool": {
+        "size": 4,
+        "in_use": 0,
+        "waiting": 0
+      },
+      "sweeps": [],
+      "tables": [
+        {
+          "table": "bank.tags",
+          "breaker": {
+            "state": "open",
+            "class": "mapping",
+            "fingerprint": "V",
+            "reason": "no field",
+            "since": "T",
+            "next_probe": "T"
+          },
+          "received": 3,
+          "in_flight": 3,
+          "outcomes": {
+            "applied": 0,
+            "dead": 0,
+            "duplicate": 0,
+            "filtered": 0,
+            "released": 0,
+            "stale": 0,
+            "superseded": 0
+          }
+        }
+      ]
+    }
+  ]
+}
+`
+	if diff := cmp.Diff(shape, got.stdout); diff != "" {
+		t.Error(diff)
+	}
+
+	sink.ill.Store(false)
+	if got := await(0); got.code != 0 || got.stderr != "" || !strings.Contains(got.stdout, "2023-11-14T22:13:20Z") {
+		t.Errorf("the store is mended: %+v", got)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStatusOfWhatCannotBeAskedIsExitCodeOne(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/status" {
+			fmt.Fprintln(w, "hello")
+		}
+	}))
+	defer other.Close()
+	old := httptest.NewServer(http.NotFoundHandler())
+	defer old.Close()
+	gone := file(t, "gone.yaml", strings.Replace(string(config.Example), "listen: 127.0.0.1:8080", "listen: 0.0.0.0:1", 1))
+	for name, tc := range map[string]struct {
+		args []string
+		want string
+	}{
+		"nobody listens":  {[]string{"-c", gone}, "ask the process at localhost:1: "},
+		"another program": {[]string{"--address", strings.TrimPrefix(other.URL, "http://")}, "answers what is no status"},
+		"an older one":    {[]string{"--address", strings.TrimPrefix(old.URL, "http://")}, "answers 404 Not Found; is it lockstep"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := lockstep(t, nil, append([]string{"status"}, tc.args...)...)
+			if got.code != 1 || got.stdout != "" || !strings.Contains(got.stderr, tc.want) {
+				t.Errorf("got %+v; want code 1 and %q", got, tc.want)
+			}
+		})
+	}
+	if got := lockstep(t, nil, "status", "--address", "a b"); got.code != 2 || !strings.Contains(got.stderr, `--address "a b" is not host:port`) {
+		t.Errorf("got %+v", got)
+	}
+}

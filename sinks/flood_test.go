@@ -1,0 +1,204 @@
+package sinks
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/cdc"
+)
+
+func TestAFingerprintIsOfTheCauseAndNotOfTheRow(t *testing.T) {
+	same := [][]string{
+		{
+			`status 400, document_parsing_exception: [1:23] failed to parse field [price] of type [integer] in document with id '17'. Preview of field's value: 'abc': For input string: "abc"`,
+			`status 400, document_parsing_exception: [1:4711] failed to parse field [price] of type [integer] in document with id 'k-9'. Preview of field's value: 'it's "so" long': For input string: "it's"`,
+		},
+		{
+			`status 400, strict_dynamic_mapping_exception: [1:2] mapping set to strict, dynamic introduction of [colour] within [_doc] is not allowed`,
+			`status 400, strict_dynamic_mapping_exception: [1:99] mapping set to strict, dynamic introduction of [colour] within [_doc] is not allowed`,
+		},
+		{
+			`the document has 1048577 bytes; max_document_bytes is 1048576`,
+			`the document has 9000000 bytes; max_document_bytes is 1048576`,
+		},
+		{
+			`WRONGTYPE key 3e11fa47-71ca-11e1-9e33-c80aa9429562 at deadbeef00112233 -1.5`,
+			`WRONGTYPE key 00000000-0000-0000-0000-000000000000 at 0011223344556677 27`,
+		},
+		{
+			`document with id [abc] is bad`,
+			`document with id [x y z] is bad`,
+		},
+	}
+	seen := map[string]int{}
+	for i, group := range same {
+		for _, reason := range group {
+			print := fingerprint(ClassMapping, reason)
+			if print != fingerprint(ClassMapping, group[0]) {
+				t.Errorf("%q and %q have two fingerprints", reason, group[0])
+			}
+			if other, ok := seen[print]; ok && other != i {
+				t.Errorf("%q has the fingerprint of %q", reason, same[other][0])
+			}
+			seen[print] = i
+		}
+	}
+	field := func(path string) string {
+		return fingerprint(ClassMapping, "failed to parse field ["+path+"] of type [integer]")
+	}
+	if field("address.zip") == field("address.street") {
+		t.Error("two fields have one fingerprint")
+	}
+	if fingerprint(ClassMapping, "no") == fingerprint(ClassKey, "no") {
+		t.Error("two classes have one fingerprint")
+	}
+}
+
+func TestTheWaitsOfAFloodGrowUntilAWindowHasPassedInPeace(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.FloodWindow, cfg.FloodWait, cfg.FloodWaitMax = 20, time.Second, 5*time.Second
+	f := newFlood(cfg)
+	now := time.Unix(0, 0)
+	bad := sign{print: "p", class: ClassMapping, reason: "no"}
+	pour := func(s sign, n int) (held bool) {
+		for range n {
+			held = f.note(now, []sign{s})
+		}
+		return held
+	}
+	trip := func(want time.Duration) {
+		t.Helper()
+		if !pour(bad, 20) {
+			t.Fatal("20 refusals of 20 do not hold the table")
+		}
+		if got := f.next.Sub(now); got != want {
+			t.Errorf("the next try is in %s; want %s", got, want)
+		}
+	}
+	try := func(s sign) bool {
+		t.Helper()
+		now = f.next
+		if !f.probe(now) || f.probe(now) {
+			t.Fatal("not one try is let through when it is due")
+		}
+		return f.probed(now, s)
+	}
+	if pour(bad, 4) {
+		t.Error("four refusals are a flood; want a quarter of the window")
+	}
+	if pour(sign{taken: true}, 15); pour(bad, 6) {
+		t.Error("10 of 25, the last 20 of which hold 6, are a flood")
+	}
+	trip(time.Second)
+	for _, want := range []time.Duration{2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second} {
+		if !try(bad) || f.next.Sub(now) != want {
+			t.Errorf("after a try in vain the next is in %s; want %s", f.next.Sub(now), want)
+		}
+	}
+	if try(sign{taken: true}) {
+		t.Error("a try that was taken does not let the table go on")
+	}
+	trip(5 * time.Second) // again at once: it is the same flood
+	try(sign{print: "other"})
+	pour(sign{taken: true}, 20)
+	trip(time.Second)
+}
+
+func TestAFloodHoldsItsTableOnlyAndARestartBuriesNoMoreThanAWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		letters := 0
+		bury := func(context.Context, Refusal) error {
+			mu.Lock()
+			defer mu.Unlock()
+			letters++
+			return nil
+		}
+		sink := plain(func(_ context.Context, changes []cdc.Change) []Outcome {
+			out := all(Applied, len(changes))
+			for i, c := range changes {
+				if c.Table.Table == "bad" {
+					out[i] = Outcome{Verdict: Poison, Class: ClassMapping, Reason: fmt.Sprintf("no field for '%s'", c.Key)}
+				}
+			}
+			return out
+		})
+		begin := func(w *Worker, p *topicList) func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- w.RunPartition(ctx, p) }()
+			return func() {
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		from := int64(0)
+		for start := range 3 { // processes
+			w, reg := sink.worker(t, bury)
+			w.Config.BatchChanges = 7
+			w.Config.FloodWindow = 40
+			good := &topicList{list{records: tableRows("good", 500)}, "p.shop.good"}
+			stopGood := begin(w, good)
+			for range 2 { // and generations of the group within each
+				mu.Lock()
+				before := letters
+				mu.Unlock()
+				bad := &topicList{list{records: tableRows("bad", 500)[from:], committed: from}, "p.shop.bad"}
+				stop := begin(w, bad)
+				time.Sleep(time.Minute)
+				s := w.Status()
+				if got := gaugeOf(t, reg, "lockstep_sink_table_breaker_state", "shop.bad"); got != 2 {
+					t.Errorf("the breaker's state is %v; want 2, open: %+v", got, s)
+				}
+				stop()
+				from = bad.committed
+				mu.Lock()
+				if n := letters - before; n > w.Config.FloodWindow/2+w.Config.BatchChanges {
+					t.Errorf("start %d: %d letters; want no more than half a window", start, n)
+				}
+				mu.Unlock()
+				if got := gaugeOf(t, reg, "lockstep_sink_table_breaker_state", "shop.bad"); got != 0 {
+					t.Errorf("the breaker of a table that went elsewhere shows as %v", got)
+				}
+			}
+			stopGood()
+			if good.committed != 500 {
+				t.Errorf("%d of 500 rows of the other table are committed", good.committed)
+			}
+		}
+		if letters == 0 || from > 3*27 {
+			t.Errorf("%d letters, and %d rows are done with", letters, from)
+		}
+	})
+}
+
+// gaugeOf reads a gauge of a table.
+func gaugeOf(t testing.TB, reg *prometheus.Registry, metric, table string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != metric {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "table" && l.GetValue() == table {
+					return m.GetGauge().GetValue()
+				}
+			}
+		}
+	}
+	t.Fatalf("there is no %s of %s", metric, table)
+	return 0
+}

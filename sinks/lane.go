@@ -1,0 +1,479 @@
+package sinks
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"lockstep/cdc"
+)
+
+// lane decides what becomes of the changes of one partition: what goes into the next
+// call of the store, what is settled, and up to where the offset may be committed. It
+// asks nobody, starts nothing and reads no clock: a driver tells it what has happened
+// and does what it says.
+//
+// What was taken in stands in one place until it is settled; the places have names. Of a
+// row at most one change is in a call, and one more, the newest that is known, waits
+// for one. So a row that changes often costs one call at a time, however many are
+// under way for other rows.
+type lane struct {
+	cfg     Config
+	topic   string
+	id      int // of the partition
+	filter  func(cdc.TableName) bool
+	moves   func(cdc.TableName) bool
+	books   *books
+	applied func(it *item, now time.Time) // told of what the store has now
+
+	first, last *item // of all that is not settled, in the order of the offsets
+	bytes       int   // of all that is not settled
+
+	ready   line
+	queue   retryQueue
+	rows    map[rowKey]*item // ready, behind a call, or waiting for a retry
+	calling map[rowKey]*item
+	calls   int
+	dead    []*item // refused for good, and no letter is begun
+
+	limit  int       // changes in the next call: shrinks under pressure, grows back
+	held   bool      // the store was unavailable when it was asked last
+	heldAt time.Time // since when
+	until  time.Time // no call before then
+	why    string    // what the store said
+	pause  pause
+
+	barriers map[cdc.TableName]cdc.Version // the newest that was met
+	sweeps   []*item                       // barriers for which the store is not swept yet
+	sweeping *item                         // the one of sweeps that is being swept for
+
+	next      int64 // offset behind the last record taken in; -1 before the first
+	committed int64
+}
+
+// call is what one call of the store was given.
+type call struct {
+	items []*item
+	began time.Time
+	probe bool // of a table whose breaker is open: one change
+}
+
+func newLane(cfg Config, topic string, id int, books *books) *lane {
+	return &lane{
+		cfg:       cfg,
+		topic:     topic,
+		id:        id,
+		books:     books,
+		rows:      make(map[rowKey]*item),
+		calling:   make(map[rowKey]*item),
+		limit:     cfg.BatchChanges,
+		pause:     pause{min: cfg.HoldMin, max: cfg.HoldMax},
+		barriers:  make(map[cdc.TableName]cdc.Version),
+		next:      -1,
+		committed: -1,
+	}
+}
+
+// take takes records in. Of each row the newest change that is known stays; what a
+// barrier has made void is settled; what nobody can read is dead.
+func (l *lane) take(now time.Time, items []*item) {
+	for _, it := range items {
+		l.enter(it)
+		switch {
+		case it.broken != nil:
+			it.refuse(now, Outcome{Verdict: Poison, Class: ClassUndecodable, Reason: it.broken.Error()})
+			l.bury(it)
+		case l.filter != nil && !l.filter(it.change.Table):
+			l.settle(it, outcomeFiltered)
+		case it.change.Op == cdc.OpBarrier:
+			l.barrier(it)
+		case l.behindBarrier(it):
+			l.settle(it, outcomeSuperseded)
+		default:
+			l.admit(now, it)
+		}
+	}
+}
+
+// enter writes a record into the books and at the end of what is not settled.
+func (l *lane) enter(it *item) {
+	it.book = l.books.of(l.topic, it)
+	it.book.received.Inc()
+	it.book.inFlight.Inc()
+	if l.next < 0 {
+		l.committed = it.record.Offset
+	}
+	l.next = it.record.Offset + 1
+	if it.prev = l.last; it.prev == nil {
+		l.first = it
+	} else {
+		it.prev.next = it
+	}
+	l.last = it
+	l.bytes += it.counted
+}
+
+// settle ends a change: it is what the offset waits for no more.
+func (l *lane) settle(it *item, outcome string) {
+	it.book.settled[outcome].Inc()
+	it.book.inFlight.Dec()
+	if it.prev == nil {
+		l.first = it.next
+	} else {
+		it.prev.next = it.next
+	}
+	if it.next == nil {
+		l.last = it.prev
+	} else {
+		it.next.prev = it.prev
+	}
+	it.prev, it.next = nil, nil
+	l.bytes -= it.counted
+	it.place = settled
+}
+
+// admit finds the place of a change among the others of its row.
+func (l *lane) admit(now time.Time, it *item) {
+	if waiting := l.rows[it.row]; waiting != nil {
+		if l.outranks(it, waiting) {
+			l.replace(now, waiting, it)
+		}
+		return
+	}
+	if under := l.calling[it.row]; under != nil {
+		switch {
+		case it.change.Version > under.change.Version:
+			it.place = behind
+			l.rows[it.row] = it
+		case it.change.Version == under.change.Version:
+			l.settle(it, outcomeDuplicate)
+		default:
+			l.settle(it, outcomeSuperseded)
+		}
+		return
+	}
+	l.makeReady(now, it)
+}
+
+// makeReady puts a change at the end of what goes into the next call.
+func (l *lane) makeReady(now time.Time, it *item) {
+	it.place, it.since = ready, now
+	l.rows[it.row] = it
+	l.ready.push(it)
+}
+
+// replace puts a newer change where its row waits, and settles the older one. In the
+// place of one that waits for a retry it need not wait.
+func (l *lane) replace(now time.Time, old, it *item) {
+	place := old.place
+	l.settle(old, outcomeSuperseded)
+	l.rows[it.row] = it
+	switch place {
+	case ready:
+		it.place, it.since = ready, old.since
+		l.ready.replace(old, it)
+	case behind:
+		it.place = behind
+	case waiting:
+		l.queue.remove(old)
+		l.makeReady(now, it)
+	}
+}
+
+// outranks reports whether it is newer than other, which has not come to the store
+// yet, and settles it if it is not. Of two equal versions the one that came first
+// stays. The winner stands for the loser.
+func (l *lane) outranks(it, other *item) bool {
+	switch {
+	case it.change.Version > other.change.Version:
+		l.carry(it, other)
+		return true
+	case it.change.Version == other.change.Version:
+		l.settle(it, outcomeDuplicate)
+	default:
+		l.carry(other, it)
+		l.settle(it, outcomeSuperseded)
+	}
+	return false
+}
+
+// carry gives a change that stands for an older one of its row the images that the
+// older one had, where the store needs them to find the row's former places.
+func (l *lane) carry(it, older *item) {
+	if l.moves == nil || !l.moves(it.change.Table) {
+		return
+	}
+	for _, image := range slices.Concat(older.change.Left, [][]byte{older.change.Before}) {
+		same := func(other []byte) bool { return bytes.Equal(image, other) }
+		if image == nil || same(it.change.Before) || slices.ContainsFunc(it.change.Left, same) {
+			continue
+		}
+		it.change.Left = append(slices.Clip(it.change.Left), image)
+		it.counted += len(image)
+		l.bytes += len(image)
+		if it.place == ready {
+			l.ready.bytes += len(image)
+		}
+	}
+}
+
+// full reports whether more records would only lie about: reading waits.
+func (l *lane) full() bool {
+	return l.ready.count >= aheadCalls*l.cfg.BatchChanges || l.ready.bytes >= aheadCalls*l.cfg.BatchBytes
+}
+
+// aheadCalls is how many calls' worth of changes lie ready at most.
+const aheadCalls = 3
+
+// retry makes ready what is due for another attempt.
+func (l *lane) retry(now time.Time) {
+	for _, it := range l.queue.takeDue(now) {
+		l.makeReady(now, it)
+	}
+}
+
+// wants reports whether a call is to be made now; if not, it gives the time at which
+// one is even if nothing happens until then, or zero. A few changes go at once when no
+// call is under way. While one is, they wait for company: until there are enough for
+// a full call, or for as long as patience says, so that a call that hangs holds up no
+// other row.
+func (l *lane) wants(now time.Time, patience time.Duration) (bool, time.Time) {
+	oldest := l.ready.oldest()
+	switch {
+	case oldest == nil:
+		return false, time.Time{}
+	case l.held && l.calls > 0:
+		return false, time.Time{} // its answer will tell
+	case now.Before(l.until):
+		return false, l.until
+	case l.calls == 0, l.ready.count >= l.limit, l.ready.bytes >= l.cfg.BatchBytes:
+		return true, time.Time{}
+	}
+	tired := oldest.since.Add(patience)
+	return !now.Before(tired), tired
+}
+
+// call gives the changes of the next call, the oldest first.
+func (l *lane) call(now time.Time) *call {
+	var items []*item
+	load := 0
+	for it := l.ready.oldest(); it != nil && len(items) < l.limit; it = l.ready.oldest() {
+		if load += it.load(); load > l.cfg.BatchBytes && len(items) > 0 {
+			break
+		}
+		items = append(items, l.begin(it))
+	}
+	l.calls++
+	return &call{items: items, began: now}
+}
+
+// probe gives a call with one change: of those that were probed least often the
+// oldest.
+func (l *lane) probe(now time.Time) *call {
+	it := l.ready.least(func(a, b *item) bool { return a.probes < b.probes })
+	it.probes++
+	l.calls++
+	return &call{items: []*item{l.begin(it)}, began: now, probe: true}
+}
+
+func (l *lane) begin(it *item) *item {
+	l.ready.remove(it)
+	delete(l.rows, it.row)
+	l.calling[it.row] = it
+	it.place = calling
+	return it
+}
+
+// back undoes a call that was not made.
+func (l *lane) back(now time.Time, c *call) {
+	l.calls--
+	for _, it := range c.items {
+		delete(l.calling, it.row)
+	}
+	l.again(now, c.items)
+}
+
+// again puts changes back in front of what is ready, save those that something newer
+// has made void meanwhile.
+func (l *lane) again(now time.Time, items []*item) {
+	var stay []*item
+	for _, it := range items {
+		if !l.overtaken(now, it) {
+			it.place, it.since = ready, now
+			l.rows[it.row] = it
+			stay = append(stay, it)
+		}
+	}
+	l.ready.unshift(stay)
+}
+
+// overtaken settles a change that the store has not taken, if a newer one of its row
+// has come meanwhile, or a barrier, and reports whether it did.
+func (l *lane) overtaken(now time.Time, it *item) bool {
+	newer := l.rows[it.row]
+	switch {
+	case newer != nil:
+		l.carry(newer, it)
+		l.settle(it, outcomeSuperseded)
+		l.release(now, it.row)
+		return true
+	case l.behindBarrier(it):
+		l.settle(it, outcomeSuperseded)
+		return true
+	}
+	return false
+}
+
+// release makes ready what stood behind a call of its row.
+func (l *lane) release(now time.Time, row rowKey) {
+	if it := l.rows[row]; it != nil && it.place == behind {
+		l.makeReady(now, it)
+	}
+}
+
+// answer does what each outcome of a call asks for. What is refused for good is dead
+// afterwards; but when the breaker of the table is open nothing is held against a
+// change, and it is ready again.
+func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool) error {
+	l.calls--
+	for _, it := range c.items {
+		delete(l.calling, it.row)
+	}
+	if len(outcomes) != len(c.items) {
+		l.again(now, c.items)
+		return fmt.Errorf("answered %d changes with %d outcomes", len(c.items), len(outcomes))
+	}
+	var again []*item
+	unavailable, reason := 0, ""
+	for i, it := range c.items {
+		switch out := outcomes[i]; out.Verdict {
+		case Applied:
+			l.applied(it, now)
+			l.settle(it, outcomeApplied)
+			l.release(now, it.row)
+		case Duplicate:
+			l.settle(it, outcomeDuplicate)
+			l.release(now, it.row)
+		case Stale:
+			l.settle(it, outcomeStale)
+			l.release(now, it.row)
+		case Filtered:
+			l.settle(it, outcomeFiltered)
+			l.release(now, it.row)
+		case Poison, Transient:
+			switch {
+			case tableOpen:
+				again = append(again, it)
+			case !l.overtaken(now, it):
+				l.refused(now, it, out)
+			}
+		default:
+			unavailable++
+			reason = out.Reason
+			again = append(again, it)
+		}
+	}
+	l.again(now, again)
+	l.adapt(now, c, unavailable, reason)
+	return nil
+}
+
+// refused counts an attempt, and decides whether there is another one.
+func (l *lane) refused(now time.Time, it *item, out Outcome) {
+	it.refuse(now, out)
+	if out.Verdict == Poison || it.spent(l.cfg) {
+		l.bury(it)
+		return
+	}
+	it.place, it.due = waiting, now.Add(l.cfg.Retries[it.refusals-1])
+	l.rows[it.row] = it
+	l.queue.add(it)
+}
+
+// bury gives a change up: it waits for its dead letter.
+func (l *lane) bury(it *item) {
+	it.place = dying
+	l.dead = append(l.dead, it)
+}
+
+// buried ends a change whose letter is safe.
+func (l *lane) buried(it *item) {
+	it.book.dead[it.class].Inc()
+	l.settle(it, outcomeDead)
+}
+
+// adapt sets the size of the next call and the time before it by what the store had
+// to say. Of several calls that found it unavailable at once, the first tells
+// everything.
+func (l *lane) adapt(now time.Time, c *call, unavailable int, reason string) {
+	news := !l.held || c.began.After(l.heldAt)
+	switch {
+	case unavailable == 0 && news:
+		l.held = false
+		l.pause.reset()
+		l.limit = min(2*l.limit, l.cfg.BatchChanges)
+		return
+	case unavailable == 0 || !news:
+		return
+	case unavailable == len(c.items): // it may have been too much for the store
+		l.limit = max(len(c.items)/2, 1)
+	default:
+		l.pause.reset()
+	}
+	l.held, l.heldAt, l.why = true, now, cmp.Or(reason, "the store is unavailable")
+	l.until = now.Add(l.pause.more())
+}
+
+// settledTo is the offset of the oldest change that is not settled, or behind the
+// last record when all are.
+func (l *lane) settledTo() int64 {
+	if l.first != nil {
+		return l.first.record.Offset
+	}
+	return l.next
+}
+
+// leave gives back what is not settled: whoever owns the partition next receives it
+// again.
+func (l *lane) leave() {
+	for l.first != nil {
+		l.settle(l.first, outcomeReleased)
+	}
+}
+
+// books finds the account of a table.
+type books struct {
+	metrics *Metrics
+	sink    string
+	byTable map[cdc.TableName]*account
+}
+
+// of gives the account of an item's table. What cannot be decoded is booked under the
+// end of its topic's name, never under what it says of itself.
+func (b *books) of(topic string, it *item) *account {
+	name := it.change.Table
+	if it.broken != nil {
+		name = cdc.TableName{}
+	}
+	a := b.byTable[name]
+	if a == nil {
+		label := name.String()
+		if it.broken != nil {
+			label = tableLabel(topic)
+		}
+		a = b.metrics.account(b.sink, label)
+		b.byTable[name] = a
+	}
+	return a
+}
+
+// tableLabel is the table that a topic is named for.
+func tableLabel(topic string) string {
+	if parts := strings.Split(topic, "."); len(parts) > 2 {
+		return strings.Join(parts[len(parts)-2:], ".")
+	}
+	return "unknown"
+}
