@@ -80,7 +80,7 @@ func (k *Keeper) RunPartition(ctx context.Context, p Rewindable, run func(contex
 			return err
 		}
 		err = run(ctx, kept)
-		last, release := linger(ctx, k.Config.StopWithin)
+		last, release := linger(ctx, k.Config.StopWithin/5) // the worker has had its share
 		kept.mark.End(last)
 		release()
 		if !errors.Is(err, ErrWentBack) {

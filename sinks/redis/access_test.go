@@ -216,6 +216,9 @@ func TestTheDocumentedRightsAreEnough(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := fixture{Sink: s}
+		if empty, err := s.Empty(t.Context(), questions, table); !empty || err != nil {
+			t.Errorf("%s: empty at the start %v, %v", mode, empty, err)
+		}
 		if mode == ModeInvalidate {
 			plain.HSet(t.Context(), "q:a:1", "x", "y")
 		}
@@ -230,8 +233,8 @@ func TestTheDocumentedRightsAreEnough(t *testing.T) {
 		if n, err := s.Sweep(t.Context(), questions, base+5); n != 1 || err != nil {
 			t.Errorf("%s: swept %d, %v", mode, n, err)
 		}
-		if _, err := s.Empty(t.Context(), questions, table); err != nil {
-			t.Errorf("%s: %v", mode, err)
+		if empty, err := s.Empty(t.Context(), questions, table); empty || err != nil {
+			t.Errorf("%s: empty at the end %v, %v", mode, empty, err)
 		}
 		m, err := s.FindMark(t.Context(), "g", "t", 1)
 		if err != nil {

@@ -105,6 +105,9 @@ var _ sinks.Mark = (*mark)(nil)
 // FindMark finds how far a partition is applied, for a group of that name.
 func (s *Sink) FindMark(ctx context.Context, group, topic string, partition int) (sinks.Mark, error) {
 	of := s.marksOf(group)
+	if err := s.markable(ctx); err != nil {
+		return nil, err
+	}
 	known, err := s.histories(ctx)
 	if err != nil {
 		return nil, err
@@ -126,6 +129,40 @@ func (s *Sink) FindMark(ctx context.Context, group, topic string, partition int)
 		}
 	}
 	return m, nil
+}
+
+// markable refuses a cluster with a master that would keep no mark.
+func (s *Sink) markable(ctx context.Context) error {
+	cluster, ok := s.client.(*goredis.ClusterClient)
+	if !ok {
+		return nil
+	}
+	ranges, err := cluster.ClusterSlots(ctx).Result()
+	if err != nil {
+		return fmt.Errorf("redis: slots of the cluster: %w", err)
+	}
+	if addr := unmarked(ranges); addr != "" {
+		return sinks.Unfit{Problem: fmt.Sprintf("master %s has none of every %dth slot, so what it loses would not be noticed", addr, markSlots),
+			Mend: fmt.Sprintf(`give it %d slots in a row, or declare this sink "mode: cache" if rows may be missing`, markSlots)}
+	}
+	return nil
+}
+
+// unmarked is a master without a hash of marks, if there is one.
+func unmarked(ranges []goredis.ClusterSlot) (addr string) {
+	marked := map[string]bool{}
+	for _, r := range ranges {
+		if len(r.Nodes) > 0 {
+			first := (r.Start + markSlots - 1) / markSlots * markSlots
+			marked[r.Nodes[0].Addr] = marked[r.Nodes[0].Addr] || first <= r.End
+		}
+	}
+	for name, ok := range marked {
+		if !ok {
+			addr = max(addr, name)
+		}
+	}
+	return addr
 }
 
 // Marks gives the marks of a group by topic/partition, without changing anything. One

@@ -118,7 +118,7 @@ func newPipeline(t *testing.T, cfg Config, table TableConfig, histories ...*hist
 	tuning.BreakerOpen, tuning.HoldMax = 50*time.Millisecond, 100*time.Millisecond
 	metrics := sinks.NewMetrics(p.registry)
 	worker := &sinks.Worker{
-		Name: "cache", Sink: s, Log: slog.New(slog.DiscardHandler), Metrics: metrics, Config: tuning,
+		Name: "cache", Sink: s, Moves: s.Moves, Log: slog.New(slog.DiscardHandler), Metrics: metrics, Config: tuning,
 		Bury: func(_ context.Context, r sinks.Refusal) error {
 			t.Errorf("dead letter: %s", r.Reason)
 			return nil

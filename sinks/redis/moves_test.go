@@ -1,17 +1,23 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	goredis "github.com/redis/go-redis/v9"
 	"github.com/tidwall/gjson"
 	"pgregory.net/rapid"
 
 	"lockstep/cdc"
+	"lockstep/internal/testenv"
+	"lockstep/kafka"
 	"lockstep/sinks"
 )
 
@@ -231,4 +237,49 @@ func TestTemplatesFitTheTable(t *testing.T) {
 			t.Errorf("%+v: %v; want %q", cfg, err, want)
 		}
 	}
+}
+
+// Through a worker, which leaves out what a newer change of the row has overtaken.
+func TestRowsThatMoveUnderAWorkerAreInOnePlaceEach(t *testing.T) {
+	server := testenv.NewRedis(t)
+	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer plain.Close()
+	h := newHistory(0)
+	want := map[string]string{}
+	for id := range 40 {
+		var before []byte
+		for n := range 100 {
+			level := string(rune('a' + (n*7+id)%11))
+			after := image(id, level, n)
+			c := at(id, base+cdc.Version(n*40+id), before, after)
+			if n == 99 && id%4 == 0 {
+				c = at(id, c.Version, before, nil)
+			} else if n == 99 {
+				want[fmt.Sprintf("q:%s:%d", level, id)] = "99"
+			}
+			before = after
+			h.publish(c)
+		}
+	}
+	slices.SortStableFunc(h.records, func(a, b kafka.Record) int { return cmp.Compare(versionOf(t, a), versionOf(t, b)) })
+	for i := range h.records {
+		h.records[i].Offset = int64(i)
+	}
+	newPipeline(t, privateConfig(server.Addr), moving[ModeHash], h)
+	var got map[string]string
+	for range 200 {
+		if got = (fixture{plain: plain}).contents(t, ModeHash); maps.Equal(got, want) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("got %v, want %v", got, want)
+}
+
+func versionOf(t *testing.T, r kafka.Record) cdc.Version {
+	c, err := cdc.DecodeHeaders(r.Key, r.Headers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Version
 }
