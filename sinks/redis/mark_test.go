@@ -446,7 +446,7 @@ func TestABarrierThatIsReadAgainIsSweptForBehindTheOlderRows(t *testing.T) {
 	// Partition 0 is read again first, while the other's old place still stands.
 	p = newPipeline(t, privateConfig(server.Addr), mirrored, one)
 	for range 200 {
-		if one.open().committed == 1 && p.repaired("replay") == 1 {
+		if one.open().next == 1 && p.repaired("replay") == 1 {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
