@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -343,6 +344,16 @@ func (s *Source) sameKey(l *layout) error {
 		}
 		keys[name] = now
 		s.pos.Keys = keys
+	}
+	return nil
+}
+
+// SameKey says why a table cannot be followed from a position on: its primary key is
+// another than the sinks know its rows by. Nil means that it is not.
+func SameKey(from cdc.Position, t cdc.Table) *Stop {
+	name, now := t.Name.String(), strings.Join(t.Key, ", ")
+	if was, known := from.Keys[name]; known && was != now {
+		return keyChanged(name, was, now)
 	}
 	return nil
 }

@@ -242,7 +242,7 @@ func (r *reader) keyStays(t cdc.TableName, st statement) error {
 	return keyChanged(t.String(), was, now)
 }
 
-func keyChanged(table, was, now string) error {
+func keyChanged(table, was, now string) *Stop {
 	return stopf("lockstep run --resnapshot (after the table's index is deleted and its keys are emptied)", "the primary key of %s has changed from (%s) to (%s)", table, was, now)
 }
 

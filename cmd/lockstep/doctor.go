@@ -116,33 +116,46 @@ func (p *process) examine(ctx context.Context, timeout time.Duration) []finding 
 		if tables, err = mysql.Tables(ctx, p.cfg.Source, p.captured); err != nil {
 			tables = nil // a table that cannot be captured is a finding already
 		}
-		return some, nil
+		return append(some, otherKeys(place, tables)...), nil
 	})
 	ask("kafka", func(ctx context.Context) ([]finding, error) { return p.examineKafka(ctx, tables) })
 	for _, name := range p.cfg.SinkNames() {
-		ask("sink "+name, func(ctx context.Context) ([]finding, error) { return p.examineSink(ctx, name, tables) })
+		ask("sink "+name, func(ctx context.Context) ([]finding, error) { return p.examineSink(ctx, name, tables, place) })
 	}
 	return found
 }
 
-// place is what Kafka knows of the source: nothing while it does not answer.
+// place is what Kafka knows of the source.
 type place struct {
 	saved     *cdc.Position
 	capturing bool // a capture of this pipeline runs
 }
 
-func (p *process) knownPlace(ctx context.Context, timeout time.Duration) (known place) {
+// firstCopy reports whether a table is yet to be copied.
+func (k *place) firstCopy(t cdc.TableName) bool {
+	return k.saved == nil || !slices.Contains(k.saved.Copied, t.String())
+}
+
+// knownPlace is nil while Kafka does not answer.
+func (p *process) knownPlace(ctx context.Context, timeout time.Duration) *place {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if saved, found, err := kafka.PeekCheckpoint(ctx, p.kafka, p.cfg.Prefix); err == nil && found {
-		known.saved = &saved
+	saved, found, err := kafka.PeekCheckpoint(ctx, p.kafka, p.cfg.Prefix)
+	if err != nil {
+		return nil
 	}
 	_, members, err := p.kafka.GroupState(ctx, p.captureGroup())
-	known.capturing = err == nil && members > 0
+	if err != nil {
+		return nil
+	}
+	known := &place{capturing: members > 0}
+	if found {
+		known.saved = &saved
+	}
 	return known
 }
 
-func (p *process) examineSource(ctx context.Context, known place) (found []finding, err error) {
+func (p *process) examineSource(ctx context.Context, known *place) (found []finding, err error) {
 	add := func(looked []mysql.Finding, err error) error {
 		for _, f := range looked {
 			found = append(found, finding{Check: f.Check, OK: f.OK, Detail: f.Detail, Fix: f.Fix})
@@ -152,11 +165,27 @@ func (p *process) examineSource(ctx context.Context, known place) (found []findi
 	if err := add(mysql.Inspect(ctx, p.cfg.Source, p.captured)); err != nil {
 		return found, err
 	}
-	if err := add(mysql.InspectPlace(ctx, p.cfg.Source, known.saved, known.capturing)); err != nil {
-		return found, err
+	if known != nil { // else nobody can say whose the readers of the log are
+		if err := add(mysql.InspectPlace(ctx, p.cfg.Source, known.saved, known.capturing)); err != nil {
+			return found, err
+		}
 	}
 	names, err := mysql.TableNames(ctx, p.cfg.Source, func(cdc.TableName) bool { return true })
 	return append(found, p.idleEntries(names)...), err
+}
+
+// otherKeys finds the tables whose primary key is another than the sinks know their
+// rows by.
+func otherKeys(known *place, tables []cdc.Table) (found []finding) {
+	if known == nil || known.saved == nil {
+		return nil
+	}
+	for _, t := range tables {
+		if err := mysql.SameKey(*known.saved, t); err != nil {
+			found = append(found, finding{Check: "key of " + t.Name.String(), Detail: err.Problem, Fix: err.Remedy})
+		}
+	}
+	return found
 }
 
 // idleEntries finds the entries of tables[] that take no table of the source.
@@ -238,7 +267,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	return found, nil
 }
 
-func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Table) ([]finding, error) {
+func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Table, known *place) ([]finding, error) {
 	s, err := p.openSink(ctx, name)
 	if err != nil {
 		return nil, err
@@ -263,6 +292,16 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 		f := finding{Check: "table " + t.Name.String(), OK: true, Detail: "can be stored"}
 		if err := s.check(t); err != nil {
 			f.OK, f.Detail, f.Fix = false, err.Error(), "mend the table's entry in the configuration, or leave the table out"
+		} else if known != nil && known.firstCopy(t.Name) {
+			written, err := p.hasRecords(ctx, t.Name)
+			if err == nil {
+				err = s.mayTake(ctx, t, written)
+			}
+			if unfit, ok := errors.AsType[sinks.Unfit](err); ok {
+				f.OK, f.Detail, f.Fix = false, unfit.Problem, unfit.Mend
+			} else if err != nil {
+				return found, err
+			}
 		}
 		found = append(found, f)
 	}

@@ -256,6 +256,9 @@ func TestTheDoctorComparesTheSavedPositionWithTheServer(t *testing.T) {
 	const lost = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa:1-7"
 	p.save(cdc.Position{Run: "a", ServerUUID: id, GTIDSet: executed, Epoch: 1, CommitMicros: time.Now().UnixMicro()})
 	p.expect()
+	table := p.name + ".questions"
+	p.save(cdc.Position{Run: "a", ServerUUID: id, GTIDSet: executed, Epoch: 1, CommitMicros: time.Now().UnixMicro(), Keys: map[string]string{table: "a, b"}})
+	p.expect("key of " + table + ": has changed from (a, b) to (id)")
 	p.save(cdc.Position{Run: "a", ServerUUID: id, GTIDSet: executed + "," + lost, Epoch: 1, Seq: 1, CommitMicros: time.Now().UnixMicro()})
 	p.expect("lost tail: are not on this server: " + lost)
 	p.save(cdc.Position{Run: "a", ServerUUID: id, GTIDSet: executed, Epoch: 1, Seq: 2, CommitMicros: time.Now().Add(-60 * time.Hour).UnixMicro()})
@@ -373,6 +376,29 @@ func TestTheDoctorFindsAStoreThatWillNotDo(t *testing.T) {
 	if len(bad) != 1 || bad[0].System != "sink cache" || bad[0].Check != "fit" || !strings.Contains(bad[0].Detail, "allkeys-lru") || !strings.Contains(bad[0].Fix, "maxmemory-policy noeviction") {
 		t.Errorf("found %+v", bad)
 	}
+}
+
+// Rows that a sink has already and that nobody known wrote are found before the first
+// start refuses them.
+func TestTheDoctorFindsRowsOfSomebodyElse(t *testing.T) {
+	p := newPatient(t)
+	p.expect()
+	conn, err := net.Dial("tcp", testenv.Redis(t).Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	key := p.name + ":questions:77"
+	tell := func(command string) {
+		answer := make([]byte, 64)
+		fmt.Fprint(conn, command+"\r\n")
+		if n, err := conn.Read(answer); err != nil || answer[0] != ':' {
+			t.Fatalf("%q, %v", answer[:n], err)
+		}
+	}
+	tell("HSET " + key + " id 77")
+	defer tell("DEL " + key)
+	p.expect("table " + p.name + ".questions: that this pipeline did not write")
 }
 
 func TestTheDoctorFindsAGroupThatWantsWhatIsGone(t *testing.T) {

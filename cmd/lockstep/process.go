@@ -464,7 +464,8 @@ func (s *store) mayTake(ctx context.Context, t cdc.Table, known bool) error {
 		return fmt.Errorf("%w: %w", errUnasked, err)
 	}
 	if !empty {
-		return errors.New("it has rows of this table that this pipeline did not write, under versions nobody knows; delete its index, or its keys with their markers, or begin anew with --resnapshot --epoch N, N above every epoch that was ever used")
+		return sinks.Unfit{Problem: "it has rows of " + t.Name.String() + " that this pipeline did not write, under versions nobody knows",
+			Mend: "delete its index, or its keys with their markers, or begin anew with lockstep run --resnapshot --epoch N, N above the epoch of every row that is there (its version >> 42)"}
 	}
 	return nil
 }
