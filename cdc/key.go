@@ -212,15 +212,17 @@ func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []
 				return "", fmt.Errorf("key template %q: %s is not a primary-key column of %s", t.text, name, table)
 			}
 			r.FromRow = true
-			text, null, ok := ColumnText(row, name)
-			if !ok {
+			value := column(row, name)
+			switch {
+			case !value.Exists():
 				return "", fmt.Errorf("key template %q: the image of the row has no column %s of %s", t.text, name, table)
-			}
-			if null {
+			case len(value.Raw) > SmallValue: // a later change may come without it in its row before
+				return "", fmt.Errorf("key template %q: column %s of %s has a value of %d bytes; at most %d may go into a key", t.text, name, table, len(value.Raw), SmallValue)
+			case value.Type == gjson.Null:
 				r.Null = name
 				return "", nil
 			}
-			add(text)
+			add(plain(value))
 		}
 	}
 	b.WriteString(t.parts[len(t.parts)-1])
@@ -229,18 +231,26 @@ func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []
 
 // ColumnText is the value of a column of an image as plain text: a text without
 // quotes, anything else as it is written. It is not ok when there is no such column.
-func ColumnText(row []byte, column string) (text string, null, ok bool) {
-	gjson.ParseBytes(row).ForEach(func(name, value gjson.Result) bool {
-		if name.Str != column {
-			return true
+func ColumnText(row []byte, name string) (text string, null, ok bool) {
+	value := column(row, name)
+	return plain(value), value.Exists() && value.Type == gjson.Null, value.Exists()
+}
+
+func column(row []byte, name string) (found gjson.Result) {
+	gjson.ParseBytes(row).ForEach(func(key, value gjson.Result) bool {
+		if key.Str == name {
+			found = value
 		}
-		ok, null, text = true, value.Type == gjson.Null, value.Raw
-		if value.Type == gjson.String {
-			text = value.Str
-		}
-		return false
+		return key.Str != name
 	})
-	return text, null, ok
+	return found
+}
+
+func plain(value gjson.Result) string {
+	if value.Type == gjson.String {
+		return value.Str
+	}
+	return value.Raw
 }
 
 // Text fills the template with the columns of an image for a reader's eye: nothing

@@ -136,6 +136,9 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) ([]c
 		if err != nil {
 			return calls, false, done, poison(sinks.ClassMapping, "value: %v", err)
 		}
+		if len(text) > s.cfg.MaxValueBytes { // a column may be named twice
+			return calls, false, done, poison(sinks.ClassTooLarge, "value has %d bytes, max_value_bytes is %d", len(text), s.cfg.MaxValueBytes)
+		}
 		args = append(args, text)
 	case ModeStream:
 		args = append(args, s.ttl, streamID(c.Version), t.cfg.MaxLen, c.Op.String(), row)

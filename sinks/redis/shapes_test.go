@@ -24,6 +24,9 @@ func at(id int, v cdc.Version, before, after []byte) cdc.Change {
 
 func TestAStringIsMadeOfColumnsAndItsVersionStandsBesideIt(t *testing.T) {
 	f := open(t, server(t), TableConfig{Key: "q:{id}", Mode: ModeString, Value: "{title}|{level}|{{}} {table}"})
+	twice := open(t, f.plain.Options().Addr, TableConfig{Key: "q:{id}", Mode: ModeString, Value: "{title}{title}"})
+	twice.cfg.MaxValueBytes = 1024
+	expect(t, "a column named twice", twice.verdicts(t, upsert(1, base, `{"id":1,"title":"`+strings.Repeat("x", 600)+`"}`)), "poison too_large")
 	const marker = "lockstep:v:bank.questions:{q:1}"
 	expect(t, "verdict", f.verdicts(t, upsert(1, base, `{"id":1,"title":"a|b:\"%","level":null}`)), "applied")
 	expect(t, "value", f.plain.Get(t.Context(), "q:1").Val(), `a|b:"%||{} questions`)
