@@ -38,12 +38,14 @@ bin/demo: build
 
 # One package at a time: some tests stop a server that the others use.
 test: ## start what is needed and run all tests, those against real servers included
-	@$(SERVERS) up mysql kafka elasticsearch redis mariadb
+	@$(SERVERS) up mysql kafka elasticsearch redis redis8 valkey mariadb
 	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
 	  if [[ -n $$unformatted ]]; then echo "gofmt is needed in:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	go test -count=1 -p 1 -timeout 20m $(RACE) $$(go list ./... | grep -vE '$(NO_RACE)')
 	go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -E '$(NO_RACE)')
+	for server in redis8 valkey; do \
+	  LOCKSTEP_REDIS=$$server go test -count=1 -run 'SuiteOfSinks|OnePlace|Rights|Flush|Cache' ./sinks/redis; done
 
 demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
 	@$(MAKE) --no-print-directory -j2 up bin/demo

@@ -288,3 +288,45 @@ func TestAKeyTemplateRendersOrSaysWhatIsWrong(t *testing.T) {
 		}
 	}
 }
+
+func TestATemplateTakesOtherColumnsFromAnImageOfTheRow(t *testing.T) {
+	table, key := TableName{"d", "t"}, []byte(`{"id":7}`)
+	large := `"` + strings.Repeat("x", SmallValue) + `"`
+	for _, tt := range []struct{ template, row, want string }{
+		{"q:{level}:{id}", `{"id":7,"level":"a:b%"}`, "q:a%3Ab%25:7"},
+		{"q:{id}", `{"id":7}`, "q:7"},
+		{"q:{level}:{id}", `{"id":7,"level":null}`, "NULL level"},
+		{"q:{level}:{id}", `{"id":7,"level":""}`, "q::7"},
+		{"q:{level}:{pk}", `{"id":7,"level":12.50}`, "q:12.50:7"},
+		{"q:{level}", `{"id":7,"level":1}`, `key template "q:{level}" leaves out the primary-key column id of d.t; add {id}`},
+		{"q:{level}:{id}", `{"id":7}`, `key template "q:{level}:{id}": the image of the row has no column level of d.t`},
+		{"q:{level}:{id}", `{"id":7,"level":` + large + `}`, `key template "q:{level}:{id}": column level of d.t has a value of 1026 bytes; at most 1024 may go into a key`},
+	} {
+		template, err := ParseKeyTemplate(tt.template)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := RenderTogether(table, key, []byte(tt.row), template)
+		got := ""
+		switch {
+		case err != nil:
+			got = err.Error()
+		case r.Null != "":
+			got = "NULL " + r.Null
+		default:
+			got = r.Texts[0]
+		}
+		if got != tt.want {
+			t.Errorf("%s of %s: %s, want %s", tt.template, tt.row, got, tt.want)
+		}
+	}
+	set, _ := ParseTemplate("tag:{tag}")
+	member, _ := ParseTemplate("{id}")
+	if r, err := RenderTogether(table, key, []byte(`{"id":7,"tag":"a:b"}`), set, member); err != nil || r.Texts[0] != "tag:a:b" || r.Texts[1] != "7" || !r.FromRow {
+		t.Errorf("a set and its member: %+v, %v", r, err)
+	}
+	text, _ := ParseTemplate("{title}|{gone}|{{{pk}}}")
+	if got, err := text.Text(table, key, []byte(`{"title":"a:\"","gone":null}`)); err != nil || got != `a:"||{7}` {
+		t.Errorf("text %q, %v", got, err)
+	}
+}

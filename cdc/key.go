@@ -64,21 +64,30 @@ func KeyText(key []byte) (string, error) {
 	return strings.Join(parts, ":"), nil
 }
 
-// KeyTemplate is a parsed key template such as "question:{id}".
+// KeyTemplate is a parsed template such as "question:{id}".
 type KeyTemplate struct {
 	text   string
 	parts  []string // literal text around the placeholders: one more than names
 	names  []string
-	single bool
+	values int // placeholders other than {db} and {table}
 }
 
-// ParseKeyTemplate parses a template. Placeholders are {column}, {pk} for the
-// whole primary key joined by ":", {db} and {table}. "{{" and "}}" stand for the
-// braces themselves, for example to write a Redis Cluster hash tag.
+// ParseKeyTemplate parses a template that names at least one column. Placeholders
+// are {column}, {pk} for the whole primary key joined by ":", {db} and {table}. "{{"
+// and "}}" stand for the braces themselves, for example to write a Redis Cluster
+// hash tag.
 func ParseKeyTemplate(text string) (KeyTemplate, error) {
+	t, err := ParseTemplate(text)
+	if err == nil && t.values == 0 {
+		return t, fmt.Errorf("key template %q names no primary-key column, so all rows would share one key; write for example %q", text, text+":{id}")
+	}
+	return t, err
+}
+
+// ParseTemplate is ParseKeyTemplate for a template that need not name a column.
+func ParseTemplate(text string) (KeyTemplate, error) {
 	t := KeyTemplate{text: text}
 	var literal strings.Builder
-	values := 0
 	for i := 0; i < len(text); {
 		switch {
 		case strings.HasPrefix(text[i:], "{{"), strings.HasPrefix(text[i:], "}}"):
@@ -94,7 +103,7 @@ func ParseKeyTemplate(text string) (KeyTemplate, error) {
 			literal.Reset()
 			t.names = append(t.names, name)
 			if name != "db" && name != "table" {
-				values++
+				t.values++
 			}
 			i += end + 1
 		case text[i] == '}':
@@ -104,27 +113,79 @@ func ParseKeyTemplate(text string) (KeyTemplate, error) {
 			i++
 		}
 	}
-	if values == 0 {
-		return t, fmt.Errorf("key template %q names no primary-key column, so all rows would share one key; write for example %q", text, text+":{id}")
-	}
 	t.parts = append(t.parts, literal.String())
-	t.single = values == 1
 	return t, nil
 }
 
 // String is the template as it was written.
 func (t KeyTemplate) String() string { return t.text }
 
+// Columns are the columns it names one by one, without {pk}, {db} and {table}.
+func (t KeyTemplate) Columns() []string {
+	var columns []string
+	for _, name := range t.names {
+		if name != "pk" && name != "db" && name != "table" {
+			columns = append(columns, name)
+		}
+	}
+	return columns
+}
+
 // Render gives the key of a row. It fails unless the template names every column
 // of the primary key and no other, so that no two rows can share a key and a
 // delete finds what its insert wrote.
 func (t KeyTemplate) Render(table TableName, key []byte) (string, error) {
-	fields, err := KeyFields(key)
+	r, err := RenderTogether(table, key, nil, t)
 	if err != nil {
 		return "", err
 	}
-	var b strings.Builder
+	return r.Texts[0], nil
+}
+
+// Rendered is what templates give for a row.
+type Rendered struct {
+	Texts []string // of each template
+	// FromRow says that columns besides the primary key went into them, so that
+	// another image of the row may give other texts.
+	FromRow bool
+	// Null is the first such column that is NULL, and then there are no Texts.
+	Null string
+}
+
+// RenderTogether fills templates that between them name the whole primary key, so
+// that no two rows share all of their texts. Other columns are taken from row, a
+// JSON object with an image of the row; with a nil row there are none.
+func RenderTogether(table TableName, key, row []byte, templates ...KeyTemplate) (Rendered, error) {
+	fields, err := KeyFields(key)
+	if err != nil {
+		return Rendered{}, err
+	}
+	var r Rendered
 	used := make([]bool, len(fields))
+	for _, t := range templates {
+		text, err := t.fill(table, key, fields, row, used, &r)
+		if err != nil || r.Null != "" {
+			return r, err
+		}
+		r.Texts = append(r.Texts, text)
+	}
+	for j, ok := range used {
+		if !ok {
+			t := templates[len(templates)-1]
+			return r, fmt.Errorf("key template %q leaves out the primary-key column %s of %s; add {%s}", t.text, fields[j].Column, table, fields[j].Column)
+		}
+	}
+	return r, nil
+}
+
+func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []byte, used []bool, r *Rendered) (string, error) {
+	var b strings.Builder
+	add := func(text string) {
+		if t.values > 1 {
+			text = escapeKey.Replace(text)
+		}
+		b.WriteString(text)
+	}
 	for i, name := range t.names {
 		b.WriteString(t.parts[i])
 		switch name {
@@ -142,21 +203,81 @@ func (t KeyTemplate) Render(table TableName, key []byte) (string, error) {
 				used[j] = true
 			}
 		default:
-			j := indexField(fields, name)
-			if j < 0 {
+			if j := indexField(fields, name); j >= 0 {
+				used[j] = true
+				add(fields[j].Text)
+				continue
+			}
+			if row == nil {
 				return "", fmt.Errorf("key template %q: %s is not a primary-key column of %s", t.text, name, table)
 			}
-			used[j] = true
-			if t.single {
-				b.WriteString(fields[j].Text)
-			} else {
-				b.WriteString(escapeKey.Replace(fields[j].Text))
+			r.FromRow = true
+			value := column(row, name)
+			switch {
+			case !value.Exists():
+				return "", fmt.Errorf("key template %q: the image of the row has no column %s of %s", t.text, name, table)
+			case len(value.Raw) > SmallValue: // a later change may come without it in its row before
+				return "", fmt.Errorf("key template %q: column %s of %s has a value of %d bytes; at most %d may go into a key", t.text, name, table, len(value.Raw), SmallValue)
+			case value.Type == gjson.Null:
+				r.Null = name
+				return "", nil
 			}
+			add(plain(value))
 		}
 	}
-	for j, ok := range used {
-		if !ok {
-			return "", fmt.Errorf("key template %q leaves out the primary-key column %s of %s; add {%s}", t.text, fields[j].Column, table, fields[j].Column)
+	b.WriteString(t.parts[len(t.parts)-1])
+	return b.String(), nil
+}
+
+// ColumnText is the value of a column of an image as plain text: a text without
+// quotes, anything else as it is written. It is not ok when there is no such column.
+func ColumnText(row []byte, name string) (text string, null, ok bool) {
+	value := column(row, name)
+	return plain(value), value.Exists() && value.Type == gjson.Null, value.Exists()
+}
+
+func column(row []byte, name string) (found gjson.Result) {
+	gjson.ParseBytes(row).ForEach(func(key, value gjson.Result) bool {
+		if key.Str == name {
+			found = value
+		}
+		return key.Str != name
+	})
+	return found
+}
+
+func plain(value gjson.Result) string {
+	if value.Type == gjson.String {
+		return value.Str
+	}
+	return value.Raw
+}
+
+// Text fills the template with the columns of an image for a reader's eye: nothing
+// is escaped, and NULL is an empty text. {pk} is as in a key.
+func (t KeyTemplate) Text(table TableName, key, row []byte) (string, error) {
+	var b strings.Builder
+	for i, name := range t.names {
+		b.WriteString(t.parts[i])
+		switch name {
+		case "db":
+			b.WriteString(table.DB)
+		case "table":
+			b.WriteString(table.Table)
+		case "pk":
+			text, err := KeyText(key)
+			if err != nil {
+				return "", err
+			}
+			b.WriteString(text)
+		default:
+			text, null, ok := ColumnText(row, name)
+			if !ok {
+				return "", fmt.Errorf("template %q: the row has no column %s of %s", t.text, name, table)
+			}
+			if !null {
+				b.WriteString(text)
+			}
 		}
 	}
 	b.WriteString(t.parts[len(t.parts)-1])
@@ -183,7 +304,7 @@ func (t KeyTemplate) Gives(table TableName, key string, row map[string]string) b
 			if !ok {
 				return false
 			}
-			if !t.single {
+			if t.values > 1 {
 				text = escapeKey.Replace(text)
 			}
 			add(text)

@@ -258,8 +258,8 @@ func TestASecretIsNeverPrinted(t *testing.T) {
 	text := strings.NewReplacer(
 		"user: u", "user: u, password: hunter2",
 		`elastic: {`, `elastic: {api_key: "${PW}", `,
-		"redis: {}", "redis: {username: u, password_file: "+file+"}",
-		"sinks:", "kafka: {sasl: {mechanism: plain, username: u, password: hunter2}}\nsinks:",
+		"redis: {}", "redis: {username: u, password: hunter2}",
+		"sinks:", "kafka: {sasl: {mechanism: plain, username: u, password_file: "+file+"}}\nsinks:",
 	).Replace(small)
 	c, err := config.Parse("t.yaml", []byte(text), func(name string) (string, bool) { return "hunter2", name == "PW" })
 	if err != nil {

@@ -11,8 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"lockstep/cdc"
 	"lockstep/config"
 	"lockstep/config/internal/reference"
+	"lockstep/sinks/redis"
 )
 
 func TestTheSchemaAndThePageAreInStepWithTheCode(t *testing.T) {
@@ -160,3 +162,36 @@ func TestTheSchemaHoldsNoSecretAndClosesEverySection(t *testing.T) {
 }
 
 func noEnv(string) (string, bool) { return "", false }
+
+// The tables of docs/redis.md are understood as they stand.
+func TestTheTablesOfTheRedisPageAreRight(t *testing.T) {
+	text, err := os.ReadFile("../docs/redis.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(text), "    tables:\n")
+	block, _, end := strings.Cut(after, "\n\n")
+	if !ok || !end {
+		t.Fatal("docs/redis.md shows no tables")
+	}
+	head, _, _ := strings.Cut(small, "tables:\n")
+	c, err := config.Parse("t.yaml", []byte(head+"tables:\n"+strings.ReplaceAll("\n"+block, "\n    ", "\n")+"\n"), noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	columns := map[string][]string{"questions": {"id", "level"}, "question_tags": {"question_id", "tag_id"}, "leaderboard": {"user_id", "points"}}
+	keys := map[string][]string{"questions": {"id"}, "question_tags": {"question_id", "tag_id"}, "leaderboard": {"user_id"}}
+	if len(c.Tables) != len(columns) {
+		t.Fatalf("%d tables", len(c.Tables))
+	}
+	for _, entry := range c.Tables {
+		name := cdc.TableName{DB: "bank", Table: strings.TrimPrefix(entry.Match, "bank.")}
+		table := cdc.Table{Name: name, Key: keys[name.Table]}
+		for _, column := range columns[name.Table] {
+			table.Columns = append(table.Columns, cdc.Column{Name: column})
+		}
+		if err := redis.CheckTable(entry.Redis, table); err != nil {
+			t.Errorf("%s: %v", entry.Match, err)
+		}
+	}
+}

@@ -316,6 +316,23 @@ func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error
 	return f.records, nil
 }
 
+// Place gives the offset that Fetch goes on with, negative while the group has
+// none, and the one with which the log begins.
+func (p *Partition) Place(ctx context.Context) (next, start int64, err error) {
+	err = p.client.retry(ctx, fmt.Sprintf("begin of %s/%d", p.Topic, p.ID), func() (err error) {
+		start, _, err = p.client.bounds(ctx, p.Topic, p.ID)
+		return err
+	})
+	return p.next, start, err
+}
+
+// GoTo makes Fetch go on with an offset, which may be one it has returned.
+func (p *Partition) GoTo(next int64) {
+	p.next = next
+	p.setCommitted(next)
+	p.showLag()
+}
+
 var errBeyondEnd = fmt.Errorf("%w: offset behind the end of the log", ErrDataLost)
 
 // explainRange turns "offset out of range" into what it means, by asking where

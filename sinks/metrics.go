@@ -56,6 +56,7 @@ type Metrics struct {
 	newest       *prometheus.GaugeVec
 	sweeping     *prometheus.GaugeVec
 	swept        *prometheus.CounterVec
+	repairs      *prometheus.CounterVec
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -155,8 +156,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "lockstep_sink_swept_rows_total",
 			Help: "Rows removed because a TRUNCATE, a DROP or a new copy of their table left them out.",
 		}, []string{"sink", "table"}),
+		repairs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_sink_store_losses_total",
+			Help: "Partitions of which the store had lost changes, or may have, by what was done: rewind to the store's mark, replay from the partition's beginning, or a new snapshot of the table.",
+		}, []string{"sink", "repair"}),
 	}
-	reg.MustRegister(m.inFlight, m.memory, m.poolSize, m.calls, m.waiting, m.breakerSince, m.breakerNext, m.tableBreaker, m.tableSince, m.tableNext, m.tableHeld)
+	reg.MustRegister(m.repairs, m.inFlight, m.memory, m.poolSize, m.calls, m.waiting, m.breakerSince, m.breakerNext, m.tableBreaker, m.tableSince, m.tableNext, m.tableHeld)
 	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
 	return m
 }
@@ -175,6 +180,13 @@ func (m *Metrics) Declare(sink string, tables []cdc.TableName) {
 	m.sweeping.WithLabelValues(sink)
 	for _, t := range tables {
 		m.account(sink, t.String())
+	}
+}
+
+// declareRepairs makes the losses of a sink whose store keeps marks exist.
+func (m *Metrics) declareRepairs(sink string) {
+	for _, repair := range repairs {
+		m.repairs.WithLabelValues(sink, repair)
 	}
 }
 

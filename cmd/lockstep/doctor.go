@@ -278,6 +278,13 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 		return nil, err
 	}
 	found := []finding{{Check: p.cfg.Sinks[name].Store(), OK: true, Detail: detail}}
+	if s.marks != nil {
+		f, err := p.examineMarks(ctx, name, s)
+		if err != nil {
+			return found, err
+		}
+		found = append(found, f)
+	}
 	for _, t := range tables {
 		if !s.takes(t.Name) {
 			continue
@@ -317,6 +324,39 @@ func problemAndMend(sentence string) (problem, mend string) {
 		return sentence[:at], sentence[at+2:]
 	}
 	return sentence, "see the log of the sink"
+}
+
+// examineMarks holds what a store says that it has against what was committed.
+func (p *process) examineMarks(ctx context.Context, name string, s *store) (finding, error) {
+	f := finding{Check: "losses", OK: true, Detail: "it has what was committed"}
+	marks, err := s.marks(ctx, p.group(name))
+	if err != nil {
+		return f, err
+	}
+	topics, err := p.topicsOf(ctx, s.takes)
+	if err != nil {
+		return f, err
+	}
+	var lost []string
+	for _, topic := range topics {
+		_, committed, err := p.kafka.Progress(ctx, p.group(name), topic)
+		if err != nil {
+			return f, err
+		}
+		for id, offset := range committed {
+			part := fmt.Sprintf("%s/%d", topic, id)
+			if _, found := marks[part]; !found && offset > 0 {
+				lost = append(lost, part)
+			}
+		}
+	}
+	if len(lost) > 0 {
+		slices.Sort(lost)
+		f.OK = false
+		f.Detail = "it has nothing of what was committed for " + strings.Join(lost, ", ") + ": it was emptied, or made anew"
+		f.Fix = fmt.Sprintf("run the sink (lockstep sink %s): it reads again what Kafka has, and has the capture copy the other tables", name)
+	}
+	return f, nil
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -432,5 +432,5 @@ func TestTheDoctorFindsAGroupThatWantsWhatIsGone(t *testing.T) {
 	if err != nil || res.Topics[topic][0].Error != nil {
 		t.Fatal(err, res)
 	}
-	p.expect("group " + p.name + ".cache: offset 99 is wanted and the log has 0 to 0")
+	p.expect("group "+p.name+".cache: offset 99 is wanted and the log has 0 to 0", "losses: it has nothing of what was committed for "+topic+"/1")
 }

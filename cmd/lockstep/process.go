@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -355,11 +356,18 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	tuning := p.cfg.Worker
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
 	worker := &sinks.Worker{
-		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes, Moves: store.moves,
+		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes,
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.kafka.Progress(ctx, p.group(name), topic)
 		},
-		Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+	}
+	run := func(ctx context.Context, part sinks.KafkaPartition) error { return worker.RunPartition(ctx, part) }
+	if store.mark != nil {
+		keeper := p.newKeeper(name, store, tuning, log)
+		run = func(ctx context.Context, part sinks.KafkaPartition) error {
+			return keeper.RunPartition(ctx, part, worker.RunPartition)
+		}
 	}
 	p.workers.add(name, p.cfg.Sinks[name].Store(), worker.Status)
 	// One that got no partition, because others have them all, is as ready as it can be.
@@ -386,11 +394,36 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			Group: p.group(name), Topics: topics, Member: member.Store,
 			Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
 			Handle: func(ctx context.Context, part *kafka.Partition) error {
-				return worker.RunPartition(ctx, sinks.KafkaPartition{Partition: part})
+				return run(ctx, sinks.KafkaPartition{Partition: part})
 			},
 		})
 	})
 	return g.Wait()
+}
+
+// newKeeper mends what the store of a sink loses. What Kafka does not have any more is
+// asked of the capture, by a request with one ID for each loss.
+func (p *process) newKeeper(name string, s *store, tuning sinks.Config, log *letterLog) *sinks.Keeper {
+	requests := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", name))
+	var asking sync.Mutex
+	return &sinks.Keeper{
+		Name: name, Log: p.log, Metrics: p.metrics.sinks, Config: tuning, Sweep: s.Sweep,
+		Find: func(ctx context.Context, topic string, partition int) (sinks.Mark, error) {
+			return s.mark(ctx, p.group(name), topic, partition)
+		},
+		Lost: func(ctx context.Context, topic, id string) error {
+			table, ok := kafka.TableOf(p.cfg.Prefix, topic)
+			if !ok {
+				return fmt.Errorf("topic %s is not a table's", topic)
+			}
+			asking.Lock()
+			defer asking.Unlock()
+			return requests.Ask(ctx, cdc.SnapshotRequest{
+				ID: fmt.Sprintf("lost-%s-%s-%s", name, table, id), Table: table.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
+				Reason: "the store of sink " + name + " has lost it",
+			})
+		},
+	}
 }
 
 // group is the consumer group of a sink.
@@ -434,6 +467,10 @@ type store struct {
 	// moves reports whether the place of a table's rows depends on more than their key;
 	// nil for a store in which it never does.
 	moves func(cdc.TableName) bool
+	// mark finds how far a partition is applied, and marks gives the same for all
+	// partitions, by topic/partition; nil for a store that does not know.
+	mark  func(ctx context.Context, group, topic string, partition int) (sinks.Mark, error)
+	marks func(ctx context.Context, group string) (map[string]int64, error)
 	close func()
 }
 

@@ -74,7 +74,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 		return nil, err
 	}
 	shaper := p.newShaper(name)
-	return &store{
+	opened := &store{
 		Sink:   shaper.before(s),
 		shaper: shaper,
 		takes:  func(t cdc.TableName) bool { _, ok := p.cfg.RedisTable(t); return ok },
@@ -90,11 +90,19 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 		},
 		check: func(t cdc.Table) error {
 			table, _ := p.cfg.RedisTable(t.Name)
-			_, err := shaper.shaped(t)
-			return errors.Join(err, checkKeyTemplate(table.Key, t), checkKeyStays(shaper, t))
+			shaped, err := shaper.shaped(t)
+			if err != nil {
+				return err
+			}
+			return errors.Join(redis.CheckTable(table, shaped), checkKeyStays(shaper, t))
 		},
+		moves: s.Moves,
 		close: func() { _ = s.Close() },
-	}, nil
+	}
+	if cfg.Mode == redis.ModeMirror { // of a cache nobody promises that it has everything
+		opened.mark, opened.marks = s.FindMark, s.Marks
+	}
+	return opened, nil
 }
 
 // checkKeyStays reports whether the documents of a table have its primary key: a
@@ -107,21 +115,4 @@ func checkKeyStays(s *shaper, t cdc.Table) error {
 		}
 	}
 	return nil
-}
-
-// checkKeyTemplate reports whether a key template names the primary key of t.
-func checkKeyTemplate(text string, t cdc.Table) error {
-	template, err := cdc.ParseKeyTemplate(text)
-	if err != nil {
-		return err
-	}
-	key := []byte{'{'}
-	for i, column := range t.Key {
-		if i > 0 {
-			key = append(key, ',')
-		}
-		key = append(cdc.AppendString(key, column), ":0"...)
-	}
-	_, err = template.Render(t.Name, append(key, '}'))
-	return err
 }

@@ -145,6 +145,14 @@ func TestFlagsComeFromTheSharedFiles(t *testing.T) {
 			files:   []string{"redis.conf"},
 			command: []string{"redis-server", "/usr/local/etc/redis/redis.conf"},
 		},
+		"redis8": {
+			files:   []string{"redis.conf"},
+			command: []string{"redis-server", "/usr/local/etc/redis/redis.conf"},
+		},
+		"valkey": {
+			files:   []string{"redis.conf"},
+			command: []string{"valkey-server", "/usr/local/etc/valkey/redis.conf"},
+		},
 	}
 	for name, s := range readCompose(t) {
 		script, err := os.ReadFile("native-" + name + ".sh")

@@ -3,7 +3,7 @@
 
 readonly ADDRESS=127.0.0.1
 readonly DEFAULT_SERVERS=(mysql kafka elasticsearch redis)
-readonly ALL_SERVERS=(mysql mariadb kafka elasticsearch redis)
+readonly ALL_SERVERS=(mysql mariadb kafka elasticsearch redis redis8 valkey)
 
 # The one table of versions and ports. compose.yaml and internal/testenv repeat
 # what they cannot read from here; compose_test.go holds them to it.
@@ -13,6 +13,8 @@ declare -rA VERSION=(
   [kafka]=4.1.0
   [elasticsearch]=8.19.7
   [redis]=7.0
+  [redis8]=8.0
+  [valkey]=9.1
 )
 declare -rA BASE_PORT=(
   [mysql]=13306
@@ -20,6 +22,8 @@ declare -rA BASE_PORT=(
   [kafka]=19092
   [elasticsearch]=19200
   [redis]=16379
+  [redis8]=16380
+  [valkey]=16381
 )
 readonly KAFKA_HEAP="-Xms256m -Xmx512m"
 readonly ELASTICSEARCH_HEAP="-Xms1g -Xmx1g"
@@ -222,4 +226,9 @@ probe_elasticsearch() {
 probe_redis() {
   # While it loads its data it tells its version but takes no command.
   talk "$1" 'PING\r\nINFO server\r\n' 200 | tr -d '\r' | sed -n '1{/^+PONG/!q};s/^redis_version://p'
+}
+probe_redis8() { probe_redis "$1"; }
+# A Valkey says which Redis it is compatible with as well.
+probe_valkey() {
+  talk "$1" 'PING\r\nINFO server\r\n' 200 | tr -d '\r' | sed -n '1{/^+PONG/!q};s/^valkey_version://p'
 }

@@ -5,7 +5,7 @@
 # Each server file defines SERVER_install (idempotent), SERVER_prepare STATE (make
 # the data directory, idempotent) and SERVER_command STATE (fills the array command);
 # SERVER_settle, where there is one, waits after the first answer until it is of use.
-for file in mysql mariadb kafka elasticsearch redis; do
+for file in mysql mariadb kafka elasticsearch redis redis8 valkey; do
   # shellcheck source=/dev/null
   . "$HERE/native-$file.sh"
 done
@@ -28,20 +28,21 @@ apt_debootstrap() {
 # debian SERVER SUITE PACKAGES PROGRAM...: packages of a Debian suite and the
 # libraries they need, unpacked in $CACHE/debian-SUITE, good once every PROGRAM in
 # it tells its version. Nothing is configured or mounted: programs are started
-# through the suite's own dynamic linker, see suite_run.
+# through the suite's own dynamic linker, see suite_run. A suite that is unpacked
+# a second time, with other packages, is SUITE-NAME.
 debian() {
   if [[ -d $CACHE/debian-$2 ]]; then return 0; fi
   with_lock "$1" "debian-$2" debian_install "$@"
 }
 
 debian_install() {
-  local server=$1 suite=$2 packages=$3 log=$CACHE/log/debian-$2
-  if [[ -d $CACHE/debian-$suite ]]; then return 0; fi
+  local server=$1 suite=${2%%-*} dir=$CACHE/debian-$2 packages=$3 log=$CACHE/log/debian-$2
+  if [[ -d $dir ]]; then return 0; fi
   mkdir -p "${log%/*}"
   : >"$log"
   with_lock "$server" apt have_debootstrap "$server" "$log"
   step "$server" "downloading Debian $suite packages of $packages" "$log" \
-    install_into "$CACHE/debian-$suite" debian_fetch "${@:2}" ||
+    install_into "$dir" debian_fetch "$suite" "${@:3}" ||
     fail "$server" "the Debian packages of $packages did not arrive" "$log" "make up again, once the network and the Debian mirror answer"
 }
 

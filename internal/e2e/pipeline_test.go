@@ -317,6 +317,15 @@ func (w *world) lockstep(into any, args ...string) {
 	}
 }
 
+// doctor decodes the findings of the doctor, whatever it makes of them.
+func (w *world) doctor(into any) {
+	w.t.Helper()
+	out, _ := exec.Command(w.binary, "doctor", "-c", w.config, "-o", "json").Output()
+	if err := json.Unmarshal(out, into); err != nil {
+		w.t.Fatalf("lockstep doctor printed no JSON: %v\n%s", err, out)
+	}
+}
+
 // reachable says whether something listens.
 func reachable(addr string) bool {
 	conn, err := net.DialTimeout("tcp", addr, time.Second)

@@ -28,7 +28,7 @@ type ElasticNode struct {
 // It is gone at the end of the test.
 func NewElastic(t testing.TB, settings map[string]string, files map[string]string) *ElasticNode {
 	t.Helper()
-	addr := freeAddr(t)
+	addr := FreeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	n, _ := strconv.Atoi(port)
 	// The functions of deploy/local make one of the state and the port they are told.

@@ -55,7 +55,7 @@ func newInstance(t testing.TB, kind string, settings []string) *Instance {
 	i := &Instance{dir: filepath.Join(t.TempDir(), "data")}
 	i.copyDir(t, template, i.dir)
 	_ = os.Remove(filepath.Join(i.dir, "auto.cnf")) // each has a UUID of its own
-	addr := freeAddr(t)
+	addr := FreeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	i.Server = Server{Name: kind, Addr: addr, User: readerUser, Password: readerPassword}
 	i.command = append(words, "--datadir="+i.dir, "--port="+port, "--bind-address="+host, "--socket=mysql.sock", "--pid-file="+filepath.Join(i.dir, "server.pid"),
@@ -66,7 +66,8 @@ func newInstance(t testing.TB, kind string, settings []string) *Instance {
 	return i
 }
 
-func freeAddr(t testing.TB) string {
+// FreeAddr is an address on which nobody listens yet.
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {

@@ -8,6 +8,7 @@
 package testenv
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -49,6 +50,8 @@ var ports = map[string]int{
 	"kafka":         19092,
 	"elasticsearch": 19200,
 	"redis":         16379,
+	"redis8":        16380,
+	"valkey":        16381,
 }
 
 // MySQL returns the local MySQL, or fails the test if it does not listen.
@@ -63,8 +66,12 @@ func Kafka(t testing.TB) Server { t.Helper(); return find(t, "kafka") }
 // Elastic returns the local Elasticsearch, or fails the test if it does not listen.
 func Elastic(t testing.TB) Server { t.Helper(); return find(t, "elasticsearch") }
 
-// Redis returns the local Redis, or fails the test if it does not listen.
-func Redis(t testing.TB) Server { t.Helper(); return find(t, "redis") }
+// Redis returns the local Redis, or fails the test if it does not listen. With
+// LOCKSTEP_REDIS=redis8 or valkey in the environment it is that one.
+func Redis(t testing.TB) Server { t.Helper(); return find(t, redisKind()) }
+
+// redisKind is which of the servers that speak Redis' language is meant.
+func redisKind() string { return cmp.Or(os.Getenv("LOCKSTEP_REDIS"), "redis") }
 
 // Lookup returns where a server listens without asking whether it does.
 func Lookup(name string) (Server, error) {
@@ -85,7 +92,7 @@ func Lookup(name string) (Server, error) {
 		s.User, s.Password = readerUser, readerPassword
 	case "elasticsearch":
 		s.URL = "http://" + s.Addr
-	case "redis":
+	case "redis", "redis8", "valkey":
 		s.URL = "redis://" + s.Addr
 	}
 	return s, nil

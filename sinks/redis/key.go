@@ -1,19 +1,59 @@
 package redis
 
-import "strings"
+import (
+	"strings"
 
-// companionPrefix begins the keys that hold the versions of deleted rows.
-const companionPrefix = "lockstep:t:"
+	"lockstep/cdc"
+)
+
+// Keys of ours that are no rows. No row's key may begin like them.
+const (
+	ownPrefix = "lockstep:"
+	// deletedPrefix begins the companions of hashes and JSON strings, which hold the
+	// versions of deleted rows.
+	deletedPrefix = ownPrefix + "t:"
+	// versionPrefix and the table begin the companions of the other shapes.
+	versionPrefix = ownPrefix + "v:"
+	// forgetPrefix and the table begin the lists of removed members.
+	forgetPrefix = ownPrefix + "x:"
+)
+
+// beside names a key that belongs to key: a prefix and the key itself. Different
+// keys have different ones, and in a cluster it lives in the key's slot; slotted is
+// false for the one shape of key for which there is no such name: a "}" in it and
+// no hash tag. A prefix has no brace in it.
+func beside(prefix, key string) (name string, slotted bool) {
+	if tagged(key) {
+		return prefix + ":" + key, true
+	}
+	return prefix + "{" + key + "}", key != "" && !strings.Contains(key, "}")
+}
+
+// besideWhat is the key that a name made by beside belongs to.
+func besideWhat(prefix, name string) (key string, ok bool) {
+	rest, ok := strings.CutPrefix(name, prefix)
+	if !ok || rest == "" {
+		return "", false
+	}
+	if rest[0] == ':' {
+		return rest[1:], tagged(rest[1:])
+	}
+	if rest[0] == '{' && rest[len(rest)-1] == '}' {
+		return rest[1 : len(rest)-1], !tagged(rest[1 : len(rest)-1])
+	}
+	return "", false
+}
 
 // companion names the key that holds the version of the row key once it is
-// deleted. Different keys have different companions, and in a cluster the
-// companion lives in the key's slot; slotted is false for the one shape of key for
-// which there is no such name: a "}" in it and no hash tag.
-func companion(key string) (name string, slotted bool) {
-	if tagged(key) {
-		return companionPrefix + ":" + key, true
-	}
-	return companionPrefix + "{" + key + "}", key != "" && !strings.Contains(key, "}")
+// deleted, in a hash or a JSON string.
+func companion(key string) (name string, slotted bool) { return beside(deletedPrefix, key) }
+
+// escapeTable keeps the braces of a hash tag, and the ":" behind it, to the key.
+var escapeTable = strings.NewReplacer("%", "%25", ":", "%3A", "{", "%7B", "}", "%7D")
+
+// ofTable is a prefix for the keys of one table.
+func ofTable(prefix string, name cdc.TableName) string {
+	return prefix + escapeTable.Replace(name.String()) + ":"
 }
 
 // tagged reports whether a cluster hashes only a part of key: the text between

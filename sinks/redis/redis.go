@@ -1,12 +1,16 @@
-// Package redis keeps rows in Redis or Valkey, alone or as a cluster, one key per
-// row, and never lets an older version of a row replace a newer one.
+// Package redis keeps rows in Redis or Valkey, alone or as a cluster, and never
+// lets an older version of a row replace a newer one.
 //
-// A row is a hash with one field per column, or a JSON string; its version lives
-// in the value. A delete removes the key and leaves the version in a companion
+// TableConfig.Mode is the shape of a table's rows. A hash, a JSON string and a
+// stream carry the version in themselves; a delete removes the key and leaves the version in a companion
 // key, lockstep:t:{key} (lockstep:t::key when key has a hash tag), for Config.TombstoneTTL; the next upsert removes the
-// companion. One Lua script per shape compares and writes, so a change may come
+// companion. A text, the members of a set and what is only invalidated have it in a companion of
+// their table, lockstep:v:db.table:{key}. One Lua script per shape compares and writes, so a change may come
 // again, late or out of order. A key of the right type that carries no version
 // was not written here; it is overwritten.
+//
+// A key template may name columns besides the primary key. A row whose place changes is removed
+// from the old one, at the version of the change, and put into the new one, each behind its guard.
 //
 // Only what Redis 7 and Valkey 8 share is used.
 package redis
@@ -16,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,6 +42,7 @@ type Sink struct {
 	tables  func(cdc.TableName) (TableConfig, bool)
 	targets sync.Map // cdc.TableName -> *target
 	keys    sync.Map // key template with its table filled in -> cdc.TableName
+	marks   sync.Map // consumer group -> *marks
 	log     *slog.Logger
 }
 
@@ -59,26 +65,33 @@ func Open(ctx context.Context, cfg Config, tables func(cdc.TableName) (TableConf
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.TLS.config()
+	access, err := openAccess(cfg, log)
 	if err != nil {
 		return nil, err
 	}
+	sentinel, err := passwordOf(cfg.Sentinel.Password.Reveal(), cfg.Sentinel.PasswordFile)
+	if err != nil {
+		return nil, fmt.Errorf("sentinel.%w", err)
+	}
 	s := &Sink{
 		cfg:     cfg,
-		cluster: len(cfg.Addresses) > 1,
+		cluster: cfg.cluster(),
 		ttl:     strconv.FormatInt(cfg.TombstoneTTL.Milliseconds(), 10),
 		tables:  tables,
 		log:     log,
 		client: goredis.NewUniversalClient(&goredis.UniversalOptions{
-			Addrs:        cfg.Addresses,
-			Username:     cfg.Username,
-			Password:     cfg.Password.Reveal(),
-			DB:           cfg.DB,
-			TLSConfig:    tlsConfig,
-			DialTimeout:  cfg.Timeout,
-			ReadTimeout:  cfg.Timeout,
-			WriteTimeout: cfg.Timeout,
-			PoolTimeout:  cfg.Timeout,
+			Addrs:            cfg.Addresses,
+			MasterName:       cfg.Sentinel.Master,
+			SentinelUsername: cfg.Sentinel.Username,
+			SentinelPassword: sentinel,
+			DB:               cfg.DB,
+			Dialer:           access.dial,
+			// Asked for each connection.
+			CredentialsProviderContext: access.login,
+			DialTimeout:                cfg.Timeout,
+			ReadTimeout:                cfg.Timeout,
+			WriteTimeout:               cfg.Timeout,
+			PoolTimeout:                cfg.Timeout,
 			// Without it a deadline of the caller is not heard.
 			ContextTimeoutEnabled: true,
 			// Trying again is the worker's business: it halves and backs off.
@@ -88,6 +101,8 @@ func Open(ctx context.Context, cfg Config, tables func(cdc.TableName) (TableConf
 			OnConnect: func(ctx context.Context, conn *goredis.Conn) error {
 				return checkPolicy(ctx, conn, cfg)
 			},
+			// It would need a right, and Redis 7.0 does not know it.
+			DisableIdentity: true,
 			// A command that other servers than Redis Enterprise answer with an error.
 			MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 		}),
@@ -112,8 +127,8 @@ func (s *Sink) Probe(ctx context.Context) error {
 		if err == nil {
 			err = checkLimit(ctx, server, s.cfg)
 		}
-		for i := 0; err == nil && i < len(scripts); i++ {
-			err = server.ScriptLoad(ctx, scripts[i].text).Err()
+		if err == nil {
+			err = loadScripts(ctx, server)
 		}
 		switch code(err) {
 		case "NOAUTH", "WRONGPASS", "NOPERM":
@@ -124,6 +139,16 @@ func (s *Sink) Probe(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+func loadScripts(ctx context.Context, server *goredis.Client) error {
+	_, err := server.Pipelined(ctx, func(pipe goredis.Pipeliner) error {
+		for _, script := range scripts {
+			pipe.ScriptLoad(ctx, script.text)
+		}
+		return nil
+	})
+	return err
 }
 
 // checkPolicy refuses a server that may evict keys, unless that was agreed to. It
@@ -138,7 +163,11 @@ func checkPolicy(ctx context.Context, server interface {
 	if err != nil {
 		return err
 	}
-	if policy := infoField(info, "maxmemory_policy"); policy != "noeviction" {
+	policy := infoField(info, "maxmemory_policy")
+	if policy == "" && cfg.Sentinel.Master != "" {
+		return nil // a sentinel, which keeps nothing
+	}
+	if policy != "noeviction" {
 		// The driver strips one layer off what OnConnect returns, so nothing wraps it.
 		return sinks.Unfit{Problem: fmt.Sprintf("its maxmemory-policy is %q, so it may evict rows", policy),
 			Mend: `set "maxmemory-policy noeviction" there, or declare this sink "mode: cache" if rows may be missing`}
@@ -167,13 +196,17 @@ func checkLimit(ctx context.Context, server *goredis.Client, cfg Config) error {
 
 // eachMaster calls f for the server, or for every master of the cluster at once.
 func (s *Sink) eachMaster(ctx context.Context, f func(context.Context, *goredis.Client) error) error {
-	switch client := s.client.(type) {
+	return eachMasterOf(ctx, s.client, f)
+}
+
+func eachMasterOf(ctx context.Context, client goredis.UniversalClient, f func(context.Context, *goredis.Client) error) error {
+	switch client := client.(type) {
 	case *goredis.ClusterClient:
 		return client.ForEachMaster(ctx, f)
 	case *goredis.Client:
 		return f(ctx, client)
 	}
-	panic(fmt.Sprintf("redis: client is a %T", s.client))
+	panic(fmt.Sprintf("redis: client is a %T", client))
 }
 
 func infoField(info, name string) string {
@@ -187,64 +220,122 @@ func infoField(info, name string) string {
 
 // Apply writes the changes in pipelines of PipelineBytes. It is a sinks.Sink.
 func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome {
-	outcomes := make([]sinks.Outcome, len(changes))
-	var pipe []call
-	size := 0
+	a := attempt{Sink: s, changes: changes, tallies: make([]tally, len(changes))}
 	for i := range changes {
-		c, refusal := s.encode(&changes[i])
-		if refusal != nil {
-			outcomes[i] = *refusal
-			continue
+		if !a.add(ctx, i) {
+			// The rest would wait for the same server, one timeout each.
+			break
 		}
-		c.change = i
-		if len(pipe) > 0 && size+c.size > s.cfg.PipelineBytes {
-			if err := s.send(ctx, pipe, changes, outcomes); err != nil {
-				// The rest would wait for the same server, one timeout each.
-				hold(outcomes[i:], err)
-				return outcomes
-			}
-			pipe, size = pipe[:0], 0
-		}
-		pipe = append(pipe, c)
-		size += c.size
 	}
-	if len(pipe) > 0 {
-		s.send(ctx, pipe, changes, outcomes)
+	if a.broken == nil && len(a.pipe) > 0 {
+		a.flush(ctx)
+	}
+	outcomes := make([]sinks.Outcome, len(changes))
+	for i := range outcomes {
+		outcomes[i] = a.tallies[i].outcome(a.broken)
 	}
 	return outcomes
 }
 
-func hold(outcomes []sinks.Outcome, err error) {
-	for i := range outcomes {
-		outcomes[i] = sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
+// attempt is one Apply under way.
+type attempt struct {
+	*Sink
+	changes []cdc.Change
+	tallies []tally
+	pipe    []call
+	size    int
+	broken  error // the connection failed
+}
+
+// tally gathers the answers to the calls of one change.
+type tally struct {
+	answered bool
+	main     sinks.Outcome
+	refused  *sinks.Outcome // the gravest refusal of any call
+}
+
+// gravity orders refusals: what was not asked counts before what was refused.
+var gravity = [...]int{sinks.Unavailable: 3, sinks.Poison: 2, sinks.Transient: 1, sinks.Filtered: 0}
+
+func (t *tally) note(main bool, out sinks.Outcome) {
+	if main {
+		t.answered, t.main = true, out
+	}
+	if g := gravity[out.Verdict]; g > 0 && (t.refused == nil || g > gravity[t.refused.Verdict]) {
+		t.refused = &out
 	}
 }
 
-// send runs one pipeline and fills in its outcomes. The error says that the
-// connection failed. Scripts that the server has forgotten (it was restarted,
-// another one took over, SCRIPT FLUSH) are loaded again and their calls repeated;
-// keys of one Apply differ, so the order of the calls does not matter.
-func (s *Sink) send(ctx context.Context, calls []call, changes []cdc.Change, outcomes []sinks.Outcome) error {
-	forgotten, err := s.exec(ctx, calls, changes, outcomes)
-	if err != nil || len(forgotten) == 0 {
-		return err
+// outcome is what the place of the row answered, provided that every other call of
+// the change was taken as well. Whatever got no answer waits.
+func (t *tally) outcome(broken error) sinks.Outcome {
+	switch {
+	case t.refused != nil:
+		return *t.refused
+	case t.answered:
+		return t.main
+	case broken != nil:
+		return sinks.Outcome{Reason: broken.Error()}
 	}
-	s.log.Info("redis has forgotten the scripts; loading them again", "calls", len(forgotten))
-	if err := s.Probe(ctx); err != nil {
-		for _, c := range forgotten {
-			hold(outcomes[c.change:c.change+1], err)
+	return sinks.Outcome{}
+}
+
+// add encodes a change, and sends the pipeline before it when both would be too
+// large. It reports false when the connection failed.
+func (a *attempt) add(ctx context.Context, i int) bool {
+	begin := len(a.pipe)
+	pipe, refusal := a.encode(&a.changes[i], a.pipe)
+	a.pipe = pipe
+	if refusal != nil {
+		a.tallies[i].note(true, *refusal)
+		return true
+	}
+	size := 0
+	for j := range pipe[begin:] {
+		pipe[begin+j].change = i
+		size += pipe[begin+j].size
+	}
+	if begin > 0 && a.size+size > a.cfg.PipelineBytes {
+		mine := slices.Clone(pipe[begin:])
+		a.pipe = pipe[:begin]
+		if a.flush(ctx); a.broken != nil {
+			return false
 		}
-		return err
+		a.pipe = append(a.pipe, mine...)
 	}
-	_, err = s.exec(ctx, forgotten, changes, outcomes)
-	return err
+	a.size += size
+	return true
 }
 
-// exec runs one pipeline and fills in its outcomes, those of NOSCRIPT as
-// Unavailable. It returns the calls that were answered so, and the error of the
-// connection.
-func (s *Sink) exec(ctx context.Context, calls []call, changes []cdc.Change, outcomes []sinks.Outcome) (forgotten []call, broken error) {
-	pipe := s.client.Pipeline()
+// flush sends the pipeline. Scripts that the server has forgotten (it was
+// restarted, another one took over, SCRIPT FLUSH) are loaded again and their calls
+// repeated; places of one Apply differ, so the order of the calls does not matter.
+func (a *attempt) flush(ctx context.Context) {
+	forgotten := a.exec(ctx, a.pipe)
+	if a.broken == nil && len(forgotten) > 0 {
+		a.log.Info("redis has forgotten the scripts; loading them again", "calls", len(forgotten))
+		if a.broken = a.Probe(ctx); a.broken == nil {
+			for _, c := range a.exec(ctx, forgotten) { // again: it is on its way up or down
+				a.tallies[c.change].note(c.main, sinks.Outcome{Reason: "the scripts are forgotten again and again"})
+			}
+		} else {
+			for _, c := range forgotten {
+				a.tallies[c.change].note(c.main, sinks.Outcome{Reason: a.broken.Error()})
+			}
+		}
+	}
+	if cluster, ok := a.client.(*goredis.ClusterClient); ok && a.broken != nil {
+		// The driver asks anew who has which slots when a server says so, not when one
+		// is gone.
+		cluster.ReloadState(ctx)
+	}
+	a.pipe, a.size = a.pipe[:0], 0
+}
+
+// exec runs one pipeline and notes its outcomes. It returns the calls whose scripts
+// the server does not know.
+func (a *attempt) exec(ctx context.Context, calls []call) (forgotten []call) {
+	pipe := a.client.Pipeline()
 	cmds := make([]*goredis.Cmd, len(calls))
 	for i, c := range calls {
 		cmds[i] = goredis.NewCmd(ctx, c.args...)
@@ -254,43 +345,53 @@ func (s *Sink) exec(ctx context.Context, calls []call, changes []cdc.Change, out
 	}
 	_, execErr := pipe.Exec(ctx)
 	for i, cmd := range cmds {
-		change := calls[i].change
+		c := calls[i]
 		stored, err := cmd.Int64()
+		var out sinks.Outcome
 		switch {
 		case err == nil:
-			outcomes[change] = sinks.Outcome{Verdict: verdict(stored, changes[change].Version)}
-			continue
+			out.Verdict = verdict(stored, a.changes[c.change].Version)
 		case cmd.Err() == nil:
 			// No reply and no error of its own: the connection could not be made,
 			// for example because the server wants a password.
 			if execErr != nil {
 				err = execErr
 			}
-			broken = err
-			outcomes[change] = sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
-			continue
+			a.broken = err
+			out.Reason = err.Error()
 		case code(err) == "NOSCRIPT":
-			forgotten = append(forgotten, calls[i])
-		case code(err) == "":
-			broken = err
+			forgotten = append(forgotten, c)
+			continue
+		default:
+			if code(err) == "" {
+				a.broken = err
+			}
+			out = classify(err)
 		}
-		outcomes[change] = classify(err)
+		a.tallies[c.change].note(c.main, out)
 	}
-	return forgotten, broken
+	return forgotten
 }
 
-// Empty reports whether the store has neither a row of the table nor a marker of
-// a deleted one. It reads the names of all keys until it finds one; ctx bounds
-// how long.
+// Empty reports whether the store has neither a row of the table nor a version of
+// one. It reads the names of all keys until it finds one; ctx bounds how long. Keys
+// that the table only invalidates belong to somebody else.
 func (s *Sink) Empty(ctx context.Context, table cdc.TableName, cfg TableConfig) (bool, error) {
-	cfg = cfg.withDefaults()
-	if err := cfg.Check(); err != nil {
-		return false, fmt.Errorf("table %s: %w", table, err)
+	t, err := newTarget(table, cfg)
+	if err != nil {
+		return false, err
 	}
-	rows := glob(cfg.Key, table.DB, table.Table)
+	rows := glob(t.cfg.Key, table.DB, table.Table)
+	patterns := []string{rows, deletedPrefix + "[{:]" + rows + "*"}
+	if !t.inside() {
+		patterns[1] = escapeGlob.Replace(t.beside) + "*"
+	}
+	if t.cfg.Mode == ModeInvalidate {
+		patterns = patterns[1:]
+	}
 	var found atomic.Bool
-	err := s.eachMaster(ctx, func(ctx context.Context, server *goredis.Client) error {
-		for _, pattern := range []string{rows, companionPrefix + "[{:]" + rows + "*"} {
+	err = s.eachMaster(ctx, func(ctx context.Context, server *goredis.Client) error {
+		for _, pattern := range patterns {
 			for cursor := uint64(0); !found.Load(); {
 				keys, next, err := server.Scan(ctx, cursor, pattern, 1000).Result()
 				if err != nil {

@@ -691,8 +691,8 @@ func TestACompanionLivesInTheSlotOfItsKeyAndBelongsToItAlone(t *testing.T) {
 		a := alphabet.Draw(t, "a")
 		b := rapid.SampledFrom([]string{"{" + a + "}", ":" + a, alphabet.Draw(t, "b")}).Draw(t, "b")
 		ca, slotted := companion(a)
-		if slotted && slot(ca) != slot(a) {
-			t.Fatalf("%q is in slot %d, its companion %q in %d", a, slot(a), ca, slot(ca))
+		if slotted && slotOf(ca) != slotOf(a) {
+			t.Fatalf("%q is in slot %d, its companion %q in %d", a, slotOf(a), ca, slotOf(ca))
 		}
 		if !slotted && (tagged(a) || !strings.Contains(a, "}")) {
 			t.Fatalf("%q has no companion in its slot", a)
@@ -701,27 +701,6 @@ func TestACompanionLivesInTheSlotOfItsKeyAndBelongsToItAlone(t *testing.T) {
 			t.Fatalf("%q and %q have companions %q and %q", a, b, ca, cb)
 		}
 	})
-}
-
-// slot is the cluster's hash slot of a key, from the cluster specification.
-func slot(key string) int {
-	if open := strings.Index(key, "{"); open >= 0 {
-		if length := strings.Index(key[open+1:], "}"); length > 0 {
-			key = key[open+1 : open+1+length]
-		}
-	}
-	crc := uint16(0)
-	for i := range len(key) {
-		crc ^= uint16(key[i]) << 8
-		for range 8 {
-			if crc&0x8000 != 0 {
-				crc = crc<<1 ^ 0x1021
-			} else {
-				crc <<= 1
-			}
-		}
-	}
-	return int(crc) % 16384
 }
 
 func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
@@ -735,6 +714,8 @@ func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
 		"addresses: is empty":                 func(c *Config) { c.Addresses = nil },
 		`addresses: "redis" is not host:port`: func(c *Config) { c.Addresses = []string{"redis"} },
 		"db: a cluster has only database 0":   func(c *Config) { c.Addresses = []string{"a:1", "b:1"}; c.DB = 1 },
+		"password_file: password is set":      func(c *Config) { c.Password, c.PasswordFile = "x", "y" },
+		"sentinel.master: is empty":           func(c *Config) { c.Sentinel.Username = "x" },
 		"db: -1 is not":                       func(c *Config) { c.DB = -1 },
 		"tls: cert_file and key_file":         func(c *Config) { c.TLS = TLS{Enabled: true, CertFile: "x"} },
 		"tls.enabled: is false":               func(c *Config) { c.TLS.CAFile = "x" },
@@ -753,7 +734,7 @@ func TestAMistakeInTheConfigurationNamesItsPlaceAndTheWayOut(t *testing.T) {
 	for want, c := range map[string]TableConfig{
 		"key: key template":             {Key: "question"},
 		`key: "lockstep:t:{id}" begins`: {Key: "lockstep:t:{id}"},
-		`mode: "set" is not known`:      {Mode: "set"},
+		`mode: "sett" is not known`:     {Mode: "sett"},
 	} {
 		if err := c.Check(); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
@@ -799,8 +780,8 @@ func BenchmarkApply(b *testing.B) {
 				b.StopTimer()
 				var ready [][]any
 				for _, c := range next() {
-					call, _ := f.encode(&c)
-					ready = append(ready, call.args)
+					calls, _ := f.encode(&c, nil)
+					ready = append(ready, calls[0].args)
 				}
 				b.StartTimer()
 				pipe := f.plain.Pipeline()

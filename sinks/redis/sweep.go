@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"regexp"
 	"slices"
@@ -17,25 +18,29 @@ import (
 const sweepPage = 1000
 
 // Sweep removes the rows of a table whose version is not above v, and leaves v in
-// their companions. It walks over the names of all keys of every master. Keys of
-// another table may match the same pattern (question:{id} and question:{id}:tags),
-// so a key is taken for a row of this one only when the row in it gives that key.
+// their companions. It walks over the names of all keys of every master. Where the
+// version lives in the row, keys of another table may match the same pattern
+// (question:{id} and question:{id}:tags), so a key is taken for a row of this one
+// only when the row in it gives that key. Where it lives beside the row, the
+// companions are the table's own. Rows whose last known deed was a delete keep the
+// version they have.
 func (s *Sink) Sweep(ctx context.Context, name cdc.TableName, v cdc.Version) (removed int, err error) {
 	t, err := s.target(name)
 	if err != nil || t == nil {
 		return 0, err
 	}
-	pattern := glob(t.template.String(), name.DB, name.Table)
-	var n atomic.Int64
+	pattern := glob(t.cfg.Key, name.DB, name.Table)
+	if !t.inside() {
+		pattern = escapeGlob.Replace(t.beside) + "*"
+	}
+	sw := sweep{Sink: s, t: t, v: v}
 	err = s.eachMaster(ctx, func(ctx context.Context, server *goredis.Client) error {
 		for cursor := uint64(0); ; {
 			keys, next, err := server.Scan(ctx, cursor, pattern, sweepPage).Result()
 			if err != nil {
 				return fmt.Errorf("redis %s: scan %q: %w", server.Options().Addr, pattern, err)
 			}
-			gone, err := s.sweepKeys(ctx, t, name, keys, v)
-			n.Add(int64(gone))
-			if err != nil {
+			if err := sw.page(ctx, keys); err != nil {
 				return fmt.Errorf("redis %s: sweep %s: %w", server.Options().Addr, name, err)
 			}
 			if cursor = next; cursor == 0 {
@@ -43,48 +48,121 @@ func (s *Sink) Sweep(ctx context.Context, name cdc.TableName, v cdc.Version) (re
 			}
 		}
 	})
-	return int(n.Load()), err
+	return int(sw.removed.Load()), err
 }
 
-// sweepKeys removes those of keys that are old rows of the table.
-func (s *Sink) sweepKeys(ctx context.Context, t *target, name cdc.TableName, keys []string, v cdc.Version) (removed int, err error) {
-	keys = slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, companionPrefix) })
-	old, err := s.choose(ctx, keys, t.readVersion, func(_ string, cmd goredis.Cmder) bool {
-		stored, ok := t.versionIn(cmd)
-		return ok && stored <= v
+// sweep is one Sweep under way.
+type sweep struct {
+	*Sink
+	t       *target
+	v       cdc.Version
+	removed atomic.Int64
+}
+
+// page removes the old rows of the table that the names found lead to.
+func (s *sweep) page(ctx context.Context, names []string) error {
+	if s.t.inside() {
+		return s.rows(ctx, names)
+	}
+	var old []place
+	for _, name := range names {
+		key, ok := besideWhat(s.t.beside, name)
+		if !ok {
+			continue
+		}
+		if !s.t.cfg.sets() {
+			old = append(old, place{key: key})
+			continue
+		}
+		if err := s.members(ctx, name, key); err != nil {
+			return err
+		}
+	}
+	return s.takeOut(ctx, old)
+}
+
+// rows removes those of keys that are old rows of the table.
+func (s *sweep) rows(ctx context.Context, keys []string) error {
+	keys = slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, ownPrefix) })
+	old, err := s.choose(ctx, keys, s.t.readVersion, func(_ string, cmd goredis.Cmder) bool {
+		stored, ok := s.t.versionIn(cmd)
+		return ok && stored <= s.v
 	})
 	if err != nil {
-		return 0, err
+		return err
 	}
-	old, err = s.choose(ctx, old, t.readRow, func(key string, cmd goredis.Cmder) bool {
-		return t.template.Gives(name, key, t.rowIn(cmd))
+	old, err = s.choose(ctx, old, s.t.readRow, func(key string, cmd goredis.Cmder) bool {
+		row, ok := s.t.rowIn(cmd)
+		return ok && s.t.places[0].Gives(s.t.name, key, row)
 	})
-	if err != nil || len(old) == 0 {
-		return 0, err
+	if err != nil {
+		return err
 	}
-	digest := sweepHash.digest
-	if t.json {
-		digest = sweepJSON.digest
+	places := make([]place, len(old))
+	for i, key := range old {
+		places[i].key = key
+	}
+	return s.takeOut(ctx, places)
+}
+
+// members removes the old members of one set, whose versions are in the hash.
+func (s *sweep) members(ctx context.Context, hash, key string) error {
+	for cursor := uint64(0); ; {
+		pairs, next, err := s.client.HScan(ctx, hash, cursor, "", sweepPage).Result()
+		if code(err) == "WRONGTYPE" {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var old []place
+		for i := 0; i+1 < len(pairs); i += 2 {
+			if stored, err := cdc.ParseVersion(pairs[i+1]); err == nil && stored <= s.v {
+				old = append(old, place{key, pairs[i]})
+			}
+		}
+		if err := s.takeOut(ctx, old); err != nil {
+			return err
+		}
+		if cursor = next; cursor == 0 {
+			return nil
+		}
+	}
+}
+
+// takeOut removes rows, each through the guard.
+func (s *sweep) takeOut(ctx context.Context, old []place) error {
+	if len(old) == 0 {
+		return nil
 	}
 	pipe := s.client.Pipeline()
 	calls := make([]*goredis.Cmd, len(old))
-	for i, key := range old {
-		marker, _ := companion(key)
-		calls[i] = pipe.EvalSha(ctx, digest, []string{key, marker}, v.String(), s.ttl)
+	for i, at := range old {
+		keys, _ := s.t.keys(at.key)
+		args := []any{"evalsha", s.t.verbs.sweep.digest, len(keys)}
+		for i := range keys {
+			args = append(args, keys[i])
+		}
+		args = s.t.removal(append(args, s.v.String(), s.ttl), at.member, s.v)
+		calls[i] = pipe.Do(ctx, args...)
 	}
 	_, execErr := pipe.Exec(ctx)
 	for _, call := range calls {
 		stored, err := call.Int64()
 		switch {
 		case code(err) == "NOSCRIPT":
-			return removed, s.reload(ctx, err)
+			return s.reload(ctx, err)
+		case code(err) == "WRONGTYPE": // not a row of ours
 		case err != nil:
-			return removed, err
-		case stored == 0:
-			removed++
+			return err
+		case call.Err() == nil && stored == 0:
+			s.removed.Add(1)
 		}
 	}
-	return removed, execErr
+	if code(execErr) == "WRONGTYPE" {
+		return nil
+	}
+	return execErr
 }
 
 // reload loads the scripts that the server has forgotten. The sweep is told to
@@ -125,8 +203,11 @@ func (s *Sink) choose(ctx context.Context, keys []string, ask func(context.Conte
 }
 
 func (t *target) readVersion(ctx context.Context, pipe goredis.Pipeliner, key string) goredis.Cmder {
-	if t.json {
+	switch t.cfg.Mode {
+	case ModeJSON:
 		return pipe.GetRange(ctx, key, -48, -1)
+	case ModeStream:
+		return pipe.XRevRangeN(ctx, key, "+", "-", 1)
 	}
 	return pipe.HGet(ctx, key, versionField)
 }
@@ -137,8 +218,15 @@ var jsonTail = regexp.MustCompile(`,"` + jsonField + `":\{"v":(\d+)\}\}$`)
 // versionIn is the version of a row; false for a value that has none and so was not
 // written here.
 func (t *target) versionIn(cmd goredis.Cmder) (cdc.Version, bool) {
+	if stream, ok := cmd.(*goredis.XMessageSliceCmd); ok {
+		if len(stream.Val()) == 0 {
+			return 0, false
+		}
+		v, err := streamVersion(stream.Val()[0].ID)
+		return v, err == nil
+	}
 	text := cmd.(*goredis.StringCmd).Val()
-	if t.json {
+	if t.cfg.Mode == ModeJSON {
 		m := jsonTail.FindStringSubmatch(text)
 		if m == nil {
 			return 0, false
@@ -149,25 +237,51 @@ func (t *target) versionIn(cmd goredis.Cmder) (cdc.Version, bool) {
 	return v, err == nil
 }
 
+// streamVersion reads the id of an entry.
+func streamVersion(id string) (cdc.Version, error) {
+	var epoch uint16
+	var seq uint64
+	if _, err := fmt.Sscanf(id, "%d-%d", &epoch, &seq); err != nil {
+		return 0, err
+	}
+	return cdc.NewVersion(epoch, seq)
+}
+
 func (t *target) readRow(ctx context.Context, pipe goredis.Pipeliner, key string) goredis.Cmder {
-	if t.json {
+	switch t.cfg.Mode {
+	case ModeJSON:
 		return pipe.Get(ctx, key)
+	case ModeStream:
+		return t.readVersion(ctx, pipe, key)
 	}
 	return pipe.HGetAll(ctx, key)
 }
 
-// rowIn is a row by column, each value as the text that a key has of it.
-func (t *target) rowIn(cmd goredis.Cmder) map[string]string {
-	if hash, ok := cmd.(*goredis.MapStringStringCmd); ok {
-		row := hash.Val()
+// rowIn is a row by column, each value as the text that a key has of it. It is not
+// ok when there is none.
+func (t *target) rowIn(cmd goredis.Cmder) (row map[string]string, ok bool) {
+	row = make(map[string]string)
+	text := ""
+	switch cmd := cmd.(type) {
+	case *goredis.MapStringStringCmd:
+		row = cmd.Val()
 		delete(row, versionField)
-		return row
+		return row, true
+	case *goredis.XMessageSliceCmd:
+		if len(cmd.Val()) == 0 {
+			return nil, false
+		}
+		text, _ = cmd.Val()[0].Values["row"].(string)
+	case *goredis.StringCmd:
+		text = cmd.Val()
 	}
-	row := make(map[string]string)
-	texts, _ := fields([]byte(cmd.(*goredis.StringCmd).Val()))
+	if !json.Valid([]byte(text)) {
+		return nil, false
+	}
+	texts, _ := fields([]byte(text))
 	for i := 0; i+1 < len(texts); i += 2 {
 		row[texts[i]] = texts[i+1]
 	}
 	delete(row, jsonField)
-	return row
+	return row, true
 }

@@ -1,0 +1,93 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"lockstep/internal/testenv"
+)
+
+// Redis is emptied while nobody runs; the doctor sees it, and the sink reads again what
+// Kafka has and has the rest copied.
+func TestARedisThatIsEmptiedIsFilledAgain(t *testing.T) {
+	w := newWorld(t, 100)
+	cache := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
+	t.Cleanup(func() { cache.Close() })
+	p := w.start("run")
+	w.equal(time.Minute)
+	p.stop()
+
+	if err := cache.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	losses := func() (found struct {
+		OK          bool
+		Detail, Fix string
+	}) {
+		var all []struct {
+			System, Check string
+			OK            bool
+			Detail, Fix   string
+		}
+		w.doctor(&all)
+		for _, f := range all {
+			if f.System == "sink cache" && f.Check == "losses" {
+				found.OK, found.Detail, found.Fix = f.OK, f.Detail, f.Fix
+			}
+		}
+		return found
+	}
+	if f := losses(); f.OK || !strings.Contains(f.Detail, ".questions/0") || !strings.Contains(f.Fix, "lockstep sink cache") {
+		t.Errorf("the doctor says %+v", f)
+	}
+	// Kafka has nothing from before of one table any more: it is copied again.
+	topic := w.name + "." + w.name + ".questions"
+	w.forget(topic)
+	p = w.start("run")
+	w.equal(time.Minute)
+	if n := p.metric("lockstep_sink_store_losses_total", `sink="cache"`, `repair="snapshot"`); n != 4 {
+		t.Errorf("%v partitions were copied again; want 4", n)
+	}
+	if n := p.metric("lockstep_sink_store_losses_total", `sink="cache"`, `repair="replay"`); n == 0 {
+		t.Error("none was read again")
+	}
+	p.stop()
+	if f := losses(); !f.OK {
+		t.Errorf("the doctor says %+v", f)
+	}
+	if log, _ := os.ReadFile(p.log); !strings.Contains(string(log), "the store has nothing of this partition any more") {
+		t.Errorf("the log says\n%s", log)
+	}
+}
+
+// forget removes all records of a topic.
+func (w *world) forget(topic string) {
+	w.t.Helper()
+	c, err := kgo.NewClient(kgo.SeedBrokers(testenv.Kafka(w.t).Addr))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer c.Close()
+	req := kmsg.NewDeleteRecordsRequest()
+	req.TimeoutMillis = 10_000
+	t := kmsg.DeleteRecordsRequestTopic{Topic: topic}
+	for id := range int32(4) {
+		t.Partitions = append(t.Partitions, kmsg.DeleteRecordsRequestTopicPartition{Partition: id, Offset: -1})
+	}
+	req.Topics = []kmsg.DeleteRecordsRequestTopic{t}
+	res, err := req.RequestWith(w.t.Context(), c)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, p := range res.Topics[0].Partitions {
+		if p.ErrorCode != 0 {
+			w.t.Fatalf("delete the records of %s/%d: error %d", topic, p.Partition, p.ErrorCode)
+		}
+	}
+}

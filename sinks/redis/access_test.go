@@ -1,0 +1,259 @@
+package redis
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"lockstep/cdc"
+	"lockstep/internal/testenv"
+)
+
+// authority signs certificates.
+type authority struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+	pem  []byte
+}
+
+func newAuthority(t *testing.T, name string) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &authority{key: key}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	a.pem = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	return a
+}
+
+// sign writes a certificate and its key into dir and returns their names.
+func (a *authority) sign(t *testing.T, dir, name string) (cert, key string) {
+	t.Helper()
+	pair, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.ParseIP("127.0.0.1")}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, pair.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
+	write(t, cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	write(t, key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}))
+	return cert, key
+}
+
+func write(t *testing.T, name string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// acl is the statement of docs/redis.md that makes the user.
+func acl(t *testing.T, password string) []any {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/redis.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	statement := regexp.MustCompile(`(?s)    (ACL SETUSER lockstep .*?)\n\n`).FindStringSubmatch(string(text))
+	if statement == nil {
+		t.Fatal("docs/redis.md has no ACL SETUSER lockstep")
+	}
+	var words []any
+	for _, word := range strings.Fields(strings.ReplaceAll(statement[1], "\\\n", " ")) {
+		words = append(words, strings.ReplaceAll(word, ">PASSWORD", ">"+password))
+	}
+	return words
+}
+
+// A server that wants certificates of its clients, a user with the documented rights,
+// and all files changed under way.
+func TestCertificatesAndPasswordsAreReadAgainWhenTheyChange(t *testing.T) {
+	dir := t.TempDir()
+	bundle := filepath.Join(dir, "ca.crt")
+	first := newAuthority(t, "first")
+	write(t, bundle, first.pem)
+	serverCert, serverKey := first.sign(t, dir, "server")
+	clientCert, clientKey := first.sign(t, dir, "client")
+	addr := testenv.FreeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	server := testenv.NewRedis(t, "--tls-port", port, "--tls-cert-file", serverCert, "--tls-key-file", serverKey, "--tls-ca-cert-file", bundle, "--tls-auth-clients", "yes")
+	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer plain.Close()
+	do := func(args ...any) {
+		t.Helper()
+		if err := plain.Do(context.Background(), args...).Err(); err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+	}
+	do(acl(t, "one")...)
+	password := filepath.Join(dir, "password")
+	write(t, password, []byte("one\n"))
+	cfg := privateConfig(addr)
+	cfg.Username, cfg.PasswordFile = "lockstep", password
+	cfg.TLS = TLS{Enabled: true, CAFile: bundle, CertFile: clientCert, KeyFile: clientKey}
+	open := func() (*Sink, error) {
+		return Open(t.Context(), cfg, func(cdc.TableName) (TableConfig, bool) { return mirrored, true }, slog.New(slog.DiscardHandler))
+	}
+	s, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	f := fixture{Sink: s}
+	version := base
+	applied := func(what string) {
+		t.Helper()
+		version++
+		for range 10 { // the driver may first notice that its connections are gone
+			got := f.verdicts(t, upsert(1, version, `{"id":1}`))
+			if got == "applied" {
+				return
+			}
+			t.Logf("%s: %s", what, got)
+		}
+		t.Errorf("%s: not applied", what)
+	}
+	held := func(what string) {
+		t.Helper()
+		version++
+		for range 3 {
+			if got := f.verdicts(t, upsert(1, version, `{"id":1}`)); !strings.HasPrefix(got, "unavailable") {
+				t.Errorf("%s: %s", what, got)
+			}
+		}
+	}
+	cut := func() { do("client", "kill", "skipme", "yes", "type", "normal") }
+	applied("at the start")
+
+	// Without a certificate of its own nobody comes in.
+	cfg.TLS.CertFile, cfg.TLS.KeyFile = "", ""
+	if other, err := open(); err == nil {
+		if got := (fixture{Sink: other}).verdicts(t, upsert(9, base, `{"id":9}`)); !strings.HasPrefix(got, "unavailable") {
+			t.Errorf("without a certificate: %s", got)
+		}
+		other.Close()
+	}
+
+	do("acl", "setuser", "lockstep", "resetpass", ">two")
+	cut()
+	held("another password")
+	write(t, password, []byte("two\n"))
+	applied("the file has it, too")
+	write(t, password, nil) // half written
+	cut()
+	applied("a file that is empty is left alone")
+	write(t, password, []byte("two\n"))
+
+	second := newAuthority(t, "second")
+	write(t, bundle, second.pem)
+	second.sign(t, dir, "server")
+	do("config", "set", "tls-cert-file", serverCert, "tls-key-file", serverKey, "tls-ca-cert-file", bundle)
+	cut()
+	held("a client certificate that the old authority has signed")
+	second.sign(t, dir, "client")
+	applied("all certificates are new")
+}
+
+// Every script and every question of the sink passes with the documented rights, and
+// nothing that it does not need.
+func TestTheDocumentedRightsAreEnough(t *testing.T) {
+	server := testenv.NewRedis(t)
+	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer plain.Close()
+	if err := plain.Do(t.Context(), acl(t, "secret")...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	cfg := privateConfig(server.Addr)
+	cfg.Username, cfg.Password = "lockstep", "secret"
+	tables := map[string]TableConfig{ModeInvalidate: {Key: "q:{level}:{id}", Mode: ModeInvalidate, StaleField: "stale"}}
+	for mode, table := range moving {
+		tables[mode] = table
+	}
+	for mode, table := range tables {
+		plain.FlushAll(t.Context())
+		s, err := Open(t.Context(), cfg, func(cdc.TableName) (TableConfig, bool) { return table, true }, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := fixture{Sink: s}
+		if empty, err := s.Empty(t.Context(), questions, table); !empty || err != nil {
+			t.Errorf("%s: empty at the start %v, %v", mode, empty, err)
+		}
+		if mode == ModeInvalidate {
+			plain.HSet(t.Context(), "q:a:1", "x", "y")
+		}
+		expect(t, mode, f.verdicts(t, at(1, base+1, nil, image(1, "a", 1))), "applied")
+		expect(t, mode, f.verdicts(t, at(1, base, nil, image(1, "a", 1))), "stale")
+		expect(t, mode, f.verdicts(t, at(1, base+2, image(1, "a", 1), image(1, "b", 1))), "applied")
+		expect(t, mode, f.verdicts(t, at(1, base+3, image(1, "b", 1), nil)), "applied")
+		expect(t, mode, f.verdicts(t, at(2, base+3, nil, image(2, "b", 1))), "applied")
+		if mode == ModeInvalidate {
+			plain.Set(t.Context(), "q:b:2", "y", 0)
+		}
+		if n, err := s.Sweep(t.Context(), questions, base+5); n != 1 || err != nil {
+			t.Errorf("%s: swept %d, %v", mode, n, err)
+		}
+		if empty, err := s.Empty(t.Context(), questions, table); empty || err != nil {
+			t.Errorf("%s: empty at the end %v, %v", mode, empty, err)
+		}
+		m, err := s.FindMark(t.Context(), "g", "t", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(m.Begin(t.Context(), 1), m.Move(t.Context(), 2)); err != nil {
+			t.Error(err)
+		}
+		m.End(t.Context())
+		if marks, err := s.Marks(t.Context(), "g"); marks["t/1"] != 2 || err != nil {
+			t.Errorf("marks %v, %v", marks, err)
+		}
+		s.Close()
+	}
+	mine := goredis.NewClient(&goredis.Options{Addr: server.Addr, Username: "lockstep", Password: "secret"})
+	defer mine.Close()
+	for _, args := range [][]any{{"flushall"}, {"config", "set", "maxmemory", "1"}, {"keys", "*"}, {"eval", "return 1", 0}, {"acl", "list"}, {"rename", "a", "b"}, {"shutdown"}} {
+		if err := mine.Do(t.Context(), args...).Err(); code(err) != "NOPERM" {
+			t.Errorf("%v: %v; want NOPERM", args, err)
+		}
+	}
+}

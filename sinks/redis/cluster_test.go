@@ -1,0 +1,337 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"lockstep/cdc"
+	"lockstep/internal/testenv"
+	"lockstep/sinks"
+	"lockstep/sinks/sinktest"
+)
+
+// cluster is three masters and a replica of the first one.
+type cluster struct {
+	nodes   []*testenv.RedisInstance
+	clients []*goredis.Client
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{}
+	var buses []string
+	for range 4 {
+		_, bus, _ := net.SplitHostPort(testenv.FreeAddr(t))
+		node := testenv.NewRedis(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0")
+		client := goredis.NewClient(&goredis.Options{Addr: node.Addr})
+		t.Cleanup(func() { client.Close() })
+		c.nodes, c.clients, buses = append(c.nodes, node), append(c.clients, client), append(buses, bus)
+	}
+	for i, node := range c.nodes {
+		c.do(t, 0, "cluster", "meet", "127.0.0.1", node.Port(), buses[i])
+	}
+	for i := range 3 {
+		c.do(t, i, "cluster", "addslotsrange", i*slots/3, (i+1)*slots/3-1)
+	}
+	first := c.id(t, 0)
+	await(t, "the replica knows its master", func() bool {
+		return c.clients[3].Do(t.Context(), "cluster", "replicate", first).Err() == nil
+	})
+	for i, client := range c.clients {
+		await(t, "the cluster is whole", func() bool {
+			return infoField(client.ClusterInfo(t.Context()).Val(), "cluster_state") == "ok" &&
+				infoField(client.ClusterInfo(t.Context()).Val(), "cluster_known_nodes") == "4" &&
+				(i != 3 || infoField(client.Info(t.Context(), "replication").Val(), "master_link_status") == "up")
+		})
+	}
+	return c
+}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 1500 {
+		if ok() {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("not within 30s: %s", what)
+}
+
+func (c *cluster) do(t *testing.T, node int, args ...any) any {
+	t.Helper()
+	reply, err := c.clients[node].Do(t.Context(), args...).Result()
+	if err != nil {
+		t.Fatalf("node %d: %v: %v", node, args, err)
+	}
+	return reply
+}
+
+func (c *cluster) id(t *testing.T, node int) string {
+	t.Helper()
+	return c.do(t, node, "cluster", "myid").(string)
+}
+
+func (c *cluster) config() Config {
+	return privateConfig(c.nodes[0].Addr, c.nodes[1].Addr, c.nodes[2].Addr)
+}
+
+func (c *cluster) client() *goredis.ClusterClient {
+	return goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: c.config().Addresses})
+}
+
+func TestARealCluster(t *testing.T) {
+	c := newCluster(t)
+	for _, mode := range []string{ModeHash, ModeJSON, ModeString, ModeStream} {
+		t.Run("the suite with mode "+mode, func(t *testing.T) {
+			sinktest.Run(t, func(t *testing.T) sinktest.Store { return openStore(t, c.config(), c.client(), mode) })
+		})
+	}
+	for mode, table := range moving {
+		t.Run("rows move from slot to slot with mode "+mode, func(t *testing.T) { c.moves(t, table) })
+	}
+	t.Run("a slot moves under writes", c.migrate)
+	t.Run("a master is lost under writes", c.failover)
+}
+
+// moves takes rows from place to place, in any order and again.
+func (c *cluster) moves(t *testing.T, table TableConfig) {
+	s, plain := c.open(t, table), c.client()
+	defer plain.Close()
+	table = table.withDefaults()
+	const rows = 100
+	levels := []string{"a", "b", "c", "d"}
+	var changes []cdc.Change
+	for id := range rows {
+		var before []byte
+		for v, level := range levels {
+			after := image(id, level, v)
+			changes = append(changes, at(id, base+cdc.Version(v), before, after))
+			before = after
+		}
+		if id%2 == 0 {
+			changes = append(changes, at(id, base+9, before, nil))
+		}
+	}
+	changes = append(changes, changes[:rows]...)
+	rand.Shuffle(len(changes), func(i, j int) { changes[i], changes[j] = changes[j], changes[i] })
+	fixture{Sink: s}.deliver(t, changes)
+	there := func(id int, level string) bool {
+		ctx, key := t.Context(), fmt.Sprintf("q:%s:%d", level, id)
+		switch table.Mode {
+		case ModeSet:
+			return plain.SIsMember(ctx, "level:"+level, id).Val()
+		case ModeZset:
+			return plain.ZScore(ctx, "level:"+level, fmt.Sprint(id)).Err() == nil
+		case ModeStream:
+			newest := plain.XRevRangeN(ctx, key, "+", "-", 1).Val()
+			return len(newest) == 1 && newest[0].Values["op"] != "d"
+		}
+		return plain.Exists(ctx, key).Val() == 1
+	}
+	check := func(want func(id int, level string) bool) {
+		t.Helper()
+		for id := range rows {
+			for _, level := range levels {
+				if got := there(id, level); got != want(id, level) {
+					t.Fatalf("row %d in place %s: %v", id, level, got)
+				}
+			}
+		}
+	}
+	check(func(id int, level string) bool { return level == "d" && id%2 == 1 })
+	if n, err := s.Sweep(t.Context(), questions, base+9); n != rows/2 || err != nil {
+		t.Errorf("swept %d, %v", n, err)
+	}
+	fixture{Sink: s}.deliver(t, changes)
+	check(func(int, string) bool { return false })
+	for _, client := range c.clients[:3] {
+		client.FlushAll(t.Context())
+	}
+}
+
+func (c *cluster) open(t *testing.T, table TableConfig) *Sink {
+	t.Helper()
+	s, err := Open(t.Context(), c.config(), func(cdc.TableName) (TableConfig, bool) { return table, true }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// migrate moves the slot of all rows to another master, a few keys at a time.
+func (c *cluster) migrate(t *testing.T) {
+	s, plain := c.open(t, TableConfig{Key: "{{hot}}:{id}"}), c.client()
+	defer plain.Close()
+	slot := slotOf("{hot}:1")
+	from := slot * 3 / slots
+	to := (from + 1) % 3
+	source, target := c.id(t, from), c.id(t, to)
+	const rows = 200
+	var version, held atomic.Int64
+	var newest [rows]atomic.Int64
+	done := make(chan struct{})
+	var writers sync.WaitGroup
+	for hand := range 2 {
+		writers.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				id := (n*2 + hand) % rows
+				v := version.Add(1)
+				change := upsert(id, base+cdc.Version(v), fmt.Sprintf(`{"id":%d}`, id))
+				if n%5 == 0 {
+					change = remove(id, base+cdc.Version(v))
+				}
+				for {
+					out := s.Apply(context.Background(), []cdc.Change{change})[0]
+					if out.Verdict == sinks.Applied {
+						break
+					}
+					if out.Verdict != sinks.Unavailable {
+						t.Errorf("row %d: %+v", id, out)
+						return
+					}
+					held.Add(1)
+					time.Sleep(time.Millisecond)
+				}
+				if change.Op != cdc.OpDelete {
+					newest[id].Store(int64(change.Version))
+				} else {
+					newest[id].Store(0)
+				}
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond)
+	c.do(t, to, "cluster", "setslot", slot, "importing", source)
+	c.do(t, from, "cluster", "setslot", slot, "migrating", target)
+	for {
+		keys := c.do(t, from, "cluster", "getkeysinslot", slot, 20).([]any)
+		if len(keys) == 0 {
+			break
+		}
+		c.do(t, from, append([]any{"migrate", "127.0.0.1", c.nodes[to].Port(), "", 0, 5000, "keys"}, keys...)...)
+		time.Sleep(5 * time.Millisecond)
+	}
+	for _, node := range []int{to, from, 3 - to - from} {
+		c.do(t, node, "cluster", "setslot", slot, "node", target)
+	}
+	time.Sleep(300 * time.Millisecond)
+	close(done)
+	writers.Wait()
+	for id := range rows {
+		got := plain.HGet(t.Context(), fmt.Sprintf("{hot}:%d", id), versionField).Val()
+		want := ""
+		if v := newest[id].Load(); v != 0 {
+			want = fmt.Sprint(v)
+		}
+		if got != want {
+			t.Errorf("row %d has version %q, want %q", id, got, want)
+		}
+	}
+	if n := c.do(t, to, "cluster", "countkeysinslot", slot).(int64); n == 0 {
+		t.Error("the slot has not moved")
+	}
+	t.Logf("%d changes, held %d times", version.Load(), held.Load())
+}
+
+// failover kills a master: what its replica has not got comes again.
+func (c *cluster) failover(t *testing.T) {
+	for _, client := range c.clients[:3] {
+		client.FlushAll(t.Context())
+	}
+	plain := c.client()
+	defer plain.Close()
+	one, two := newHistory(0), newHistory(1)
+	p := newPipeline(t, c.config(), mirrored, one, two)
+	stop := load(one, two)
+	time.Sleep(1500 * time.Millisecond)
+	c.nodes[0].Kill(t)
+	await(t, "the replica has taken over", func() bool {
+		return infoField(c.clients[3].Info(t.Context(), "replication").Val(), "role") == "master" &&
+			infoField(c.clients[1].ClusterInfo(t.Context()).Val(), "cluster_state") == "ok"
+	})
+	time.Sleep(500 * time.Millisecond)
+	stop()
+	p.equal(t, plain)
+	await(t, "both partitions are read again from their marks", func() bool { return p.repaired("rewind") >= 2 })
+	p.equal(t, plain)
+	expect(t, "replays", p.repaired("replay"), 0)
+	// A master that comes back with nothing is a loss of everything that it had.
+	before := p.repaired("replay")
+	c.clients[1].FlushAll(t.Context())
+	p.equal(t, plain)
+	expect(t, "replays", p.repaired("replay")-before, 2)
+}
+
+func TestEachHashOfMarksIsInItsSlot(t *testing.T) {
+	tags := slotTags()
+	expect(t, "tags", len(tags), slots/markSlots)
+	for i, tag := range tags {
+		if slot := slotOf(markPrefix + "p.cache:{" + tag + "}"); slot != i*markSlots {
+			t.Errorf("tag %s is in slot %d, want %d", tag, slot, i*markSlots)
+		}
+	}
+}
+
+func TestAMasterThatWouldKeepNoMarkIsFound(t *testing.T) {
+	slot := func(start, end int, addr string) goredis.ClusterSlot {
+		return goredis.ClusterSlot{Start: start, End: end, Nodes: []goredis.ClusterNode{{Addr: addr}}}
+	}
+	expect(t, "all have one", unmarked([]goredis.ClusterSlot{slot(0, 0, "a"), slot(1, 64, "b"), slot(65, 16383, "c")}), "")
+	expect(t, "one has none", unmarked([]goredis.ClusterSlot{slot(0, 64, "a"), slot(65, 127, "b"), slot(128, 16383, "c")}), "b")
+	expect(t, "it has one elsewhere", unmarked([]goredis.ClusterSlot{slot(0, 64, "a"), slot(65, 127, "b"), slot(128, 128, "b"), slot(129, 16383, "c")}), "")
+}
+
+func TestAFailoverOfSentinelIsFollowedUnderWrites(t *testing.T) {
+	master, replica := testenv.NewRedis(t), testenv.NewRedis(t)
+	old, young := goredis.NewClient(&goredis.Options{Addr: master.Addr}), goredis.NewClient(&goredis.Options{Addr: replica.Addr})
+	defer old.Close()
+	defer young.Close()
+	if err := young.SlaveOf(t.Context(), "127.0.0.1", master.Port()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the replica is in step", func() bool {
+		return infoField(young.Info(t.Context(), "replication").Val(), "master_link_status") == "up"
+	})
+	sentinel := testenv.NewSentinel(t, strings.Join([]string{
+		"sentinel monitor bank 127.0.0.1 " + master.Port() + " 1",
+		"sentinel down-after-milliseconds bank 500", "sentinel failover-timeout bank 3000", "",
+	}, "\n"))
+	watch := goredis.NewSentinelClient(&goredis.Options{Addr: sentinel.Addr})
+	defer watch.Close()
+	await(t, "the sentinel has found the replica", func() bool {
+		replicas, err := watch.Replicas(t.Context(), "bank").Result()
+		return err == nil && len(replicas) == 1
+	})
+	cfg := privateConfig(sentinel.Addr)
+	cfg.Sentinel.Master = "bank"
+	one := newHistory(0)
+	p := newPipeline(t, cfg, mirrored, one)
+	stop := load(one)
+	time.Sleep(1200 * time.Millisecond)
+	master.Kill(t)
+	await(t, "the sentinel has made the replica the master", func() bool {
+		addr, err := watch.GetMasterAddrByName(t.Context(), "bank").Result()
+		return err == nil && net.JoinHostPort(addr[0], addr[1]) == replica.Addr
+	})
+	time.Sleep(500 * time.Millisecond)
+	stop()
+	await(t, "it is read again from the mark", func() bool { return p.repaired("rewind") == 1 })
+	p.equal(t, young)
+}

@@ -1,0 +1,289 @@
+package redis
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"github.com/tidwall/gjson"
+	"pgregory.net/rapid"
+
+	"lockstep/cdc"
+	"lockstep/internal/testenv"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+// moving are tables whose rows change their place when their level changes.
+var moving = map[string]TableConfig{
+	ModeHash:   {Key: "q:{level}:{id}"},
+	ModeJSON:   {Key: "q:{level}:{id}", Mode: ModeJSON},
+	ModeString: {Key: "q:{level}:{id}", Mode: ModeString, Value: "{points}"},
+	ModeStream: {Key: "q:{level}:{id}", Mode: ModeStream},
+	ModeSet:    {Key: "level:{level}", Mode: ModeSet, Member: "{id}"},
+	ModeZset:   {Key: "level:{level}", Mode: ModeZset, Member: "{id}", Score: "points"},
+}
+
+// image is a row with a level, which is NULL when it is empty.
+func image(id int, level string, points int) []byte {
+	if level == "" {
+		return fmt.Appendf(nil, `{"id":%d,"level":null,"points":%d}`, id, points)
+	}
+	return fmt.Appendf(nil, `{"id":%d,"level":%q,"points":%d}`, id, level, points)
+}
+
+// contents is what a reader of a shape finds, by key.
+func (f fixture) contents(t rapid.TB, mode string) map[string]string {
+	ctx, found := context.Background(), map[string]string{}
+	keys, err := f.plain.Keys(ctx, "*").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		if strings.HasPrefix(key, ownPrefix) {
+			continue
+		}
+		switch mode {
+		case ModeHash:
+			found[key] = f.plain.HGet(ctx, key, "points").Val()
+		case ModeJSON:
+			found[key] = gjson.Get(f.plain.Get(ctx, key).Val(), "points").Raw
+		case ModeString:
+			found[key] = f.plain.Get(ctx, key).Val()
+		case ModeStream:
+			newest := f.plain.XRevRangeN(ctx, key, "+", "-", 1).Val()[0]
+			if newest.Values["op"] != "d" {
+				found[key] = gjson.Get(newest.Values["row"].(string), "points").Raw
+			}
+		case ModeSet:
+			members := f.plain.SMembers(ctx, key).Val()
+			slices.Sort(members)
+			found[key] = strings.Join(members, " ")
+		case ModeZset:
+			var members []string
+			for _, z := range f.plain.ZRangeWithScores(ctx, key, 0, -1).Val() {
+				members = append(members, fmt.Sprintf("%s=%g", z.Member, z.Score))
+			}
+			slices.Sort(members)
+			found[key] = strings.Join(members, " ")
+		}
+	}
+	return found
+}
+
+// expected is what a reader finds when rows stand at their newest changes.
+func expected(mode string, newest map[int]cdc.Change) map[string]string {
+	want := map[string]string{}
+	members := map[string][]string{}
+	for id, c := range newest {
+		level, points := gjson.GetBytes(c.After, "level").Str, gjson.GetBytes(c.After, "points").Raw
+		switch {
+		case level == "":
+		case mode == ModeSet:
+			members["level:"+level] = append(members["level:"+level], strconv.Itoa(id))
+		case mode == ModeZset:
+			members["level:"+level] = append(members["level:"+level], fmt.Sprintf("%d=%s", id, points))
+		default:
+			want[fmt.Sprintf("q:%s:%d", level, id)] = points
+		}
+	}
+	for key, texts := range members {
+		slices.Sort(texts)
+		want[key] = strings.Join(texts, " ")
+	}
+	return want
+}
+
+// A history of rows that change their places is delivered in any order and more
+// than once; some changes are superseded by later ones, which then carry their before images.
+// At the end a sweep takes what is old, and everything comes once more.
+func TestARowThatMovesIsInOnePlaceAtTheEndWhateverTheOrder(t *testing.T) {
+	addr := server(t)
+	for mode, table := range moving {
+		t.Run(mode, func(t *testing.T) {
+			f := open(t, addr, table)
+			f.cfg.PipelineBytes = 1024 // several pipelines in one Apply
+			levels := []string{"a", "b", "c"}
+			if table.sets() {
+				levels = append(levels, "")
+			}
+			rapid.Check(t, func(t *rapid.T) {
+				if err := f.plain.FlushDB(context.Background()).Err(); err != nil {
+					t.Fatal(err)
+				}
+				newest := map[int]cdc.Change{}
+				var history []cdc.Change
+				for i := range rapid.IntRange(1, 30).Draw(t, "length") {
+					id := rapid.IntRange(1, 3).Draw(t, "row")
+					c := cdc.Change{Table: questions, Op: cdc.OpUpdate, Version: base + cdc.Version(i+1), Key: fmt.Appendf(nil, `{"id":%d}`, id), Before: newest[id].After}
+					switch {
+					case c.Before != nil && rapid.IntRange(0, 3).Draw(t, "delete") == 0:
+						c.Op = cdc.OpDelete
+					case c.Before == nil:
+						c.Op = cdc.OpCreate
+						fallthrough
+					default:
+						c.After = image(id, rapid.SampledFrom(levels).Draw(t, "level"), i)
+					}
+					newest[id] = c
+					history = append(history, c)
+				}
+				var queue []cdc.Change
+				waiting := map[string]cdc.Change{} // superseded by the next change of the row
+				for i, c := range history {
+					if old, ok := waiting[string(c.Key)]; ok {
+						c.Left = append(slices.Clone(old.Left), old.Before)
+						delete(waiting, string(c.Key))
+					}
+					last := newest[int(gjson.GetBytes(c.Key, "id").Int())].Version == c.Version
+					if !last && rapid.IntRange(0, 2).Draw(t, "superseded") == 0 {
+						waiting[string(c.Key)] = c
+						continue
+					}
+					history[i] = c
+					queue = append(queue, c)
+				}
+				again := rapid.SliceOfN(rapid.SampledFrom(queue), 0, 10).Draw(t, "again")
+				f.deliver(t, rapid.Permutation(append(slices.Clone(queue), again...)).Draw(t, "order"))
+				want := expected(mode, newest)
+				if got := f.contents(t, mode); fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Fatalf("got %v, want %v", got, want)
+				}
+
+				to := base + cdc.Version(rapid.IntRange(0, 30).Draw(t, "sweep"))
+				there, left := 0, map[int]cdc.Change{}
+				for id, c := range newest {
+					if len(expected(mode, map[int]cdc.Change{id: c})) > 0 && c.Version <= to {
+						there++
+					}
+					if c.Version > to {
+						left[id] = c
+					}
+				}
+				if n, err := f.Sweep(context.Background(), questions, to); n != there || err != nil {
+					t.Fatalf("the sweep removed %d rows, %v; want %d", n, err, there)
+				}
+				f.deliver(t, rapid.Permutation(queue).Draw(t, "late"))
+				want = expected(mode, left)
+				if got := f.contents(t, mode); fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Fatalf("swept to %d: got %v, want %v", to-base, got, want)
+				}
+			})
+		})
+	}
+}
+
+// deliver applies changes in batches of distinct rows.
+func (f fixture) deliver(t rapid.TB, queue []cdc.Change) {
+	for len(queue) > 0 {
+		seen, n := map[string]bool{}, 0
+		for n < len(queue) && !seen[string(queue[n].Key)] {
+			seen[string(queue[n].Key)] = true
+			n++
+		}
+		for i, o := range f.Apply(context.Background(), queue[:n]) {
+			switch o.Verdict {
+			case sinks.Applied, sinks.Duplicate, sinks.Stale, sinks.Filtered:
+			default:
+				t.Fatalf("change %+v: outcome %+v", queue[i], o)
+			}
+		}
+		queue = queue[n:]
+	}
+}
+
+func TestAMoveIsSettledWhenBothPlacesAre(t *testing.T) {
+	f := open(t, server(t), moving[ModeHash])
+	move := cdc.Change{Table: questions, Op: cdc.OpUpdate, Version: base + 1, Key: []byte(`{"id":1}`), Before: image(1, "a", 1), After: image(1, "b", 1)}
+	stays := move
+	stays.Before, stays.Left = image(1, "b", 0), [][]byte{image(1, "b", 2), image(1, "c", 3)}
+	calls, _ := f.encode(&stays, nil)
+	expect(t, "calls for a row that was in its place before, and once elsewhere", len(calls), 2)
+	f.plain.LPush(t.Context(), "q:a:1", "x")
+	expect(t, "the old key cannot be removed", f.verdicts(t, move), "poison wrong_type")
+	expect(t, "the new key", f.plain.HGet(t.Context(), "q:b:1", "level").Val(), "b")
+	f.plain.Del(t.Context(), "q:a:1")
+	expect(t, "again", f.verdicts(t, move), "duplicate")
+	expect(t, "the old key remembers", f.plain.Get(t.Context(), "lockstep:t:{q:a:1}").Val(), move.Version.String())
+	move.Version, move.Before, move.After = base+2, move.After, image(1, "", 1)
+	expect(t, "NULL in the key", f.verdicts(t, move), "poison key")
+	gone := remove(1, base+3)
+	expect(t, "a delete without a before image", f.verdicts(t, gone), "poison key")
+	gone.Before, gone.Left = image(1, "", 1), [][]byte{image(1, "b", 1)}
+	expect(t, "a delete", f.verdicts(t, gone), "applied")
+	expect(t, "keys", keys(t, f), []string{"lockstep:t:{q:a:1}", "lockstep:t:{q:b:1}"})
+	expect(t, "moves", []bool{f.Moves(questions), open(t, server(t), TableConfig{Key: "{table}:{pk}"}).Moves(questions)}, []bool{true, false})
+}
+
+func TestTemplatesFitTheTable(t *testing.T) {
+	table := cdc.Table{Name: questions, Columns: []cdc.Column{{Name: "id"}, {Name: "level"}, {Name: "points"}}, Key: []string{"id"}}
+	for _, cfg := range moving {
+		if err := CheckTable(cfg, table); err != nil {
+			t.Errorf("%+v: %v", cfg, err)
+		}
+	}
+	for want, cfg := range map[string]TableConfig{
+		"leaves out the primary-key column id": {Key: "q:{level}"},
+		"has no column lebel":                  {Key: "q:{lebel}:{id}"},
+		"member":                               {Key: "level:{level}", Mode: ModeSet, Member: ""},
+		"add {id}":                             {Key: "level:{level}", Mode: ModeSet, Member: "{points}"},
+		"has no column title":                  {Mode: ModeString, Value: "{title}"},
+		"score: point is not a column":         {Mode: ModeZset, Key: "all", Member: "{id}", Score: "point"},
+	} {
+		if err := CheckTable(cfg, table); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v; want %q", cfg, err, want)
+		}
+	}
+}
+
+// Through a worker, which leaves out what a newer change of the row has overtaken.
+func TestRowsThatMoveUnderAWorkerAreInOnePlaceEach(t *testing.T) {
+	server := testenv.NewRedis(t)
+	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer plain.Close()
+	h := newHistory(0)
+	want := map[string]string{}
+	for id := range 40 {
+		var before []byte
+		for n := range 100 {
+			level := string(rune('a' + (n*7+id)%11))
+			after := image(id, level, n)
+			c := at(id, base+cdc.Version(n*40+id), before, after)
+			if n == 99 && id%4 == 0 {
+				c = at(id, c.Version, before, nil)
+			} else if n == 99 {
+				want[fmt.Sprintf("q:%s:%d", level, id)] = "99"
+			}
+			before = after
+			h.publish(c)
+		}
+	}
+	slices.SortStableFunc(h.records, func(a, b kafka.Record) int { return cmp.Compare(versionOf(t, a), versionOf(t, b)) })
+	for i := range h.records {
+		h.records[i].Offset = int64(i)
+	}
+	newPipeline(t, privateConfig(server.Addr), moving[ModeHash], h)
+	var got map[string]string
+	for range 200 {
+		if got = (fixture{plain: plain}).contents(t, ModeHash); maps.Equal(got, want) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("got %v, want %v", got, want)
+}
+
+func versionOf(t *testing.T, r kafka.Record) cdc.Version {
+	c, err := cdc.DecodeHeaders(r.Key, r.Headers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Version
+}
