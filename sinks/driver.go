@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"lockstep/cdc"
@@ -284,6 +285,7 @@ func (d *driver) call(work context.Context, t *ticket, c *call) {
 	changes := make([]cdc.Change, len(c.items))
 	for i, it := range c.items {
 		changes[i] = it.change
+		changes[i].Left = slices.Clip(it.change.Left) // a sink that appends to it must get one of its own
 		a.bytes += it.load()
 	}
 	go func() {
