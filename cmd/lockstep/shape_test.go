@@ -117,7 +117,7 @@ func TestWhatATableCannotBeAskedHoldsItsRows(t *testing.T) {
 func TestATableIsDescribedAsItsDocumentsAre(t *testing.T) {
 	s := newTailor(shape.Config{Fields: []string{"id", "a"}, Rename: map[string]string{"a": "b"}, Compute: map[string]string{"c": "row.secret > 3"}}, "id:int a:keyword secret:int")
 	table, err := s.described(t.Context(), cdc.TableName{DB: "d", Table: "t"})
-	if got := fmt.Sprint(table.Columns, table.Key, err); got != "[{id int int} {b keyword keyword} {c bool computed}] [id] <nil>" {
+	if got := fmt.Sprint(table.Columns, table.Key, err); got != "[{id int int false} {b keyword keyword false} {c bool computed true}] [id] <nil>" {
 		t.Errorf("the table is %s", got)
 	}
 	table, err = s.described(t.Context(), cdc.TableName{DB: "d", Table: "other"})

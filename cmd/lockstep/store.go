@@ -91,10 +91,10 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 		check: func(t cdc.Table) error {
 			table, _ := p.cfg.RedisTable(t.Name)
 			shaped, err := shaper.shaped(t)
-			if err != nil {
-				return err
+			if err == nil {
+				err = redis.CheckTable(table, shaped)
 			}
-			return errors.Join(redis.CheckTable(table, shaped), checkKeyStays(shaper, t))
+			return errors.Join(err, checkKeyStays(shaper, t))
 		},
 		moves: s.Moves,
 		close: func() { _ = s.Close() },
