@@ -23,6 +23,8 @@ func (b *bench) measureLarge(ctx context.Context) error {
 			"INSERT INTO %s WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 10000) SELECT i, REPEAT(" + noise("i", 80) + ", 10) FROM n"},
 		{"large_row", "a row of 64 MB", 1, nil,
 			"INSERT INTO %s SELECT 1, REPEAT(" + noise("7", 128) + ", 4096)"},
+		{"updated_row", "a row of 64 MB, written and changed", 2, []string{"INSERT INTO " + database + ".updated_row SELECT 1, REPEAT(" + noise("7", 128) + ", 4096)"},
+			"UPDATE %s SET v = REPEAT(" + noise("8", 128) + ", 4096)"},
 		{"noisy_row", "a row of 64 MB that compression does not make smaller", 1,
 			[]string{"SET SESSION cte_max_recursion_depth = 100000", "SET SESSION group_concat_max_len = 100000000"},
 			"INSERT INTO %s WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 12288) SELECT 1, GROUP_CONCAT(TO_BASE64(RANDOM_BYTES(1024)) SEPARATOR '') FROM n, (SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4) AS four"},

@@ -36,8 +36,8 @@ func (o Op) Valid() bool {
 //
 // Key, Before and After are JSON objects whose fields stand in the order of the
 // table's columns; Key holds the primary key alone. Before is nil for a create
-// or a read, and may lack large values (above SmallValue) where it is read back, because
-// a record has no room for two large rows; After is nil for a delete. The slices are not to be changed.
+// or a read, and may lack large values (above SmallValue) of a large row, or where a
+// record has no room for two; After is nil for a delete. The slices are not to be changed.
 type Change struct {
 	Table   TableName
 	Op      Op

@@ -14,6 +14,8 @@ import (
 	"strconv"
 
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
+
+	"lockstep/cdc"
 )
 
 // span is where a column's value stands in the JSON of its row.
@@ -28,8 +30,9 @@ var errDamaged = errors.New("the row image is damaged: its bytes are no value of
 // appendImage appends one full row image of a row event as a JSON object in the
 // table's order, and returns how many bytes of data it took. It notes in spans,
 // one per column, where in dst each value stands that is not dropped by its mask. It
-// does not keep data, and allocates nothing where dst has room.
-func (l *layout) appendImage(dst, data []byte, spans []span) (out []byte, n int, err error) {
+// does not keep data, and allocates nothing where dst has room. With trim it leaves out
+// what takes more than cdc.SmallValue and is not in the key.
+func (l *layout) appendImage(dst, data []byte, spans []span, trim bool) (out []byte, n int, err error) {
 	nulls := (len(l.columns) + 7) / 8
 	if len(data) < nulls {
 		return dst, 0, fmt.Errorf("%s: %w", l.table, errShort)
@@ -47,6 +50,10 @@ func (l *layout) appendImage(dst, data []byte, spans []span) (out []byte, n int,
 		spans[i].from = len(dst)
 		if data[i>>3]&(1<<(i&7)) != 0 {
 			dst = append(dst, "null"...)
+		} else if size := c.large(data[n:]); trim && size > 0 && !slices.Contains(l.key, i) {
+			n += size
+			dst = dst[:before]
+			continue
 		} else {
 			var size int
 			if dst, size, err = c.appendLogged(dst, data[n:]); err != nil {
@@ -63,6 +70,21 @@ func (l *layout) appendImage(dst, data []byte, spans []span) (out []byte, n int,
 		}
 	}
 	return append(dst, '}'), n, nil
+}
+
+// large is how many bytes of b a value takes that is left out of a trimmed image; 0 for
+// one that stays.
+func (c *column) large(b []byte) int {
+	n := c.log.size
+	switch c.log.typ {
+	case gomysql.MYSQL_TYPE_BLOB, gomysql.MYSQL_TYPE_JSON, gomysql.MYSQL_TYPE_GEOMETRY, gomysql.MYSQL_TYPE_VECTOR:
+		if len(b) >= n {
+			if length := littleEndian(b[:n]); length > cdc.SmallValue && length <= uint64(len(b)-n) {
+				return n + int(length)
+			}
+		}
+	}
+	return 0
 }
 
 // appendKeyOf appends the primary key of a row that appendImage wrote, as a JSON

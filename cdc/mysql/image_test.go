@@ -166,7 +166,7 @@ func (f *flavor) decode(bodies []body) (changes []decoded) {
 		for data := b.images; len(data) > 0; {
 			d := decoded{table: l.table.Table}
 			image := func() string {
-				row, n, err := l.appendImage(nil, data, spans)
+				row, n, err := l.appendImage(nil, data, spans, false)
 				if err != nil {
 					f.t.Fatalf("%v\n%q", err, data)
 				}
@@ -285,7 +285,7 @@ func FuzzARowImageOfAnyBytes(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		spans := make([]span, len(l.columns))
-		row, n, err := l.appendImage(nil, data, spans)
+		row, n, err := l.appendImage(nil, data, spans, false)
 		if err != nil {
 			if !strings.Contains(err.Error(), l.table.String()) {
 				t.Errorf("the error does not name the table: %v", err)
@@ -296,7 +296,7 @@ func FuzzARowImageOfAnyBytes(f *testing.F) {
 			t.Errorf("%d bytes of %d became %s", n, len(data), row)
 		}
 		for cut := range n {
-			if _, _, err := l.appendImage(nil, data[:cut], spans); err == nil {
+			if _, _, err := l.appendImage(nil, data[:cut], spans, false); err == nil {
 				t.Fatalf("%d of %d bytes made a row", cut, n)
 			}
 		}
@@ -325,7 +325,7 @@ func BenchmarkRowImages(b *testing.B) {
 			for _, body := range bodies {
 				for data := body.images; len(data) > 0; {
 					var n int
-					if row, n, err = l.appendImage(row[:0], data, spans); err != nil {
+					if row, n, err = l.appendImage(row[:0], data, spans, false); err != nil {
 						b.Fatal(err)
 					}
 					key = l.appendKeyOf(key[:0], row, spans)

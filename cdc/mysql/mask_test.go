@@ -263,7 +263,9 @@ func TestARenamedColumnIsNeverUnmasked(t *testing.T) {
 			go func() { ended <- s.Run(ctx) }()
 			out.awaitKey(t, `{"id":1}`)
 			out.awaitSaved(t)
+			out.mu.Lock()
 			from := out.pos[len(out.pos)-1]
+			out.mu.Unlock()
 			w.exec("UPDATE people SET email = 'geheim2'")
 			if c.alter != "" {
 				w.exec(c.alter)
@@ -310,7 +312,9 @@ func TestAMaskedColumnThatIsGoneMayBeGone(t *testing.T) {
 	go func() { ended <- s.Run(ctx) }()
 	out.awaitKey(t, `{"id":1}`)
 	out.awaitSaved(t)
+	out.mu.Lock()
 	from := out.pos[len(out.pos)-1]
+	out.mu.Unlock()
 	w.exec("UPDATE people SET email = 'geheim2'", "ALTER TABLE people DROP COLUMN email", "INSERT INTO people (id) VALUES (2)")
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "has no column email") {
 		t.Errorf("ended with %v", err)

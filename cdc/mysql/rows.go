@@ -277,16 +277,16 @@ func (r *reader) damaged(ev *event, err error) error {
 func (r *reader) read(l *layout, typ replication.EnumRowsEventType, data []byte) (n int, images uint64, err error) {
 	switch typ {
 	case replication.EnumRowsEventTypeInsert:
-		n, err = r.after.read(l, data, 1)
+		n, err = r.after.read(l, data, 1, false)
 		return n, 1, err
 	case replication.EnumRowsEventTypeDelete:
-		n, err = r.before.read(l, data, 1)
+		n, err = r.before.read(l, data, 1, len(data) > trimAbove)
 		return n, 1, err
 	}
-	if n, err = r.before.read(l, data, 2); err != nil {
+	if n, err = r.before.read(l, data, 2, len(data) > trimAbove); err != nil {
 		return 0, 0, err
 	}
-	m, err := r.after.read(l, data[n:], 1)
+	m, err := r.after.read(l, data[n:], 1, false)
 	return n + m, 2, err
 }
 
@@ -319,20 +319,25 @@ type image struct {
 	spans []span
 }
 
+// trimAbove is how many bytes of the log a row change has at most whose row before goes
+// with all its columns. Of a larger one only the small values are worth their memory
+// and their place in a record (see cdc.SmallValue).
+const trimAbove = 16 << 20
+
 // read reads the image that data begins with. Of is how many images share a large
-// event.
-func (i *image) read(l *layout, data []byte, of int) (n int, err error) {
+// event; trim leaves the large values out.
+func (i *image) read(l *layout, data []byte, of int, trim bool) (n int, err error) {
 	if len(i.spans) != len(l.columns) {
 		i.spans = make([]span, len(l.columns))
 	}
-	if room := len(data) / of; room > largeBuffer { // growing as it is written would take twice the memory
+	if room := len(data) / of; room > largeBuffer && !trim { // growing as it is written would take twice the memory
 		room += room / 16
 		if slices.ContainsFunc(l.columns, func(c column) bool { return c.form == formBytes }) {
 			room += room / 3 // base64
 		}
 		i.json = slices.Grow(i.json[:0], room)
 	}
-	i.json, n, err = l.appendImage(i.json[:0], data, i.spans)
+	i.json, n, err = l.appendImage(i.json[:0], data, i.spans, trim)
 	return n, err
 }
 

@@ -669,7 +669,7 @@ func TestWhatACopierMeetsIsHeldAgainstTheLog(t *testing.T) {
 			}
 			q := cdc.TableName{DB: w.name, Table: "q"}
 			s.pos.Keys = map[string]string{q.String(): "id"}
-			s.schedule(cdc.Snapshot{ID: "old", Table: q.String(), Sweep: 5})
+			s.schedule(cdc.Snapshot{ID: "old", Table: q.String(), GTID: "of a statement", Sweep: 5})
 			s.snaps.jobs = map[string]*job{}
 			j := s.job(&s.pos.Snapshots[0])
 			copier := &copier{Source: s}

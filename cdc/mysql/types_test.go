@@ -168,6 +168,35 @@ func TestALargeValueIsNotCopied(t *testing.T) {
 	}
 }
 
+// Of a row before a change of more than 16 MB only what may name its place in a store is
+// kept; the row behind it is whole.
+func TestALargeRowBeforeIsTrimmed(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (id INT PRIMARY KEY, v LONGTEXT, n INT, small TEXT, b LONGBLOB)")
+	out := newMemory()
+	stop := w.run(w.source(out, nil))
+	out.awaitCopied(t)
+	w.exec("INSERT INTO q VALUES (1, REPEAT('x', 9000000), 1, 'little', REPEAT('y', 1025))", "UPDATE q SET n = 2", "DELETE FROM q",
+		"INSERT INTO q VALUES (2, REPEAT('x', 17000000), NULL, REPEAT('z', 1024), NULL)", "DELETE FROM q")
+	out.awaitChanges(t, 5)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	of := func(image []byte) string {
+		if len(image) > 2000 {
+			return fmt.Sprintf("%d MB", len(image)/1_000_000)
+		}
+		return strings.ReplaceAll(string(image), strings.Repeat("z", 1024), "z..")
+	}
+	var got []string
+	for _, c := range out.changes {
+		got = append(got, c.Op.String()+" "+of(c.Before)+" -> "+of(c.After))
+	}
+	if diff := cmp.Diff([]string{"c  -> 9 MB", `u {"id":1,"n":1,"small":"little"} -> 9 MB`, "d 9 MB -> ", "c  -> 17 MB", `d {"id":2,"n":null,"small":"z..","b":null} -> `}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 // The page of types names every type that the random tables have, and no other.
 func TestThePageOfTypesIsWhole(t *testing.T) {
 	page, err := os.ReadFile("../../docs/types.md")

@@ -352,6 +352,10 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	if err := p.checkShapes(ctx, store); err != nil {
 		return err
 	}
+	again := p.newRefill(name, log)
+	if store.refill != nil {
+		store.refill(p.lostIndex(name, again))
+	}
 	letters := &dlq.Letters{Sink: name, Topic: spec.Name, Log: log}
 	tuning := p.cfg.Worker
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
@@ -364,7 +368,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	}
 	run := func(ctx context.Context, part sinks.KafkaPartition) error { return worker.RunPartition(ctx, part) }
 	if store.mark != nil {
-		keeper := p.newKeeper(name, store, tuning, log)
+		keeper := p.newKeeper(name, store, tuning, again)
 		run = func(ctx context.Context, part sinks.KafkaPartition) error {
 			return keeper.RunPartition(ctx, part, worker.RunPartition)
 		}
@@ -401,11 +405,8 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	return g.Wait()
 }
 
-// newKeeper mends what the store of a sink loses. What Kafka does not have any more is
-// asked of the capture, by a request with one ID for each loss.
-func (p *process) newKeeper(name string, s *store, tuning sinks.Config, log *letterLog) *sinks.Keeper {
-	requests := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", name))
-	var asking sync.Mutex
+// newKeeper mends what the store of a sink loses.
+func (p *process) newKeeper(name string, s *store, tuning sinks.Config, again refill) *sinks.Keeper {
 	return &sinks.Keeper{
 		Name: name, Log: p.log, Metrics: p.metrics.sinks, Config: tuning, Sweep: s.Sweep,
 		Find: func(ctx context.Context, topic string, partition int) (sinks.Mark, error) {
@@ -416,13 +417,49 @@ func (p *process) newKeeper(name string, s *store, tuning sinks.Config, log *let
 			if !ok {
 				return fmt.Errorf("topic %s is not a table's", topic)
 			}
-			asking.Lock()
-			defer asking.Unlock()
-			return requests.Ask(ctx, cdc.SnapshotRequest{
-				ID: fmt.Sprintf("lost-%s-%s-%s", name, table, id), Table: table.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
-				Reason: "the store of sink " + name + " has lost it",
-			})
+			return again(ctx, table, id)
 		},
+	}
+}
+
+// refill has the capture copy a table that the store of a sink has lost, once for each
+// ID of a loss.
+type refill func(ctx context.Context, t cdc.TableName, id string) error
+
+func (p *process) newRefill(sink string, log *letterLog) refill {
+	requests := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", sink))
+	var asking sync.Mutex
+	return func(ctx context.Context, t cdc.TableName, id string) error {
+		asking.Lock()
+		defer asking.Unlock()
+		return requests.Ask(ctx, cdc.SnapshotRequest{
+			ID: fmt.Sprintf("lost-%s-%s-%s", sink, t, id), Table: t.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
+			Reason: "the store of sink " + sink + " has lost it",
+		})
+	}
+}
+
+// lostIndex tells whether changes of a table were committed for a sink, whose index is
+// not there, and has the table copied again then.
+func (p *process) lostIndex(sink string, again refill) func(context.Context, cdc.TableName) (bool, error) {
+	return func(ctx context.Context, t cdc.TableName) (bool, error) {
+		topic, err := kafka.ChangeTopic(p.cfg.Prefix, t)
+		if err != nil {
+			return false, err
+		}
+		_, committed, err := p.kafka.Progress(ctx, p.group(sink), topic)
+		if err != nil {
+			return false, err
+		}
+		done := int64(0)
+		for _, offset := range committed {
+			done += offset
+		}
+		if done == 0 {
+			return false, nil
+		}
+		p.log.Warn("the index of a table is gone: it is made again, and the table copied", "sink", sink, "table", t.String())
+		return true, again(ctx, t, fmt.Sprint(done))
 	}
 }
 
@@ -461,6 +498,9 @@ type store struct {
 	// inspect looks at what the store has for a table; the texts are what to know of
 	// it, an error what is to be mended. nil when there is nothing to look at.
 	inspect func(context.Context, cdc.Table) ([]string, error)
+	// refill is given what to do before a table gets an index; nil for a store without
+	// indices.
+	refill func(lost func(context.Context, cdc.TableName) (bool, error))
 	// run does what a store needs done beside the changes, until ctx ends; nil for
 	// nothing.
 	run func(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error

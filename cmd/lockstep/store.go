@@ -62,9 +62,10 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return s.Inspect(ctx, shaped)
 		},
-		run:   s.Run,
-		moves: s.Moves,
-		close: s.Close,
+		refill: func(lost func(context.Context, cdc.TableName) (bool, error)) { s.Refill = lost },
+		run:    s.Run,
+		moves:  s.Moves,
+		close:  s.Close,
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -13,9 +14,10 @@ import (
 	"lockstep/internal/testenv"
 )
 
-// Redis is emptied while nobody runs; the doctor sees it, and the sink reads again what
-// Kafka has and has the rest copied.
-func TestARedisThatIsEmptiedIsFilledAgain(t *testing.T) {
+// Redis is emptied and an index deleted while nobody runs; the doctor sees the one, and the
+// sinks read again what Kafka has and have the rest copied. So it goes with an index that is
+// deleted under the sink, once its table changes.
+func TestStoresThatAreEmptiedAreFilledAgain(t *testing.T) {
 	w := newWorld(t, 100)
 	cache := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
 	t.Cleanup(func() { cache.Close() })
@@ -46,6 +48,7 @@ func TestARedisThatIsEmptiedIsFilledAgain(t *testing.T) {
 	if f := losses(); f.OK || !strings.Contains(f.Detail, ".questions/0") || !strings.Contains(f.Fix, "lockstep sink cache") {
 		t.Errorf("the doctor says %+v", f)
 	}
+	w.deleteIndex("questions")
 	// Kafka has nothing from before of one table any more: it is copied again.
 	topic := w.name + "." + w.name + ".questions"
 	w.forget(topic)
@@ -57,12 +60,37 @@ func TestARedisThatIsEmptiedIsFilledAgain(t *testing.T) {
 	if n := p.metric("lockstep_sink_store_losses_total", `sink="cache"`, `repair="replay"`); n == 0 {
 		t.Error("none was read again")
 	}
+	w.deleteIndex("tags")
+	w.sql("UPDATE tags SET name = CONCAT(name, '!') ORDER BY id LIMIT 1")
+	w.equal(time.Minute)
 	p.stop()
 	if f := losses(); !f.OK {
 		t.Errorf("the doctor says %+v", f)
 	}
 	if log, _ := os.ReadFile(p.log); !strings.Contains(string(log), "the store has nothing of this partition any more") {
 		t.Errorf("the log says\n%s", log)
+	}
+}
+
+// deleteIndex takes away the index of a table of the bank.
+func (w *world) deleteIndex(table string) {
+	w.t.Helper()
+	for _, t := range w.spec.Tables {
+		if t.Table != table {
+			continue
+		}
+		req, err := http.NewRequestWithContext(w.t.Context(), http.MethodDelete, w.spec.ElasticURL+"/"+t.Index+"-000001", nil)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			w.t.Fatalf("delete the index of %s: %s", table, res.Status)
+		}
 	}
 }
 

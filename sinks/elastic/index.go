@@ -445,6 +445,11 @@ func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table)
 
 // create makes the index and its alias in one step.
 func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
+	if s.Refill != nil { // before it is there: whoever fails here comes again
+		if _, err := s.Refill(ctx, t.name); err != nil {
+			return fmt.Errorf("make an index for %s: %w", t.name, err)
+		}
+	}
 	name := t.alias + "-000001"
 	res, err := s.twice(ctx, func(unsignedLong bool) map[string]any {
 		return indexBody(t, shape, s.config, unsignedLong)

@@ -25,7 +25,7 @@ func appendTombstone(dst []byte, v cdc.Version, at time.Time) []byte {
 }
 
 // Run looks at the index of every table when it begins, so that the log tells early
-// what is wrong, and removes the tombstones that have been kept long enough, again
+// what is wrong and one that is gone is made again, and removes the tombstones that have been kept long enough, again
 // and again until ctx ends. tables lists what the sink takes.
 func (s *Sink) Run(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error {
 	every := time.NewTicker(min(time.Hour, s.config.TombstoneKeep/10))
@@ -55,7 +55,13 @@ func (s *Sink) lap(ctx context.Context, tables func(context.Context) ([]cdc.Tabl
 		}
 		index, err := s.survey(ctx, t)
 		s.say(t, err)
-		if err != nil || index == nil {
+		if err != nil {
+			continue
+		}
+		if index == nil {
+			if err := s.restore(ctx, t); err != nil {
+				errs = append(errs, err)
+			}
 			continue
 		}
 		if _, err := s.expire(ctx, t, index, time.Now().Add(-s.config.TombstoneKeep)); err != nil {
@@ -63,6 +69,24 @@ func (s *Sink) lap(ctx context.Context, tables func(context.Context) ([]cdc.Tabl
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// restore makes the index of a table again that had one before.
+func (s *Sink) restore(ctx context.Context, t *table) error {
+	if s.Refill == nil {
+		return nil
+	}
+	if _, err := s.describe(ctx, t.name); err != nil {
+		if errors.Is(err, cdc.ErrNoTable) {
+			return nil // whoever took the index away may have known
+		}
+		return err
+	}
+	if lost, err := s.Refill(ctx, t.name); err != nil || !lost {
+		return err
+	}
+	s.ready(ctx, t) // says what keeps it from being made
+	return nil
 }
 
 // expire removes the tombstones that were written before a time. Each is deleted at
