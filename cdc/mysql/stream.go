@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -41,6 +42,9 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	}
 	r := newReader(ctx, s, sets)
 	log := newEventLog(conn, s.Config.ReadTimeout, checksums)
+	if out, ok := s.Out.(roomy); ok {
+		log.room = func() error { return out.Room(ctx) }
+	}
 	s.reading.Store(true)
 	s.Metrics.connected.Set(1)
 	s.Metrics.clock.Set(float64(s.pos.Seq))
@@ -187,6 +191,8 @@ type eventLog struct {
 	last     bool // no other packet belongs to the event
 	checksum int  // length of the checksum of an event
 	whole    int  // the largest transaction payload that is held
+	// room waits, before a large event is read, until there is room for it; nil does not.
+	room func() error
 }
 
 func newEventLog(conn *client.Conn, timeout time.Duration, checksums bool) *eventLog {
@@ -302,6 +308,14 @@ func (l *eventLog) next(ev *event) error {
 	case ev.EventType == replication.TRANSACTION_PAYLOAD_EVENT && size > l.whole:
 		return l.stream(ev)
 	default:
+		if size > trimAbove { // what was read before it is not to stay beside it
+			if l.room != nil {
+				if err := l.room(); err != nil {
+					return err
+				}
+			}
+			debug.FreeOSMemory()
+		}
 		ev.data = make([]byte, size) // not kept for the next one: most events are small
 		if _, err := io.ReadFull(l, ev.data); err != nil {
 			return unexpected(err)
