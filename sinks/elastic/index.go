@@ -30,7 +30,8 @@ type table struct {
 	tombstones bool
 	wrong      error // why the table can never be written with this configuration
 
-	work sync.Mutex // one look at the index at a time
+	work     sync.Mutex // one look at the index at a time
+	refilled bool       // Refill was told that the index is gone, and none is made yet; guarded by work
 
 	foreign atomic.Bool // the log has told of a document that somebody else wrote
 
@@ -136,6 +137,7 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 		return err
 	}
 	if index != nil {
+		t.refilled = false // somebody else has made it
 		if err := s.examine(ctx, t, index); err != nil {
 			return err
 		}
@@ -445,10 +447,8 @@ func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table)
 
 // create makes the index and its alias in one step.
 func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
-	if s.Refill != nil { // before it is there: whoever fails here comes again
-		if _, err := s.Refill(ctx, t.name); err != nil {
-			return fmt.Errorf("make an index for %s: %w", t.name, err)
-		}
+	if _, err := s.refill(ctx, t); err != nil { // before it is there: whoever fails here comes again
+		return fmt.Errorf("make an index for %s: %w", t.name, err)
 	}
 	name := t.alias + "-000001"
 	res, err := s.twice(ctx, func(unsignedLong bool) map[string]any {
@@ -457,6 +457,7 @@ func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
 		return esapi.IndicesCreateRequest{Index: name, Body: bytes.NewReader(body)}
 	})
 	if err == nil {
+		t.refilled = false // should it go again
 		s.metrics.mappings.Inc()
 		s.log.Info("index created", "table", t.name.String(), "index", name, "alias", t.alias)
 		return nil
@@ -468,6 +469,7 @@ func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
 			return lookErr
 		}
 		if index != nil {
+			t.refilled = false
 			return nil
 		}
 		return fmt.Errorf("the index %s exists but the alias %s does not; set the alias or delete the index", name, t.alias)

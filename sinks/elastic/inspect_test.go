@@ -113,3 +113,37 @@ func TestADataStreamIsRefused(t *testing.T) {
 		t.Errorf("%+v; want it refused", out)
 	}
 }
+
+// That an index is gone is told once for each time; that its alias is gone is something
+// else, and told to nobody but the log.
+func TestRefillIsToldOnceThatAnIndexIsGone(t *testing.T) {
+	s := openStore(t, nil)
+	name, told := sinktest.Questions.Name, 0
+	s.Refill = func(_ context.Context, n cdc.TableName) (bool, error) {
+		if n != name {
+			t.Errorf("%s is said to be gone", n)
+		}
+		told++
+		return true, nil
+	}
+	apply := func(version int, want sinks.Verdict, wantTold int) {
+		t.Helper()
+		var out sinks.Outcome
+		for range 3 { // the first change finds out
+			if out = verdictOf(t, s, sinktest.Upsert(1, version, "x")); out.Verdict == want {
+				break
+			}
+		}
+		if out.Verdict != want || told != wantTold {
+			t.Errorf("version %d: %+v, told %d times; want verdict %d and %d", version, out, told, want, wantTold)
+		}
+	}
+	apply(1, sinks.Applied, 1)
+	apply(2, sinks.Applied, 1)
+	s.ask(t, http.MethodDelete, "/"+s.alias(name)+"-000001", "")
+	apply(3, sinks.Applied, 2)
+	s.ask(t, http.MethodDelete, "/"+s.alias(name)+"-000001/_alias/"+s.alias(name), "")
+	for version := 4; version < 7; version++ {
+		apply(version, sinks.Unavailable, 2)
+	}
+}

@@ -73,20 +73,32 @@ func (s *Sink) lap(ctx context.Context, tables func(context.Context) ([]cdc.Tabl
 
 // restore makes the index of a table again that had one before.
 func (s *Sink) restore(ctx context.Context, t *table) error {
-	if s.Refill == nil {
-		return nil
-	}
 	if _, err := s.describe(ctx, t.name); err != nil {
 		if errors.Is(err, cdc.ErrNoTable) {
 			return nil // whoever took the index away may have known
 		}
 		return err
 	}
-	if lost, err := s.Refill(ctx, t.name); err != nil || !lost {
-		return err
+	t.work.Lock()
+	lost, err := s.refill(ctx, t)
+	t.work.Unlock()
+	if lost {
+		s.ready(ctx, t) // says what keeps it from being made
 	}
-	s.ready(ctx, t) // says what keeps it from being made
-	return nil
+	return err
+}
+
+// refill tells Refill, once, that the index of a table is gone. One that is there without
+// its alias is not. The caller holds t.work.
+func (s *Sink) refill(ctx context.Context, t *table) (lost bool, err error) {
+	if s.Refill == nil || t.refilled {
+		return t.refilled, nil
+	}
+	if gone, err := s.Empty(ctx, t.alias+"-000001"); err != nil || !gone {
+		return false, err
+	}
+	t.refilled, err = s.Refill(ctx, t.name)
+	return t.refilled, err
 }
 
 // expire removes the tombstones that were written before a time. Each is deleted at
