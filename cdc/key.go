@@ -1,7 +1,9 @@
 package cdc
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tidwall/gjson"
@@ -178,14 +180,9 @@ func RenderTogether(table TableName, key, row []byte, templates ...KeyTemplate) 
 	return r, nil
 }
 
-func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []byte, used []bool, r *Rendered) (string, error) {
+// expand fills the template; column gives what is neither {db}, {table} nor {pk}.
+func (t KeyTemplate) expand(table TableName, key []byte, column func(name string) (string, error)) (string, error) {
 	var b strings.Builder
-	add := func(text string) {
-		if t.values > 1 {
-			text = escapeKey.Replace(text)
-		}
-		b.WriteString(text)
-	}
 	for i, name := range t.names {
 		b.WriteString(t.parts[i])
 		switch name {
@@ -199,18 +196,34 @@ func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []
 				return "", err
 			}
 			b.WriteString(text)
-			for j := range used {
-				used[j] = true
-			}
 		default:
-			if j := indexField(fields, name); j >= 0 {
-				used[j] = true
-				add(fields[j].Text)
-				continue
+			text, err := column(name)
+			if err != nil {
+				return "", err
 			}
-			if row == nil {
-				return "", fmt.Errorf("key template %q: %s is not a primary-key column of %s", t.text, name, table)
-			}
+			b.WriteString(text)
+		}
+	}
+	b.WriteString(t.parts[len(t.parts)-1])
+	return b.String(), nil
+}
+
+// errNull ends the filling of a key with a column that is NULL.
+var errNull = errors.New("NULL")
+
+func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []byte, used []bool, r *Rendered) (string, error) {
+	if slices.Contains(t.names, "pk") {
+		for j := range used {
+			used[j] = true
+		}
+	}
+	text, err := t.expand(table, key, func(name string) (text string, err error) {
+		if j := indexField(fields, name); j >= 0 {
+			used[j] = true
+			text = fields[j].Text
+		} else if row == nil {
+			return "", fmt.Errorf("key template %q: %s is not a primary-key column of %s", t.text, name, table)
+		} else {
 			r.FromRow = true
 			value := column(row, name)
 			switch {
@@ -220,13 +233,19 @@ func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []
 				return "", fmt.Errorf("key template %q: column %s of %s has a value of %d bytes; at most %d may go into a key", t.text, name, table, len(value.Raw), SmallValue)
 			case value.Type == gjson.Null:
 				r.Null = name
-				return "", nil
+				return "", errNull
 			}
-			add(plain(value))
+			text = plain(value)
 		}
+		if t.values > 1 {
+			text = escapeKey.Replace(text)
+		}
+		return text, nil
+	})
+	if err == errNull {
+		return "", nil
 	}
-	b.WriteString(t.parts[len(t.parts)-1])
-	return b.String(), nil
+	return text, err
 }
 
 // ColumnText is the value of a column of an image as plain text: a text without
@@ -256,32 +275,16 @@ func plain(value gjson.Result) string {
 // Text fills the template with the columns of an image for a reader's eye: nothing
 // is escaped, and NULL is an empty text. {pk} is as in a key.
 func (t KeyTemplate) Text(table TableName, key, row []byte) (string, error) {
-	var b strings.Builder
-	for i, name := range t.names {
-		b.WriteString(t.parts[i])
-		switch name {
-		case "db":
-			b.WriteString(table.DB)
-		case "table":
-			b.WriteString(table.Table)
-		case "pk":
-			text, err := KeyText(key)
-			if err != nil {
-				return "", err
-			}
-			b.WriteString(text)
-		default:
-			text, null, ok := ColumnText(row, name)
-			if !ok {
-				return "", fmt.Errorf("template %q: the row has no column %s of %s", t.text, name, table)
-			}
-			if !null {
-				b.WriteString(text)
-			}
+	return t.expand(table, key, func(name string) (string, error) {
+		text, null, ok := ColumnText(row, name)
+		switch {
+		case !ok:
+			return "", fmt.Errorf("template %q: the row has no column %s of %s", t.text, name, table)
+		case null:
+			return "", nil
 		}
-	}
-	b.WriteString(t.parts[len(t.parts)-1])
-	return b.String(), nil
+		return text, nil
+	})
 }
 
 // Gives reports whether a row could have this key: its columns, given as the text
