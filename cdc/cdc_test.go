@@ -66,6 +66,7 @@ func TestAChangeComesBackFromItsRecord(t *testing.T) {
 		want.Version = Version(rapid.Uint64Range(1<<42, 1<<53-1).Draw(t, "version"))
 		want.CommitMicros = rapid.Int64Range(0, 1<<55).Draw(t, "commit")
 		want.GTID = rapid.SampledFrom([]string{"", want.GTID, want.GTID + ":tag:1"}).Draw(t, "gtid")
+		want.Layout = rapid.Uint32().Draw(t, "layout")
 		text := rapid.String().Draw(t, "text")
 		want.After = append(AppendString([]byte(`{"id":1,"t":`), text), '}')
 		if want.Op == OpDelete {
@@ -147,6 +148,7 @@ func TestARecordThatIsNotWholeIsRefused(t *testing.T) {
 		"unknown op":      {set(HeaderOp, "x"), "header lockstep.op"},
 		"no table":        {without(HeaderTable), "do not name a table"},
 		"commit in words": {set(HeaderCommit, "now"), "lockstep.commit_us"},
+		"layout in words": {set(HeaderLayout, "wide"), "lockstep.layout"},
 		"no key":          {func(k, _ *[]byte, _ *[]Header) { *k = nil }, "key is not a JSON object"},
 		"half a value":    {func(_, v *[]byte, _ *[]Header) { *v = (*v)[:len(*v)/2] }, "value is not a JSON object"},
 		"a tombstone":     {func(_, v *[]byte, _ *[]Header) { *v = nil }, "value is not a JSON object"},

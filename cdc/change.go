@@ -50,6 +50,10 @@ type Change struct {
 	Key          []byte
 	Before       []byte
 	After        []byte
+	// Layout tells the table's columns as they were: of two changes of a table with the
+	// same one, names and types are the same. 0 is for a barrier, and for records from
+	// before there were layouts.
+	Layout uint32
 	// Left are before images of changes that this one stands for, besides Before:
 	// older ones of the row that were left out because this one came. A store that
 	// puts a row into a place made of more than its key finds there the places that

@@ -23,6 +23,7 @@ const (
 	HeaderTable   = "lockstep.table"
 	HeaderGTID    = "lockstep.gtid"
 	HeaderCommit  = "lockstep.commit_us"
+	HeaderLayout  = "lockstep.layout"
 )
 
 // Format is the format number of the records that an Encoder writes.
@@ -42,8 +43,8 @@ type Encoder struct {
 	tail    []byte // of the value, from source on
 	headers []Header
 	// The values of the headers.
-	version, gtid, commit []byte
-	op                    [1]byte
+	version, gtid, commit, layout []byte
+	op                            [1]byte
 }
 
 // NewEncoder makes an encoder for a table. Name is the pipeline's prefix.
@@ -79,6 +80,10 @@ func (e *Encoder) Set(c *Change) {
 	if c.CommitMicros != 0 {
 		e.commit = strconv.AppendInt(e.commit[:0], c.CommitMicros, 10)
 		e.headers = append(e.headers, Header{HeaderCommit, e.commit})
+	}
+	if c.Layout != 0 {
+		e.layout = strconv.AppendUint(e.layout[:0], uint64(c.Layout), 16)
+		e.headers = append(e.headers, Header{HeaderLayout, e.layout})
 	}
 
 	dst := append(e.tail[:0], e.head...)
@@ -214,6 +219,12 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 				return c, undecodable("header %s is %q, not a number", h.Key, h.Value)
 			}
 			c.CommitMicros = n
+		case HeaderLayout:
+			n, err := strconv.ParseUint(string(h.Value), 16, 32)
+			if err != nil {
+				return c, undecodable("header %s is %q, not hexadecimal", h.Key, h.Value)
+			}
+			c.Layout = uint32(n)
 		}
 	}
 	switch {

@@ -139,7 +139,7 @@ func (r *replay) flush(ctx context.Context) error {
 	for i, outcome := range r.sink.Apply(ctx, r.changes) {
 		letter := r.letters[i]
 		if outcome.Verdict == sinks.Unavailable {
-			unavailable = fmt.Errorf("letter %s: %w: %s", letter.ID, ErrUnavailable, outcome.Reason)
+			unavailable = fmt.Errorf("letter %s: %w: %s", letter.ID, ErrUnavailable, outcome.Sentence())
 			continue
 		}
 		result, err := r.settle(ctx, i, outcome)

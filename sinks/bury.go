@@ -37,17 +37,17 @@ func unreadable(it *item) sign {
 // awaitReadable tells why a partition waits of which nothing is left but records that
 // nobody can read, while its table is held. The try of the table, when it is held for
 // such records, fails: it returns when it may be repeated.
-func (d *driver) awaitReadable(now time.Time) (reason string, at time.Time) {
+func (d *driver) awaitReadable(now time.Time) (why hold, at time.Time) {
 	s := unreadable(d.lane.dead[0])
 	same := d.table.tries(now, s)
 	ok, next, why := d.table.admits()
 	switch {
 	case ok:
-		return "", time.Time{}
+		return hold{}, time.Time{}
 	case !same:
-		return "table held: " + why, time.Time{}
+		return why, time.Time{}
 	}
-	return "table held: " + why, next
+	return why, next
 }
 
 // write hands a change to Bury, and tries again until it is taken or ctx ends.

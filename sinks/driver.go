@@ -193,8 +193,8 @@ func (d *driver) act(ctx, work context.Context) time.Time {
 	now := time.Now()
 	d.lane.retry(now)
 	d.bury(ctx, work, now)
-	reason, at := d.send(work, now)
-	d.hold(reason)
+	why, at := d.send(work, now)
+	d.hold(why, at)
 	d.startSweep(ctx)
 	d.countRetrying()
 	if next := d.startCommit(work, now); !next.IsZero() && (at.IsZero() || next.Before(at)) {
@@ -208,15 +208,15 @@ func (d *driver) act(ctx, work context.Context) time.Time {
 
 // send makes the calls that may be made now. It returns why changes wait, if they
 // are held, and when to look again.
-func (d *driver) send(work context.Context, now time.Time) (reason string, at time.Time) {
+func (d *driver) send(work context.Context, now time.Time) (why hold, at time.Time) {
 	for {
-		next, reason, at := d.may(now)
+		next, why, at := d.may(now)
 		if d.ticket != nil && (next == nil || d.ticket.kind != kind(d.lane.held)) {
 			d.pool.drop(d.ticket)
 			d.ticket = nil
 		}
 		if next == nil {
-			return reason, at
+			return why, at
 		}
 		if d.ticket == nil {
 			d.ticket = d.pool.ask(&d.seat, d.lane.held)
@@ -224,7 +224,7 @@ func (d *driver) send(work context.Context, now time.Time) (reason string, at ti
 		select {
 		case <-d.ticket.granted:
 		default:
-			return reason, at
+			return why, at
 		}
 		t := d.ticket
 		d.ticket = nil
@@ -237,37 +237,37 @@ func (d *driver) send(work context.Context, now time.Time) (reason string, at ti
 }
 
 // may returns what gives the next call, or nil when none is to be made now.
-func (d *driver) may(now time.Time) (next func(time.Time) *call, reason string, at time.Time) {
+func (d *driver) may(now time.Time) (next func(time.Time) *call, why hold, at time.Time) {
 	l := d.lane
 	d.breakerRang, d.tableRang = d.breaker.bell.next(), d.table.bell.next()
 	if l.held && (l.calls > 0 || l.ready.oldest() != nil) {
-		reason = l.why
+		why = l.why
 	}
 	if d.failing > 0 {
-		return nil, "dead letter: " + d.failure, time.Time{}
+		return nil, hold{by: ByKafka, reason: "a dead letter cannot be written: " + d.failure}, time.Time{}
 	}
 	if l.ready.oldest() == nil {
 		if len(l.dead) > 0 {
-			reason, at = d.awaitReadable(now)
+			why, at = d.awaitReadable(now)
 		}
-		return nil, reason, at
+		return nil, why, at
 	}
 	if ok, at := d.breaker.admits(); !ok {
-		return nil, cmp.Or(reason, "breaker is open"), at
+		return nil, cmp.Or(why, hold{by: ByStore, reason: "the breaker of the sink is open"}), at
 	}
 	if ok, at, why := d.table.admits(); !ok {
 		switch {
 		case at.IsZero() || now.Before(at):
-			return nil, "table held: " + why, at
+			return nil, why, at
 		case now.Before(l.until):
-			return nil, "table held: " + why, l.until
+			return nil, why, l.until
 		}
-		return d.probe, "table held: " + why, time.Time{}
+		return d.probe, why, time.Time{}
 	}
 	if ok, at := l.wants(now, d.pool.patience()); !ok {
-		return nil, reason, at
+		return nil, why, at
 	}
-	return l.call, reason, time.Time{}
+	return l.call, why, time.Time{}
 }
 
 // probe gives the one change that a table is tried with, or nil when another
@@ -383,16 +383,21 @@ func (d *driver) observe(it *item, now time.Time) {
 	}
 }
 
-// hold notes that the partition waits, or that it goes on when there is no reason.
-func (d *driver) hold(reason string) {
-	if waits := reason != ""; waits == d.held {
+// hold notes that the partition waits, and when it tries again, or that it goes on when
+// there is no reason.
+func (d *driver) hold(why hold, next time.Time) {
+	waits := why.by != ""
+	if waits || d.held {
+		d.table.waits.set(d, why, next)
+	}
+	if waits == d.held {
 		return
 	}
 	d.held = !d.held
 	if d.held {
 		d.Metrics.held.WithLabelValues(d.Name).Inc()
 		if first, _ := d.holding.add(1); first {
-			d.log.Warn("sink held: changes wait, none is lost", "offset", d.lane.next, "reason", reason)
+			d.log.Warn("sink held: changes wait, none is lost", "table", d.table.table, "offset", d.lane.next, "reason", why.sentence())
 		}
 		return
 	}
@@ -447,7 +452,7 @@ func (d *driver) leave() {
 	d.lane.leave()
 	d.lane.queue = retryQueue{}
 	d.countRetrying()
-	d.hold("")
+	d.hold(hold{}, time.Time{})
 	d.share.close()
 	d.table.enter(-1)
 }

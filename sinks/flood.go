@@ -150,6 +150,10 @@ func (f *flood) probed(now time.Time, s sign) bool {
 	return false
 }
 
+// wayOut is what is to be done about a flood.
+const wayOut = "mend what refuses the rows (the index or key, the table's entry in the configuration) or the rows themselves in MySQL; " +
+	"the table goes on by itself with the first try that is taken, or once the sink is started again; then apply the letters from before: lockstep dlq replay"
+
 // tableBreaker is the flood of one table, shared by the partitions of its topic.
 type tableBreaker struct {
 	table string
@@ -159,6 +163,7 @@ type tableBreaker struct {
 	since prometheus.Gauge
 	next  prometheus.Gauge
 	held  map[Class]prometheus.Gauge
+	waits held
 
 	mu    sync.Mutex
 	flood *flood
@@ -172,6 +177,10 @@ func newTableBreaker(sink, table string, cfg Config, m *Metrics, log *slog.Logge
 		since: m.tableSince.WithLabelValues(sink, table),
 		next:  m.tableNext.WithLabelValues(sink, table),
 		held:  make(map[Class]prometheus.Gauge),
+		waits: held{partitions: m.tableWaits.MustCurryWith(prometheus.Labels{"sink": sink, "table": table}), by: make(map[*driver]heldPartition)},
+	}
+	for _, by := range holders {
+		b.waits.partitions.WithLabelValues(by)
 	}
 	for _, c := range Classes {
 		b.held[c] = m.tableHeld.WithLabelValues(sink, table, string(c))
@@ -268,13 +277,13 @@ func (b *tableBreaker) unclaim(now time.Time) {
 
 // admits reports whether the table's changes may be sent; if not, when one of them
 // may; zero when that depends on a call that is under way.
-func (b *tableBreaker) admits() (ok bool, at time.Time, reason string) {
+func (b *tableBreaker) admits() (ok bool, at time.Time, why hold) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.flood.state == gobreaker.StateClosed {
-		return true, time.Time{}, ""
+		return true, time.Time{}, hold{}
 	}
-	return false, b.flood.next, b.flood.reason
+	return false, b.flood.next, hold{by: ByFlood, reason: b.flood.reason, mend: wayOut}
 }
 
 // status is the breaker as an operator sees it, and how many partitions of the table

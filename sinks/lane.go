@@ -43,7 +43,7 @@ type lane struct {
 	held   bool      // the store was unavailable when it was asked last
 	heldAt time.Time // since when
 	until  time.Time // no call before then
-	why    string    // what the store said
+	why    hold      // what the store said
 	pause  pause
 
 	barriers map[cdc.TableName]cdc.Version // the newest that was met
@@ -393,7 +393,7 @@ func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool
 		return fmt.Errorf("answered %d changes with %d outcomes", len(c.items), len(outcomes))
 	}
 	var again []*item
-	unavailable, reason := 0, ""
+	unavailable, last := 0, Outcome{}
 	for i, it := range c.items {
 		switch out := outcomes[i]; out.Verdict {
 		case Applied:
@@ -417,13 +417,14 @@ func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool
 				l.refused(now, it, out)
 			}
 		default:
-			unavailable++
-			reason = out.Reason
+			if unavailable++; unavailable == 1 || !out.Unasked { // of both kinds the store's own counts
+				last = out
+			}
 			again = append(again, it)
 		}
 	}
 	l.again(now, again)
-	l.adapt(now, c, unavailable, reason)
+	l.adapt(now, c, unavailable, last)
 	return nil
 }
 
@@ -454,7 +455,7 @@ func (l *lane) buried(it *item) {
 // adapt sets the size of the next call and the time before it by what the store had
 // to say. Of several calls that found it unavailable at once, the first tells
 // everything.
-func (l *lane) adapt(now time.Time, c *call, unavailable int, reason string) {
+func (l *lane) adapt(now time.Time, c *call, unavailable int, last Outcome) {
 	news := !l.held || c.began.After(l.heldAt)
 	switch {
 	case unavailable == 0 && news:
@@ -469,7 +470,11 @@ func (l *lane) adapt(now time.Time, c *call, unavailable int, reason string) {
 	default:
 		l.pause.reset()
 	}
-	l.held, l.heldAt, l.why = true, now, cmp.Or(reason, "the store is unavailable")
+	l.why = hold{by: ByStore, reason: cmp.Or(last.Reason, "the store is unavailable"), mend: last.Mend}
+	if last.Unasked {
+		l.why.by = ByTable
+	}
+	l.held, l.heldAt = true, now
 	l.until = now.Add(l.pause.more())
 }
 

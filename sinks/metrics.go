@@ -52,6 +52,7 @@ type Metrics struct {
 	tableSince   *prometheus.GaugeVec
 	tableNext    *prometheus.GaugeVec
 	tableHeld    *prometheus.GaugeVec
+	tableWaits   *prometheus.GaugeVec
 	apply        *prometheus.HistogramVec
 	newest       *prometheus.GaugeVec
 	sweeping     *prometheus.GaugeVec
@@ -139,6 +140,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "lockstep_sink_table_held",
 			Help: "1 while a table is held because a sink refuses its changes with this class, else 0. lockstep status tells the reason.",
 		}, []string{"sink", "table", "class"}),
+		tableWaits: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_sink_table_held_partitions",
+			Help: "Partitions of a table that wait, by what for: table (its own index, its shape, or the source, which cannot be asked for it), store (which is unavailable), flood (the table's breaker), kafka (which does not take a dead letter). lockstep status tells the reason.",
+		}, []string{"sink", "table", "by"}),
 		apply: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_sink_apply_seconds",
 			Help:    "Duration of one call of the store.",
@@ -161,7 +166,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Partitions of which the store had lost changes, or may have, by what was done: rewind to the store's mark, replay from the partition's beginning, or a new snapshot of the table.",
 		}, []string{"sink", "repair"}),
 	}
-	reg.MustRegister(m.repairs, m.inFlight, m.memory, m.poolSize, m.calls, m.waiting, m.breakerSince, m.breakerNext, m.tableBreaker, m.tableSince, m.tableNext, m.tableHeld)
+	reg.MustRegister(m.repairs, m.inFlight, m.memory, m.poolSize, m.calls, m.waiting, m.breakerSince, m.breakerNext, m.tableBreaker, m.tableSince, m.tableNext, m.tableHeld, m.tableWaits)
 	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
 	return m
 }

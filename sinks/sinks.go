@@ -93,13 +93,20 @@ type Outcome struct {
 	Class Class
 	// Reason is the store's own answer, for a human: error type and message.
 	Reason string
-	// Unasked says of an Unavailable that the store was not asked, for a reason of this
-	// table's own: its partition waits, and the others and the breaker hear nothing.
+	// Mend is what is to be done, a command where one does it; empty when nobody knows, or
+	// nothing is to be done.
+	Mend string
+	// Unasked says of an Unavailable that the store was not asked, or has refused, for a
+	// reason of this table's own: its partition waits, and the others and the breaker hear
+	// nothing.
 	Unasked bool
 	// RetryAfter is how long the store has asked not to be called again; zero when it
 	// has not. The whole sink waits that long, up to a minute.
 	RetryAfter time.Duration
 }
+
+// Sentence is the reason with what is to be done.
+func (o Outcome) Sentence() string { return sentence(o.Reason, o.Mend) }
 
 // Refusal is a record that ends as a dead letter.
 type Refusal struct {

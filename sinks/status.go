@@ -59,12 +59,30 @@ type BreakerStatus struct {
 // TableStatus is one table in one sink. What was received is equal to the sum of
 // outcomes and what is in flight, save for what happens while it is asked.
 type TableStatus struct {
-	Table    string        `json:"table"`
-	Breaker  BreakerStatus `json:"breaker"`
-	Received int64         `json:"received"`
-	InFlight int64         `json:"in_flight"`
+	Table   string        `json:"table"`
+	Breaker BreakerStatus `json:"breaker"`
+	// Held is why changes of the table wait; absent while none does.
+	Held     *HeldStatus `json:"held,omitempty"`
+	Received int64       `json:"received"`
+	InFlight int64       `json:"in_flight"`
 	// Outcomes are counted since the process was started.
 	Outcomes map[string]int64 `json:"outcomes"`
+}
+
+// HeldStatus is why changes of a table wait, or would if there were any.
+type HeldStatus struct {
+	// By is what they wait for: table, store, flood or kafka.
+	By string `json:"by"`
+	// Reason is one sentence, and Mend what is to be done; absent when it goes on by itself.
+	Reason string `json:"reason"`
+	Mend   string `json:"mend,omitempty"`
+	// Since is when the first change had to wait.
+	Since time.Time `json:"since"`
+	// NextTry is when the store is asked again.
+	NextTry *time.Time `json:"next_try,omitempty"`
+	// Partitions are how many of the table wait in this process; none when there is no
+	// change that would.
+	Partitions int `json:"partitions"`
 }
 
 // SweepStatus is a sweep that is under way or waits.
@@ -107,7 +125,7 @@ func (w *Worker) Status() Status {
 		}
 		book := w.Metrics.account(w.Name, t.table)
 		row := TableStatus{
-			Table: t.table, Breaker: b, Outcomes: make(map[string]int64, len(outcomes)),
+			Table: t.table, Breaker: b, Held: t.waits.status(), Outcomes: make(map[string]int64, len(outcomes)),
 			Received: value(book.received), InFlight: value(book.inFlight),
 		}
 		for o, c := range book.settled {

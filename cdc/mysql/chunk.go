@@ -293,10 +293,11 @@ func parseLabels(sqlType string) []string {
 
 // buffer holds the rows of a chunk. What it has held may be held again after reset.
 type buffer struct {
-	slabs [][]byte // the last one in use is filled up
-	used  int
-	rows  []row
-	bytes int
+	layout uint32   // of the rows
+	slabs  [][]byte // the last one in use is filled up
+	used   int
+	rows   []row
+	bytes  int
 }
 
 // row is one row of a chunk; after is nil for a key that has no row.

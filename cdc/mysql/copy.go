@@ -700,6 +700,7 @@ func (c *copier) readListed(t *tableIn, keys [][]byte) error {
 // read runs a SELECT of all columns into the buffer. A list of keys is held whole.
 func (c *copier) read(t *tableIn, query string, found map[string]bool) error {
 	c.buf.reset()
+	c.buf.layout = t.print
 	c.values = slices.Grow(c.values[:0], len(t.columns))[:len(t.columns)]
 	var failed error // of ours, to tell it from the connection's
 	var result gomysql.Result
@@ -733,7 +734,7 @@ func (c *copier) read(t *tableIn, query string, found map[string]bool) error {
 // log never waits for more than one. It is false when the window is void.
 func (c *copier) publish(ctx context.Context, j *job, w *window) (bool, error) {
 	counters := c.Metrics.table(j.table)
-	change := cdc.Change{Table: j.table, Version: w.version}
+	change := cdc.Change{Table: j.table, Version: w.version, Layout: c.buf.layout}
 	room, _ := c.Out.(roomy)
 	for rows := c.buf.rows; ; {
 		if room != nil && len(rows) > 0 {

@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 
@@ -16,6 +17,19 @@ type layout struct {
 	table   cdc.TableName
 	columns []column
 	key     []int // indexes of the primary key's columns, in the key's order
+	print   uint32
+}
+
+// sign gives the layout its print, by which the sinks tell that a table was altered: it is
+// another one when a column that is not dropped has another name or type.
+func (l *layout) sign() {
+	h := fnv.New32a()
+	for i := range l.columns {
+		if c := &l.columns[i]; !c.dropped() {
+			fmt.Fprintf(h, "%s%d %t %d %s %t\n", c.field, c.form, c.unsigned, c.log.typ, c.kind, c.mask != nil)
+		}
+	}
+	l.print = max(h.Sum32(), 1)
 }
 
 // appendRow appends the row as a JSON object in the table's order.

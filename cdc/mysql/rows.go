@@ -79,6 +79,7 @@ func (r *reader) source(id uint64) (*source, error) {
 		if err := l.mask(r.Config.policy()); err != nil {
 			return nil, err
 		}
+		l.sign()
 		if !r.copied(name) {
 			return nil, r.appeared(name)
 		}
@@ -235,7 +236,7 @@ func (r *reader) rows(ev *event) error {
 		}
 	}
 	clock += cdc.Turns - 1
-	r.change = cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit,
+	r.change = cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit, Layout: l.print,
 		Origin: cdc.Origin{ServerID: ev.ServerID, File: r.file, Pos: ev.LogPos}}
 	data := e.images
 	e.images, ev.data = nil, nil // a large one is not to stay while its rows are published

@@ -199,6 +199,7 @@ func tableLayout(conn *client.Conn, t cdc.TableName, p policy) (*layout, error) 
 	if err := l.mask(p); err != nil {
 		return nil, err
 	}
+	l.sign()
 	for i, r := range rows {
 		if err := l.masksWhatItIsMadeOf(i, r[5]); err != nil {
 			return nil, err

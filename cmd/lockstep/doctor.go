@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -308,22 +309,21 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 			if len(notes) > 0 {
 				f.Detail = strings.Join(notes, "; ")
 			}
+			if err == nil && len(notes) == 0 && known != nil { // no index yet, or no more
+				var done int64
+				if done, err = p.committed(ctx, name, t.Name); err == nil && done > 0 {
+					err = fmt.Errorf("its index is gone; run the sink (lockstep sink %s): within a minute it makes the index again and has the capture copy the table", name)
+				}
+			}
 			if err != nil {
 				f.OK = false
-				f.Detail, f.Fix = problemAndMend(oneLine(err.Error()))
+				f.Detail, f.Fix = sinks.Advice(oneLine(err.Error()))
+				f.Fix = cmp.Or(f.Fix, "see the log of the sink")
 			}
 		}
 		found = append(found, f)
 	}
 	return found, nil
-}
-
-// problemAndMend splits a sentence before what it tells to do.
-func problemAndMend(sentence string) (problem, mend string) {
-	if at := strings.LastIndex(sentence, "; "); at >= 0 {
-		return sentence[:at], sentence[at+2:]
-	}
-	return sentence, "see the log of the sink"
 }
 
 // examineMarks holds what a store says that it has against what was committed.

@@ -373,7 +373,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			return keeper.RunPartition(ctx, part, worker.RunPartition)
 		}
 	}
-	p.workers.add(name, p.cfg.Sinks[name].Store(), worker.Status)
+	p.workers.add(name, p.cfg.Sinks[name].Store(), func() sinks.Status { return withHeld(worker.Status(), store.held) })
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool
 	p.ready.add("sink "+name, member.Load)
@@ -439,24 +439,26 @@ func (p *process) newRefill(sink string, log *letterLog) refill {
 	}
 }
 
+// committed is how many changes of a table were committed for a sink.
+func (p *process) committed(ctx context.Context, sink string, t cdc.TableName) (done int64, err error) {
+	topic, err := kafka.ChangeTopic(p.cfg.Prefix, t)
+	if err != nil {
+		return 0, err
+	}
+	_, committed, err := p.kafka.Progress(ctx, p.group(sink), topic)
+	for _, offset := range committed {
+		done += offset
+	}
+	return done, err
+}
+
 // lostIndex tells whether changes of a table were committed for a sink, whose index is
 // not there, and has the table copied again then.
 func (p *process) lostIndex(sink string, again refill) func(context.Context, cdc.TableName) (bool, error) {
 	return func(ctx context.Context, t cdc.TableName) (bool, error) {
-		topic, err := kafka.ChangeTopic(p.cfg.Prefix, t)
-		if err != nil {
+		done, err := p.committed(ctx, sink, t)
+		if err != nil || done == 0 {
 			return false, err
-		}
-		_, committed, err := p.kafka.Progress(ctx, p.group(sink), topic)
-		if err != nil {
-			return false, err
-		}
-		done := int64(0)
-		for _, offset := range committed {
-			done += offset
-		}
-		if done == 0 {
-			return false, nil
 		}
 		p.log.Warn("the index of a table is gone: it is made again, and the table copied", "sink", sink, "table", t.String())
 		return true, again(ctx, t, fmt.Sprint(done))
@@ -501,6 +503,9 @@ type store struct {
 	// refill is given what to do before a table gets an index; nil for a store without
 	// indices.
 	refill func(lost func(context.Context, cdc.TableName) (bool, error))
+	// held tells of tables whose changes would have to wait, by name; nil for a store that
+	// knows only when they come.
+	held func() map[string]*sinks.HeldStatus
 	// run does what a store needs done beside the changes, until ctx ends; nil for
 	// nothing.
 	run func(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error

@@ -149,7 +149,13 @@ func (s *shaper) look(ctx context.Context, t *shapedTable, unfamiliar string) *s
 	if unfamiliar == "" && t.compiled.Load() != nil || t.knows(unfamiliar) {
 		return nil
 	}
-	_, err := s.described(ctx, t.name)
+	table, err := s.describe(ctx, t.name)
+	if err == nil {
+		if _, misfit := s.shaped(table); misfit != nil {
+			return &sinks.Outcome{Verdict: sinks.Unavailable, Unasked: true, Reason: oneLine(strings.ReplaceAll(misfit.Error(), "\n", "; ")),
+				Mend: fmt.Sprintf("mend %s and start the sink again, or ALTER the table back", t.path)}
+		}
+	}
 	switch {
 	case errors.Is(err, cdc.ErrNoTable): // the barrier of its DROP stands behind the change
 		return &sinks.Outcome{Verdict: sinks.Transient, Class: sinks.ClassNoTable, Reason: err.Error()}

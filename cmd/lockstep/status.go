@@ -74,6 +74,20 @@ func (w *workers) status() []sinkStatus {
 	return all
 }
 
+// withHeld adds to a status why tables would have to wait for whose changes none comes.
+func withHeld(s sinks.Status, held func() map[string]*sinks.HeldStatus) sinks.Status {
+	if held == nil {
+		return s
+	}
+	would := held()
+	for i := range s.Tables {
+		if t := &s.Tables[i]; t.Held == nil {
+			t.Held = would[t.Table]
+		}
+	}
+	return s
+}
+
 func (p *process) status() processStatus {
 	info, _ := debug.ReadBuildInfo()
 	parts, ready := p.ready.state()
@@ -113,7 +127,7 @@ func (s *processStatus) unwell() []string {
 			out = append(out, fmt.Sprintf("%s: breaker is %s", name, k.Breaker.State))
 		}
 		for _, t := range k.Tables {
-			if t.Breaker.State != "closed" {
+			if t.Held != nil && t.Held.By != sinks.ByStore || t.Breaker.State != "closed" {
 				out = append(out, fmt.Sprintf("%s: table %s is held", name, t.Table))
 			}
 		}
@@ -147,11 +161,14 @@ func (s *processStatus) table(w io.Writer) {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%d of %d\t%d\t%s\t\n", k.Name, k.Store, k.Breaker.State, k.Partitions, k.HeldPartitions, k.Retrying, k.Pool.InUse, k.Pool.Size, k.Pool.Waiting, upTo)
 	}
-	fmt.Fprintln(w, "\nSINK\tTABLE\tBREAKER\tRECEIVED\tIN FLIGHT\tAPPLIED\tSTALE\tDUPLICATE\tSUPERSEDED\tFILTERED\tDEAD\tRELEASED\t")
+	fmt.Fprintln(w, "\nSINK\tTABLE\tBREAKER\tHELD BY\tRECEIVED\tIN FLIGHT\tAPPLIED\tSTALE\tDUPLICATE\tSUPERSEDED\tFILTERED\tDEAD\tRELEASED\t")
 	for _, k := range s.Sinks {
 		for _, t := range k.Tables {
-			o := t.Outcomes
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Name, t.Table, t.Breaker.State, t.Received, t.InFlight,
+			o, by := t.Outcomes, "-"
+			if t.Held != nil {
+				by = t.Held.By
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Name, t.Table, t.Breaker.State, by, t.Received, t.InFlight,
 				o["applied"], o["stale"], o["duplicate"], o["superseded"], o["filtered"], o["dead"], o["released"])
 		}
 	}
@@ -174,8 +191,14 @@ func (s *processStatus) table(w io.Writer) {
 			say("sink %s: %d of %d partitions wait, the first of them since %s", k.Name, k.HeldPartitions, k.Partitions, s.ago(*k.HeldSince))
 		}
 		for _, t := range k.Tables {
-			if t.Breaker.State != "closed" {
+			switch h := t.Held; {
+			case t.Breaker.State != "closed":
 				say("sink %s: table %s is held: breaker %s (%s, fingerprint %s)", k.Name, t.Table, s.explain(t.Breaker), t.Breaker.Class, t.Breaker.Fingerprint)
+			case h != nil && (h.By != sinks.ByStore || k.Breaker.State == "closed"): // else the breaker of the sink tells it once
+				say("sink %s: table %s is held %s", k.Name, t.Table, s.why(h))
+			}
+			if t.Held != nil && t.Held.Mend != "" {
+				say("  mend: %s", t.Held.Mend)
 			}
 		}
 		for _, sweep := range k.Sweeps {
@@ -200,6 +223,17 @@ func (s *processStatus) explain(b sinks.BreakerStatus) string {
 		out += ": " + b.Reason
 	}
 	return out
+}
+
+func (s *processStatus) why(h *sinks.HeldStatus) string {
+	out := "since " + s.ago(h.Since)
+	if h.Partitions > 0 {
+		out += fmt.Sprintf(", %d partitions wait", h.Partitions)
+	}
+	if h.NextTry != nil {
+		out += ", next try " + s.in(*h.NextTry)
+	}
+	return out + ": " + h.Reason
 }
 
 func (s *processStatus) ago(t time.Time) string {

@@ -107,6 +107,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	for _, want := range []string{
 		"lockstep ", ", pipeline shop, up ", ", ready\n",
 		"sink search: table bank.tags is held: breaker open since ", ", next try in ", ": no field in '", "(mapping, fingerprint ",
+		"\n  mend: mend what refuses the rows ", "lockstep dlq replay\n",
 	} {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("%q is not in\n%s", want, got.stdout)
@@ -122,10 +123,11 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	}
 	// The shape is a promise: what is there stays there.
 	for _, v := range []struct{ what, by string }{
-		{`"(now|since|held_since|next_probe|applied_up_to)": "[^"]+"`, `"$1": "T"`},
+		{`"(now|since|held_since|next_probe|next_try|applied_up_to)": "[^"]+"`, `"$1": "T"`},
 		{`"uptime_seconds": [0-9.]+`, `"uptime_seconds": 1`},
 		{`"(version|fingerprint)": "[^"]+"`, `"$1": "V"`},
 		{`no field in '[^']*'`, `no field`},
+		{`"mend": "[^"]+"`, `"mend": "M"`},
 	} {
 		got.stdout = regexp.MustCompile(v.what).ReplaceAllString(got.stdout, v.by)
 	}
@@ -168,6 +170,14 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
             "reason": "no field",
             "since": "T",
             "next_probe": "T"
+          },
+          "held": {
+            "by": "flood",
+            "reason": "no field",
+            "mend": "M",
+            "since": "T",
+            "next_try": "T",
+            "partitions": 1
           },
           "received": 3,
           "in_flight": 3,

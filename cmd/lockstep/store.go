@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"lockstep/cdc"
+	"lockstep/sinks"
 	"lockstep/sinks/elastic"
 	"lockstep/sinks/redis"
 )
@@ -64,8 +65,15 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 		},
 		refill: func(lost func(context.Context, cdc.TableName) (bool, error)) { s.Refill = lost },
 		run:    s.Run,
-		moves:  s.Moves,
-		close:  s.Close,
+		held: func() map[string]*sinks.HeldStatus {
+			held := map[string]*sinks.HeldStatus{}
+			for _, t := range s.Troubles() {
+				held[t.Table.String()] = &sinks.HeldStatus{By: sinks.ByTable, Reason: t.Reason, Mend: t.Mend, Since: t.Since}
+			}
+			return held
+		},
+		moves: s.Moves,
+		close: s.Close,
 	}, nil
 }
 

@@ -121,7 +121,8 @@ type answer struct {
 	after  time.Duration // how long it asks to be left alone
 }
 
-func (a answer) String() string {
+// Error makes it what went wrong, where it is no success.
+func (a answer) Error() string {
 	if a.kind == "" {
 		return fmt.Sprintf("status %d", a.status)
 	}
@@ -183,7 +184,20 @@ const (
 	kindConflict = "version_conflict_engine_exception"
 	kindStrict   = "strict_dynamic_mapping_exception"
 	kindNoIndex  = "index_not_found_exception"
+	kindClosed   = "index_closed_exception"
+	kindBlocked  = "cluster_block_exception" // a closed or read-only index, as on a full disk
 )
+
+// ofCluster reports whether the answer would be the same for every index: the cluster
+// is overloaded, not whole, or does not know us.
+func (a answer) ofCluster() bool {
+	return a.status == 0 || a.status == 401 || a.status == 408 || a.status == 429 && a.kind != kindBlocked || a.status >= 500
+}
+
+// ofIndex reports whether it is the index that takes nothing.
+func (a answer) ofIndex() bool {
+	return (a.kind == kindNoIndex || a.kind == kindClosed || a.kind == kindBlocked) && !a.ofCluster()
+}
 
 var currentVersion = regexp.MustCompile(`current version \[(\d+)\]`)
 
@@ -192,7 +206,7 @@ var currentVersion = regexp.MustCompile(`current version \[(\d+)\]`)
 // both are settled.
 func classify(op cdc.Op, version cdc.Version, a answer) sinks.Outcome {
 	refused := func(v sinks.Verdict, c sinks.Class) sinks.Outcome {
-		out := sinks.Outcome{Verdict: v, Class: c, Reason: a.String()}
+		out := sinks.Outcome{Verdict: v, Class: c, Reason: a.Error()}
 		if v == sinks.Unavailable {
 			out.RetryAfter = a.after
 		}
@@ -211,7 +225,7 @@ func classify(op cdc.Op, version cdc.Version, a answer) sinks.Outcome {
 		return sinks.Outcome{Verdict: sinks.Stale}
 	case a.status == 429, a.status >= 500, a.status == 401, a.status == 403, a.status == 408, a.status == 0:
 		return refused(sinks.Unavailable, "") // 403 is also a read-only index, as on a full disk
-	case a.kind == kindNoIndex, a.kind == "index_closed_exception", a.kind == "cluster_block_exception":
+	case a.ofIndex():
 		return refused(sinks.Unavailable, "")
 	case a.status == 413:
 		return refused(sinks.Poison, sinks.ClassTooLarge)

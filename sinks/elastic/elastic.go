@@ -37,6 +37,8 @@ type Sink struct {
 	log      *slog.Logger
 	metrics  *Metrics
 
+	watchEvery time.Duration
+
 	mu     sync.Mutex
 	tables map[cdc.TableName]*table // nil for a table that is not for this sink
 }
@@ -67,7 +69,7 @@ func Open(name string, cfg Config, tables func(cdc.TableName) (TableConfig, bool
 	}
 	return &Sink{
 		name: name, config: cfg, client: client, access: access, lookup: tables, describe: describe,
-		log: log, metrics: metrics, tables: make(map[cdc.TableName]*table),
+		log: log, metrics: metrics, watchEvery: watchEvery, tables: make(map[cdc.TableName]*table),
 	}, nil
 }
 
@@ -134,7 +136,11 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 // table, has its outcome.
 func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sinks.Outcome) []place {
 	places := make([]place, len(changes))
-	unready := make(map[*table]*sinks.Outcome)
+	type look struct {
+		*table
+		layout uint32
+	}
+	looked := make(map[look]*sinks.Outcome)
 	asked := make(map[*table]map[string]*place)
 	for i := range changes {
 		c := &changes[i]
@@ -143,10 +149,10 @@ func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sink
 			outcomes[i] = sinks.Outcome{Verdict: sinks.Filtered}
 			continue
 		}
-		no, known := unready[t]
+		no, known := looked[look{t, c.Layout}]
 		if !known {
-			no = s.ready(ctx, t)
-			unready[t] = no
+			no = s.ready(ctx, t, c.Layout)
+			looked[look{t, c.Layout}] = no
 		}
 		if no == nil {
 			places[i], no = t.config.place(c)
@@ -175,7 +181,7 @@ func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sink
 			continue
 		}
 		if err := lost[p.table]; err != nil {
-			p.table, outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Unavailable, Reason: "ask where the row is: " + err.Error()}
+			p.table, outcomes[i] = nil, *unready(fmt.Errorf("ask where the row is: %w", err))
 		} else if changes[i].Op == cdc.OpDelete && p.routing == "" {
 			p.table, outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Applied} // it is nowhere
 		}
@@ -202,12 +208,32 @@ func all(docs []*document, out sinks.Outcome) {
 	}
 }
 
+// unready is the outcome of changes whose table cannot be written to. Unless it is the
+// cluster that does not answer, that is nothing to the other tables.
+func unready(err error) *sinks.Outcome {
+	if ofCluster(err) {
+		return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
+	}
+	out := &sinks.Outcome{Verdict: sinks.Unavailable, Unasked: true}
+	out.Reason, out.Mend = sinks.Advice(err.Error())
+	return out
+}
+
+// errNoAnswer is wrapped where the cluster has not answered.
+var errNoAnswer = errors.New("ask Elasticsearch")
+
+// ofCluster reports whether an error would be the same for every table.
+func ofCluster(err error) bool {
+	a, answered := errors.AsType[answer](err)
+	return errors.Is(err, errNoAnswer) || answered && a.ofCluster()
+}
+
 // away is the outcome of what got no answer, or none that counts.
 func away(doing string, res response, err error) *sinks.Outcome {
 	if err != nil {
 		return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
 	}
-	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: fmt.Sprintf("%s: %s", doing, res.answer), RetryAfter: res.after}
+	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: fmt.Sprintf("%s: %v", doing, res.answer), RetryAfter: res.after}
 }
 
 // bulk sends one request and notes the outcome of each document. When the request
@@ -257,13 +283,14 @@ func (s *Sink) bulk(ctx context.Context, body []byte, docs []*document) *sinks.O
 		d.strict = a.kind == kindStrict
 		d.unmapped = d.outcome.Verdict == sinks.Poison && d.outcome.Class == sinks.ClassMapping
 		switch {
-		case a.kind == kindNoIndex:
-			d.table.forget()
+		case d.outcome.Verdict == sinks.Unavailable && a.ofIndex():
+			d.table.forget() // the next look tells why
+			d.outcome.Unasked = true
 		case d.change.Op == cdc.OpDelete && a.index == d.table.alias:
 			// require_alias does not bind deletes: the alias had vanished and a
 			// cluster with action.auto_create_index made an index in its place.
 			d.table.forget()
-			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: "the alias " + d.table.alias + " has become an index"}
+			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Unasked: true, Reason: "the alias " + d.table.alias + " has become an index"}
 		}
 	}
 	return nil
@@ -292,7 +319,7 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 		switch {
 		case errors.As(l.err, &misfit):
 			d.table.forget() // until the index is rebuilt
-			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: misfit.Error()}
+			d.outcome = *unready(misfit)
 		case !d.strict && l.wider:
 			again = append(again, d)
 		case !d.strict:
@@ -300,7 +327,7 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 		case errors.Is(l.err, cdc.ErrNoTable):
 			d.outcome.Verdict = sinks.Transient
 		case l.err != nil:
-			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Reason: d.outcome.Reason + "; the table could not be looked at: " + l.err.Error()}
+			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Unasked: !ofCluster(l.err), Reason: d.outcome.Reason + "; the table could not be looked at: " + l.err.Error()}
 		case l.wider:
 			again = append(again, d)
 		default: // a row from before a column was dropped: its new shape, or its end, comes behind it
@@ -331,7 +358,7 @@ func (s *Sink) Probe(ctx context.Context) (version string, err error) {
 		version = gjson.GetBytes(res.body, "nodes.*.version").Str
 	}
 	if res.status != http.StatusOK {
-		return "", fmt.Errorf("ask Elasticsearch for its version: %s", res.answer)
+		return "", fmt.Errorf("ask Elasticsearch for its version: %w", res.answer)
 	}
 	return version, s.checkLimit(ctx)
 }
@@ -367,7 +394,7 @@ func (s *Sink) Empty(ctx context.Context, alias string) (bool, error) {
 	case res.status == http.StatusNotFound:
 		return true, nil
 	case res.status != http.StatusOK:
-		return false, fmt.Errorf("look for index %s: %s", alias, res.answer)
+		return false, fmt.Errorf("look for index %s: %w", alias, res.answer)
 	}
 	return false, nil
 }
@@ -385,12 +412,12 @@ func (s *Sink) do(ctx context.Context, req esapi.Request) (response, error) {
 	defer cancel()
 	res, err := req.Do(ctx, s.client)
 	if err != nil {
-		return response{}, fmt.Errorf("ask Elasticsearch: %w", err)
+		return response{}, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	defer res.Body.Close()
 	out := response{answer: answer{status: res.StatusCode, after: retryAfter(res.Header.Get("Retry-After"), time.Now())}}
 	if out.body, err = io.ReadAll(res.Body); err != nil {
-		return out, fmt.Errorf("read Elasticsearch's answer: %w", err)
+		return out, fmt.Errorf("%w: read its answer: %w", errNoAnswer, err)
 	}
 	if e := gjson.GetBytes(out.body, "error"); res.IsError() && e.Exists() {
 		out.kind, out.reason = explain(e)

@@ -333,7 +333,7 @@ func TestWhatCannotHoldRowsUnderAGuardIsRefusedWithASentence(t *testing.T) {
 		{"a second index", "/NAME-000002", `{"aliases":{"NAME":{}}}`, "covers 2 indices"},
 		{"a closed door", "/NAME-000001", `{"aliases":{"NAME":{"is_write_index":false}}}`, "is_write_index"},
 		{"a routing", "/NAME-000001", `{"aliases":{"NAME":{"routing":"1"}}}`, "routing"},
-		{"a lost alias", "/NAME-000001", `{}`, "does not; set the alias"},
+		{"a lost alias", "/NAME-000001", `{}`, "is there and its alias NAME is not; put it back with POST /_aliases"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			s := openStore(t, nil)
@@ -349,7 +349,7 @@ func TestWhatCannotHoldRowsUnderAGuardIsRefusedWithASentence(t *testing.T) {
 			}
 			put(c.path, c.body)
 			out := verdictOf(t, s, sinktest.Upsert(1, 1, "x"))
-			if out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, c.sentence) {
+			if out.Verdict != sinks.Unavailable || !out.Unasked || !strings.Contains(out.Sentence(), strings.ReplaceAll(c.sentence, "NAME", alias)) {
 				t.Errorf("%+v; want unavailable because of %q", out, c.sentence)
 			}
 		})
@@ -364,7 +364,7 @@ func TestTwoTablesMayNotShareAnIndex(t *testing.T) {
 	}
 	c := sinktest.Upsert(1, 1, "x")
 	c.Table = sinktest.Tags.Name
-	if out := verdictOf(t, s, c); out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, "both go to the index") {
+	if out := verdictOf(t, s, c); out.Verdict != sinks.Unavailable || !strings.Contains(out.Sentence(), "both go to the index") {
 		t.Fatalf("%+v; want it refused", out)
 	}
 }

@@ -54,11 +54,11 @@ func TestAColumnOfAnotherTypeStopsItsTableWithTheCommandThatMendsIt(t *testing.T
 	sentence := fmt.Sprintf("the index %s-000001 does not fit sinktest.question any more: field id is long and column id varchar(20) needs keyword; run: lockstep rebuild search --table sinktest.question",
 		s.alias(table.Name))
 	out := verdictOf(t, s, s.Poison(t, 1, sinktest.Version(2)))
-	if out.Verdict != sinks.Unavailable || !strings.HasPrefix(out.Reason, sentence) {
+	if out.Verdict != sinks.Unavailable || !strings.HasPrefix(out.Sentence(), sentence) {
 		t.Errorf("a row that the index refuses: %+v; want it held: %s", out, sentence)
 	}
 	// From now on, and after a restart, no row is written to an index of another shape.
-	if out := verdictOf(t, s, sinktest.Upsert(2, 1, "x")); out.Verdict != sinks.Unavailable || !strings.HasPrefix(out.Reason, sentence) {
+	if out := verdictOf(t, s, sinktest.Upsert(2, 1, "x")); out.Verdict != sinks.Unavailable || !strings.HasPrefix(out.Sentence(), sentence) {
 		t.Errorf("the next row: %+v; want it held: %s", out, sentence)
 	}
 	if out := verdictOf(t, s, cdc.Change{Table: sinktest.Tags.Name, Op: cdc.OpCreate, Version: 1, Key: []byte(`{"name":"a"}`), After: []byte(`{"name":"a"}`)}); out.Verdict != sinks.Applied {
@@ -82,7 +82,7 @@ func TestAMappingThatIsConfiguredAnewIsTakenOrStopsTheTable(t *testing.T) {
 		s.table(name).config.Mapping = map[string]any{"title": c.mapping}
 		s.table(name).forget()
 		out := verdictOf(t, s, sinktest.Upsert(1, 2, "y"))
-		if out.Verdict != c.want || c.want == sinks.Unavailable && !strings.Contains(out.Reason, "doc_values") {
+		if out.Verdict != c.want || c.want == sinks.Unavailable && !strings.Contains(out.Sentence(), "doc_values") {
 			t.Errorf("%v: %+v; want verdict %d", c.mapping, out, c.want)
 		}
 		if c.want == sinks.Applied {

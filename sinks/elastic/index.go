@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
 	"github.com/tidwall/gjson"
@@ -32,13 +33,45 @@ type table struct {
 
 	work     sync.Mutex // one look at the index at a time
 	refilled bool       // Refill was told that the index is gone, and none is made yet; guarded by work
+	altered  bool       // changes of other columns came, and the index was not seen to take them; guarded by work
+
+	absent bool // Run has seen that its alias is not there, and that nothing is to be done about it
 
 	foreign atomic.Bool // the log has told of a document that somebody else wrote
 
 	mu       sync.Mutex
 	prepared bool
-	widened  int    // counts the changes of the mapping
-	said     string // the trouble that was logged last
+	layouts  map[uint32]bool // of changes, that the index was looked at for since it was prepared
+	widened  int             // counts the changes of the mapping
+	trouble  *Trouble
+}
+
+// mostLayouts bounds what is remembered of changes from before and behind an ALTER TABLE.
+const mostLayouts = 100
+
+// Trouble is why the index of a table takes nothing.
+type Trouble struct {
+	Table        cdc.TableName
+	Reason, Mend string
+	Since        time.Time
+}
+
+// Troubles lists the tables whose index takes nothing, as far as that was seen: by a
+// change, or by a look that Run takes.
+func (s *Sink) Troubles() (all []Trouble) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tables {
+		if t == nil {
+			continue
+		}
+		t.mu.Lock()
+		if t.trouble != nil {
+			all = append(all, *t.trouble)
+		}
+		t.mu.Unlock()
+	}
+	return all
 }
 
 func (t *table) generation() int {
@@ -51,7 +84,24 @@ func (t *table) generation() int {
 func (t *table) forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.prepared = false
+	t.prepared, t.layouts = false, nil
+}
+
+// knows reports whether the index was prepared and looked at for such changes.
+func (t *table) knows(layout uint32) (prepared, known bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.prepared, t.prepared && (layout == 0 || t.layouts[layout])
+}
+
+// learn notes that the index takes changes of a layout.
+func (t *table) learn(layout uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.prepared = true; t.layouts == nil || len(t.layouts) >= mostLayouts {
+		t.layouts = make(map[uint32]bool)
+	}
+	t.layouts[layout] = true
 }
 
 // table finds the state of a table, or nil when it is not for this sink.
@@ -87,47 +137,59 @@ func (c TableConfig) Alias(name cdc.TableName) (string, error) {
 	return alias, nil
 }
 
-// ready makes sure that the table's index can take documents. It returns nil, or
-// what to answer to every change of the table.
-func (s *Sink) ready(ctx context.Context, t *table) *sinks.Outcome {
+// ready makes sure that the table's index can take documents made of changes of a layout.
+// It returns nil, or what to answer to every change of the table.
+func (s *Sink) ready(ctx context.Context, t *table, layout uint32) *sinks.Outcome {
 	t.work.Lock()
 	defer t.work.Unlock()
-	t.mu.Lock()
-	prepared := t.prepared
-	t.mu.Unlock()
-	if prepared {
+	prepared, known := t.knows(layout)
+	if known {
 		return nil
 	}
+	t.altered = t.altered || prepared // else it was not looked at yet
 	err := t.wrong
 	if err == nil {
 		err = s.prepare(ctx, t)
 	}
-	s.say(t, err)
+	s.say(ctx, t, err)
 	if err == nil {
-		t.mu.Lock()
-		t.prepared = true
-		t.mu.Unlock()
+		t.altered = false
+		t.learn(layout)
 		return nil
 	}
+	t.forget()
 	if errors.Is(err, cdc.ErrNoTable) {
 		// The barrier of its DROP stands behind the change and makes it void.
 		return &sinks.Outcome{Verdict: sinks.Transient, Class: sinks.ClassNoTable, Reason: err.Error()}
 	}
-	return &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
+	return unready(err)
 }
 
-// say puts the trouble with a table's index into the log, once while it lasts.
-func (s *Sink) say(t *table, err error) {
+// say notes the trouble with a table's index, and puts it into the log, once while it
+// lasts. That the cluster does not answer is no table's trouble, and of a table that is
+// gone its barrier tells.
+func (s *Sink) say(ctx context.Context, t *table, err error) {
+	switch {
+	case ctx.Err() != nil || ofCluster(err):
+		return
+	case errors.Is(err, cdc.ErrNoTable):
+		err = nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	text := ""
-	if err != nil {
-		text = err.Error()
+	if err == nil {
+		t.trouble = nil
+		return
 	}
-	if text != "" && text != t.said {
-		s.log.Error("index is not ready", "table", t.name.String(), "index", t.alias, "error", err)
+	now := Trouble{Table: t.name, Since: time.Now()}
+	now.Reason, now.Mend = sinks.Advice(err.Error())
+	if was := t.trouble; was != nil {
+		if now.Since = was.Since; now == *was {
+			return
+		}
 	}
-	t.said = text
+	t.trouble = &now
+	s.log.Error("index is not ready", "table", t.name.String(), "index", t.alias, "error", err)
 }
 
 // prepare creates the index behind the alias, or adds the columns that it lacks.
@@ -151,22 +213,25 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 			return err
 		}
 	}
-	if index != nil {
-		if describeErr != nil {
-			// The stream carries on without the source, whose rows mostly fit.
+	switch {
+	case index == nil && describeErr != nil:
+		return fmt.Errorf("make an index for %s: %w", t.name, describeErr)
+	case index == nil:
+		return s.create(ctx, t, shape)
+	case describeErr != nil && t.altered && !errors.Is(describeErr, cdc.ErrNoTable):
+		return fmt.Errorf("look at %s, which was altered: %w", t.name, describeErr)
+	case describeErr != nil:
+		// The stream carries on without the source, whose rows mostly fit.
+		if ctx.Err() == nil {
 			s.log.Warn("mapping not compared with the table", "table", t.name.String(), "index", t.alias, "error", describeErr)
-			return nil
 		}
-		if err := s.refit(ctx, t, index, shape); err != nil {
-			return err
-		}
-		_, err = s.add(ctx, t, index, shape)
+		return nil
+	}
+	if err := s.refit(ctx, t, index, shape); err != nil {
 		return err
 	}
-	if describeErr != nil {
-		return fmt.Errorf("make an index for %s: %w", t.name, describeErr)
-	}
-	return s.create(ctx, t, shape)
+	_, err = s.add(ctx, t, index, shape)
+	return err
 }
 
 // fits refuses an index whose fields are not of the types that the table needs.
@@ -225,6 +290,7 @@ func (s *Sink) extend(ctx context.Context, t *table, generation int) (bool, erro
 		return false, fmt.Errorf("the alias %s has vanished", t.alias)
 	}
 	if err := s.refit(ctx, t, index, shape); err != nil {
+		t.altered = true
 		return false, err
 	}
 	return s.add(ctx, t, index, shape)
@@ -294,10 +360,10 @@ func (s *Sink) look(ctx context.Context, t *table) (*index, error) {
 		return nil, fmt.Errorf("look at index %s: %w", t.alias, err)
 	}
 	if res.status == http.StatusNotFound {
-		return nil, nil
+		return nil, s.orphan(ctx, t)
 	}
 	if res.status != http.StatusOK {
-		return nil, fmt.Errorf("look at index %s: %s", t.alias, res.answer)
+		return nil, fmt.Errorf("look at index %s: %w", t.alias, res.answer)
 	}
 	var found map[string]*index
 	if err := json.Unmarshal(res.body, &found); err != nil {
@@ -324,6 +390,22 @@ func (s *Sink) look(ctx context.Context, t *table) (*index, error) {
 		return nil, fmt.Errorf("the alias %s has a routing of its own, so that a document would not be found by its id alone; remove it", t.alias)
 	}
 	return one, nil
+}
+
+// orphan refuses a table whose alias is gone while its index is there: nobody but a
+// human knows which of the two was meant to go.
+func (s *Sink) orphan(ctx context.Context, t *table) error {
+	all, err := s.generations(ctx, t)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(all, func(_ string, i *index) bool { return i.unfinished(t.alias) })
+	if len(all) == 0 {
+		return nil
+	}
+	newest := slices.Max(slices.Collect(maps.Keys(all)))
+	return fmt.Errorf("the index %s is there and its alias %s is not; put it back with POST /_aliases {\"actions\":[{\"add\":{\"index\":%q,\"alias\":%q,\"is_write_index\":true}}]}, or delete %s, and the table is copied again",
+		newest, t.alias, newest, t.alias, strings.Join(slices.Sorted(maps.Keys(all)), " and "))
 }
 
 // examine refuses an index that takes no rows, or has rows that nobody known has
@@ -463,16 +545,10 @@ func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
 		return nil
 	}
 	if res.kind == "resource_already_exists_exception" {
-		// Another worker was faster, or the alias was taken off.
-		index, lookErr := s.look(ctx, t)
-		if lookErr != nil {
-			return lookErr
+		if index, err := s.look(ctx, t); err != nil || index != nil { // another worker was faster
+			t.refilled = t.refilled && err != nil
+			return err
 		}
-		if index != nil {
-			t.refilled = false
-			return nil
-		}
-		return fmt.Errorf("the index %s exists but the alias %s does not; set the alias or delete the index", name, t.alias)
 	}
 	return fmt.Errorf("create index %s: %w", name, err)
 }
@@ -494,7 +570,7 @@ func (s *Sink) put(ctx context.Context, request func([]byte) esapi.Request, body
 	}
 	res, err := s.do(ctx, request(text))
 	if err == nil && res.status != http.StatusOK {
-		err = errors.New(res.answer.String())
+		err = res.answer
 	}
 	return res, err
 }

@@ -109,7 +109,7 @@ func TestADataStreamIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if out := s.Apply(t.Context(), []cdc.Change{sinktest.Upsert(1, 1, "x")})[0]; out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, "q is a data stream, which takes no versions") {
+	if out := s.Apply(t.Context(), []cdc.Change{sinktest.Upsert(1, 1, "x")})[0]; out.Verdict != sinks.Unavailable || !strings.Contains(out.Sentence(), "q is a data stream, which takes no versions") {
 		t.Errorf("%+v; want it refused", out)
 	}
 }

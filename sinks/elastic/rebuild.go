@@ -164,7 +164,7 @@ func (r *rebuild) begin(ctx context.Context) (err error) {
 	highest := 0
 	for name, i := range all {
 		switch {
-		case !r.unfinished(i):
+		case !i.unfinished(r.t.alias):
 			n, _ := strconv.Atoi(name[len(name)-6:])
 			highest = max(highest, n)
 		case !r.DryRun:
@@ -219,9 +219,9 @@ func (s *Sink) generations(ctx context.Context, t *table) (map[string]*index, er
 }
 
 // unfinished reports whether an index was being filled by a rebuild that did not end.
-func (r *rebuild) unfinished(i *index) bool {
-	for alias := range i.Aliases {
-		if len(i.Aliases) == 1 && strings.HasPrefix(alias, r.t.alias+"-rebuild-") {
+func (i *index) unfinished(alias string) bool {
+	for name := range i.Aliases {
+		if len(i.Aliases) == 1 && strings.HasPrefix(name, alias+"-rebuild-") {
 			return true
 		}
 	}

@@ -168,7 +168,7 @@ func TestARebuildCanBeCutOffAnywhereAndIsRepeated(t *testing.T) {
 			t.Errorf("killed at the end: %+v; want changes held", out)
 		}
 		s.restart(t)
-		if out := verdictOf(t, s, sinktest.Upsert(1, 2, "while blocked")); out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, "lockstep rebuild search --table sinktest.question") {
+		if out := verdictOf(t, s, sinktest.Upsert(1, 2, "while blocked")); out.Verdict != sinks.Unavailable || !strings.Contains(out.Sentence(), "lockstep rebuild search --table sinktest.question") {
 			t.Errorf("after a restart: %+v; want the command", out)
 		}
 	}

@@ -89,7 +89,7 @@ func TestARoutingColumnThatWillNotDoIsRefusedAtTheStart(t *testing.T) {
 		return TableConfig{Index: s.prefix + "_{db}_{table}", Routing: "region"}, true
 	}
 	c := cdc.Change{Table: tenants.Name, Op: 'c', Version: 1, Key: sinktest.Key(1), After: owned(1, "a")}
-	if out := verdictOf(t, s, c); out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, "has no column region") {
+	if out := verdictOf(t, s, c); out.Verdict != sinks.Unavailable || !strings.Contains(out.Sentence(), "has no column region") {
 		t.Errorf("%+v; want the table held", out)
 	}
 }
@@ -104,7 +104,7 @@ func TestAnIndexIsNotRoutedAnewWithoutARebuild(t *testing.T) {
 		return TableConfig{Index: s.prefix + "_{db}_{table}"}, true
 	}
 	s.restart(t)
-	if out := verdictOf(t, s, c); out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, "are routed by tenant, and those of sinktest.tenants are to be routed by _id; run: lockstep rebuild search --table sinktest.tenants") {
+	if out := verdictOf(t, s, c); out.Verdict != sinks.Unavailable || !strings.Contains(out.Sentence(), "are routed by tenant, and those of sinktest.tenants are to be routed by _id; run: lockstep rebuild search --table sinktest.tenants") {
 		t.Errorf("%+v; want the table held", out)
 	}
 }

@@ -170,7 +170,7 @@ func (s *Sink) good(res response, err error, doing string) error {
 	case err != nil:
 		return fmt.Errorf("%s: %w", doing, err)
 	case res.status != http.StatusOK:
-		return fmt.Errorf("%s: %s", doing, res.answer)
+		return fmt.Errorf("%s: %w", doing, res.answer)
 	}
 	return nil
 }

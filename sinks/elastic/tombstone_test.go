@@ -162,7 +162,7 @@ func TestAnIndexOfHardDeletesLearnsToHideTombstones(t *testing.T) {
 	s.ask(t, http.MethodPost, "/_aliases", fmt.Sprintf(`{"actions":[{"add":{"index":"%s-000001","alias":%q,"filter":{"term":{"id":1}}}}]}`, alias, alias))
 	s.config.Deletes = Tombstone
 	s.restart(t)
-	if out := verdictOf(t, s, sinktest.Upsert(3, 1, "x")); out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, "has a filter of its own") {
+	if out := verdictOf(t, s, sinktest.Upsert(3, 1, "x")); out.Verdict != sinks.Unavailable || !strings.Contains(out.Sentence(), "has a filter of its own") {
 		t.Errorf("%+v; want the filter of somebody else refused", out)
 	}
 }
