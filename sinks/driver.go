@@ -37,7 +37,10 @@ type driver struct {
 	commitAfter time.Time
 	commitFails int // in a row
 	held        bool
-	counted     int // retries of this lane inside the number of all lanes
+	counted     int       // retries of this lane inside the number of all lanes
+	caughtUp    bool      // Kafka had no more
+	heard       time.Time // from Kafka
+	reached     bound     // as it was told last
 
 	// They are closed when a breaker has changed since it was asked.
 	breakerRang, tableRang <-chan struct{}
@@ -81,10 +84,13 @@ func (w *Worker) newDriver(p Partition) *driver {
 	}
 	w.mu.Unlock()
 	d.table.enter(1)
+	d.reached.behind = true
+	d.reach.set(d, d.reached)
 	return d
 }
 
-// fetch decodes the next records while the current ones are applied.
+// fetch decodes the next records while the current ones are applied. It hands over none
+// when Kafka has no more for now.
 func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
 	for {
 		most, ok := d.share.wait(ctx)
@@ -98,11 +104,12 @@ func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
 		if err != nil {
 			return fmt.Errorf("sink %s: fetch %s/%d: %w", d.Name, d.lane.topic, d.lane.id, err)
 		}
-		if len(records) == 0 {
-			continue
+		var items []*item
+		if len(records) > 0 {
+			var bytes int
+			items, bytes = decode(records)
+			d.share.fetched(bytes, most)
 		}
-		items, bytes := decode(records)
-		d.share.fetched(bytes, most)
 		select {
 		case out <- items:
 		case <-ctx.Done():
@@ -141,6 +148,7 @@ func (d *driver) run(ctx, work context.Context, fetched <-chan []*item) error {
 				before += it.counted // the share has them already
 			}
 			d.lane.take(time.Now(), items)
+			d.caughtUp, d.heard = len(items) == 0, time.Now()
 		case a := <-d.answers:
 			if err := d.answer(a); err != nil {
 				return err
@@ -157,6 +165,16 @@ func (d *driver) run(ctx, work context.Context, fetched <-chan []*item) error {
 		case <-d.tableRang:
 		}
 		d.share.add(d.lane.bytes - before)
+		d.tellReach()
+	}
+}
+
+// tellReach brings up to date how far the partition is.
+func (d *driver) tellReach() {
+	now := bound{micros: d.lane.upTo(), behind: d.lane.first != nil || !d.caughtUp, heard: d.heard}
+	if now != d.reached {
+		d.reached = now
+		d.reach.set(d, now)
 	}
 }
 
@@ -455,6 +473,7 @@ func (d *driver) leave() {
 	d.hold(hold{}, time.Time{})
 	d.share.close()
 	d.table.enter(-1)
+	d.reach.drop(d)
 }
 
 // countRetrying brings the gauge, which all partitions share, up to date.

@@ -50,6 +50,7 @@ type lane struct {
 	sweeps   []*item                       // barriers for which the store is not swept yet
 	sweeping *item                         // the one of sweeps that is being swept for
 
+	latest    int64 // commit time, the highest that was taken in
 	next      int64 // offset behind the last record taken in; -1 before the first
 	committed int64
 }
@@ -107,6 +108,8 @@ func (l *lane) enter(it *item) {
 		l.committed = it.record.Offset
 	}
 	l.next = it.record.Offset + 1
+	it.earlier = cmp.Or(l.latest, it.change.CommitMicros)
+	l.latest = max(l.latest, it.change.CommitMicros)
 	if it.prev = l.last; it.prev == nil {
 		l.first = it
 	} else {
@@ -485,6 +488,15 @@ func (l *lane) settledTo() int64 {
 		return l.first.record.Offset
 	}
 	return l.next
+}
+
+// upTo is the commit time before which all that was taken in is settled; 0 when there was
+// none yet, as of rows of a copy.
+func (l *lane) upTo() int64 {
+	if l.first != nil {
+		return l.first.earlier
+	}
+	return l.latest
 }
 
 // leave gives back what is not settled: whoever owns the partition next receives it

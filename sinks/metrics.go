@@ -151,7 +151,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink"}),
 		newest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_applied_commit_timestamp_seconds",
-			Help: "Commit time of the newest change that was applied.",
+			Help: "Commit time of the newest change that was applied, of any table. lockstep status says up to when all tables are.",
 		}, []string{"sink"}),
 		sweeping: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_sweeping",
@@ -227,12 +227,6 @@ func (m *Metrics) account(sink, table string) *account {
 type highest struct {
 	mu    sync.Mutex
 	value int64
-}
-
-func (h *highest) get() int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.value
 }
 
 func (h *highest) set(micros int64, g prometheus.Gauge) {

@@ -22,7 +22,8 @@ type item struct {
 	broken  error // why the record could not be decoded; nil if it could
 	row     rowKey
 	book    *account
-	counted int // bytes of the record and of the images decoded from it
+	earlier int64 // the highest commit time in the partition before this one, or its own
+	counted int   // bytes of the record and of the images decoded from it
 
 	place      place
 	prev, next *item     // among what the offset waits for

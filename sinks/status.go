@@ -22,7 +22,12 @@ type Status struct {
 	// Retrying is how many changes wait for a retry.
 	Retrying int64      `json:"retrying"`
 	Pool     PoolStatus `json:"pool"`
-	// AppliedUpTo is the commit time of the newest change that was applied.
+	// AppliedUpTo is the time up to which everything that was committed in the source and is
+	// in Kafka is applied in all partitions of this process, or settled otherwise: the oldest
+	// over the partitions that wait or have more to read, and the newest commit time of any
+	// when there are none, since one without changes has nothing to be behind with. It is
+	// absent while a partition is behind of which no commit time is known: before its first
+	// answer from Kafka, and while it has had rows of a copy alone.
 	AppliedUpTo *time.Time `json:"applied_up_to,omitempty"`
 	// Sweeps are under way or wait.
 	Sweeps []SweepStatus `json:"sweeps"`
@@ -109,7 +114,7 @@ func (w *Worker) Status() Status {
 		s.HeldSince = notZero(w.holding.since)
 	}
 	w.holding.mu.Unlock()
-	if at := w.newest.get(); at > 0 {
+	if at := w.reach.upTo(time.Now()); at > 0 {
 		t := time.UnixMicro(at)
 		s.AppliedUpTo = &t
 	}

@@ -55,6 +55,7 @@ type Worker struct {
 	breaker   *breaker
 	pool      *pool
 	newest    highest
+	reach     reach
 	holding   holding
 	retrying  atomic.Int64
 	announced sync.Map // table and class of the dead letters that the log has told of
