@@ -458,7 +458,7 @@ func TestALetterFromBeforeABarrierIsSuperseded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expect(t, "a dry run", said, map[string]string{"1": "parked", "2": "parked", "3": "parked"})
+	expect(t, "a dry run", said, map[string]string{"1": "would be superseded", "2": "would be superseded", "3": "would be applied"})
 	if said, err = replayed(t, l, s, opt); err != nil {
 		t.Fatal(err)
 	}
@@ -513,7 +513,7 @@ func TestADryRunTouchesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expect(t, "said", said, map[string]string{"1": "parked"})
+	expect(t, "said", said, map[string]string{"1": "would be applied"})
 	expect(t, "calls", s.calls, 0)
 	expect(t, "records", len(log.records[l.Topic]), 1)
 }
@@ -540,7 +540,7 @@ func TestALetterOfARowThatIsGoneIsSuperseded(t *testing.T) {
 	}
 	table := list(t, l, Filter{})[0].Table
 	expect(t, "asked", asked, []string{table + `{"id":1}`, table + `{"id":3}`})
-	expect(t, "a dry run", said, map[string]string{"1": "parked", "2": "parked", "3": "parked"})
+	expect(t, "a dry run", said, map[string]string{"1": "would be superseded", "2": "would be applied", "3": "would be applied"})
 	opt.DryRun = false
 	if said, err = replayed(t, l, s, opt); err != nil {
 		t.Fatal(err)

@@ -89,6 +89,13 @@ const (
 	Skipped    State = "skipped"
 )
 
+// What a dry run says of a letter that a replay would not leave parked. No letter is
+// ever in these states.
+const (
+	WouldApply     State = "would be applied"
+	WouldSupersede State = "would be superseded"
+)
+
 // Place is a record's place in Kafka.
 type Place struct {
 	Topic     string `json:"topic"`

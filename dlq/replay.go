@@ -24,9 +24,9 @@ const (
 // Result says what became of a letter in a replay.
 type Result struct {
 	// State is resolved, superseded or skipped when the letter is closed, and parked
-	// when it stays.
+	// when it stays; of a dry run WouldApply, WouldSupersede or parked.
 	State State `json:"state"`
-	// Reason is why it stays, or was skipped.
+	// Reason is why it stays, was skipped, or is superseded for what the source says.
 	Reason string `json:"reason,omitempty"`
 }
 
@@ -112,7 +112,7 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 // superseded closes a letter for what the source says of its row.
 func (r *replay) superseded(ctx context.Context, letter Letter, reason string) error {
 	if r.opt.DryRun {
-		r.opt.Progress(letter, Result{Parked, "would be closed as superseded: " + reason})
+		r.opt.Progress(letter, Result{WouldSupersede, reason})
 		return nil
 	}
 	if err := r.finish(ctx, letter, Superseded, reason); err != nil {
@@ -131,7 +131,7 @@ func (r *replay) flush(ctx context.Context) error {
 	}
 	if r.opt.DryRun {
 		for _, letter := range r.letters {
-			r.opt.Progress(letter, Result{Parked, "would be applied through the guard"})
+			r.opt.Progress(letter, Result{State: WouldApply})
 		}
 		return nil
 	}

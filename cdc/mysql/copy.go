@@ -283,7 +283,7 @@ func (c *copier) persist(ctx context.Context, j *job, what string, do func() err
 		over := j.ended
 		j.layout, j.shape = nil, j.shape+1
 		c.snaps.mu.Unlock()
-		if over {
+		if over || ctx.Err() != nil {
 			return nil
 		}
 		pause := wait.NextBackOff()

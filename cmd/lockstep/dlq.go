@@ -264,7 +264,12 @@ twice, late or beside the live pipeline without harm. A letter whose change the
 store then has is closed as resolved, one whose row is newer there as superseded, and
 so are one from before the last TRUNCATE, DROP or new copy of its table and one whose
 row the source, which is asked, does not have any more. A letter that is refused again
-stays parked, with a higher retry count.
+stays parked, with a higher retry count: mend what the reason names and replay it once
+more, or close it with skip.
+
+With --dry-run the result is what a replay would do: "would be applied" (through the
+guard, and the store may refuse it again), "would be superseded" (the row is gone, or
+was written anew since), or parked (it stays, as one that cannot be decoded does).
 
 Name letters by ID, choose them with flags, or say --all.
 

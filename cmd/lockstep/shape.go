@@ -71,6 +71,9 @@ func (p *process) checkShapes(ctx context.Context, s *store) error {
 		return nil
 	}
 	tables, err := mysql.Tables(ctx, p.cfg.Source, func(t cdc.TableName) bool { return p.captured(t) && s.shaper.table(t) != nil })
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
 		s.shaper.log.Warn("shapes are not compared with the tables of the source yet", "error", err)
 		return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"lockstep/cdc"
+	"lockstep/config"
 	"lockstep/shape"
 	"lockstep/sinks"
 )
@@ -60,6 +62,19 @@ func (t *tailor) expect(test *testing.T, asked int, row, want string) {
 	}
 	if t.asked != asked {
 		test.Errorf("%s: the table was described %d times; want %d", row, t.asked, asked)
+	}
+}
+
+// What is asked when the process stops already says nothing to anybody.
+func TestAStopIsNoTroubleOfAShape(t *testing.T) {
+	var log bytes.Buffer
+	s := newTailor(shape.Config{Where: "row.a > 1"}, "id:int a:int")
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	cfg := config.Default()
+	if err := (&process{cfg: &cfg}).checkShapes(ctx, &store{shaper: s.shaper}); !errors.Is(err, context.Canceled) || log.Len() > 0 {
+		t.Errorf("error %v, and the log says %s", err, log.String())
 	}
 }
 

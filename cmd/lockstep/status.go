@@ -264,19 +264,31 @@ func newStatusCommand(a *app) *cobra.Command {
 		Use:   "status",
 		Short: "Ask a running process how it is",
 		Long: `Status asks one running process, over HTTP at admin.listen, for its parts and
-sinks: breakers with their reason and the time of the next try, what waits, the pool
-of calls, and for every table the books, in which received is the sum of the outcomes
-and of what is in flight. The JSON is that of GET /v1/status.
+sinks: breakers, the pool of calls, what waits and why, when it is tried again and what
+mends it, and for every table the books, in which received is the sum of the outcomes
+and of what is in flight.
+
+HELD BY says what a table waits for: table (its own index, its shape, or the source,
+which cannot be asked for it), store (which is unavailable), flood (its breaker, because
+the store refuses its changes one like the other) or kafka (which does not take a dead
+letter). The reason and the way out stand below the tables.
+
+APPLIED UP TO is the time up to which everything that was committed in the source and is
+in Kafka is applied: the oldest over the partitions that wait or have more to read. A
+table without changes does not hold it back. It is of the partitions of this process
+alone, and the capture may be behind: see lockstep_capture_lag_seconds.
+
+The JSON is that of GET /v1/status; docs/operating.md names its fields.
 
 It exits with 0 when all is well, with 1 when the process cannot be asked, and with 3
-when a part is not ready, a breaker is not closed or a partition waits.`,
+when a part is not ready, a breaker is not closed, a table is held or a partition waits.`,
 		Example: `  lockstep status -c lockstep.yaml
 
   # another process, again and again
   lockstep status --address sink-2:8080 --watch
 
-  # tables that are held, and why
-  lockstep status -o json | jq '.sinks[].tables[] | select(.breaker.state != "closed")'`,
+  # tables that are held, why, and what mends them
+  lockstep status -o json | jq '.sinks[].tables[] | select(.held) | {table, held}'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if address == "" {

@@ -85,7 +85,12 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 		Name: "search", Sink: sink, Bury: func(context.Context, sinks.Refusal) error { return nil },
 		Log: p.log, Metrics: p.metrics.sinks, Config: cfg.Worker,
 	}
-	p.workers.add("search", "elastic", worker.Status)
+	var idle atomic.Pointer[sinks.HeldStatus]
+	p.workers.add("search", "elastic", func() sinks.Status {
+		return withHeld(worker.Status(), func() map[string]*sinks.HeldStatus {
+			return map[string]*sinks.HeldStatus{"bank.tags": idle.Load(), "bank.other": idle.Load()}
+		})
+	})
 	p.ready.add("sink search", func() bool { return true })
 	part := &rowsOnce{}
 	for i := range 3 {
@@ -159,6 +164,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
         "in_use": 0,
         "waiting": 0
       },
+      "applied_up_to": "T",
       "sweeps": [],
       "tables": [
         {
@@ -204,6 +210,13 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	if got := await(0); got.code != 0 || got.stderr != "" || !strings.Contains(got.stdout, "2023-11-14T22:13:20Z") {
 		t.Errorf("the store is mended: %+v", got)
 	}
+	idle.Store(&sinks.HeldStatus{By: sinks.ByTable, Reason: "its alias is gone", Mend: "put it back", Since: time.Now()})
+	got = ask()
+	if got.code != 3 || got.stderr != "lockstep: sink search: table bank.tags is held\n" ||
+		!regexp.MustCompile(`(?s)search  bank.tags  closed   table .*\nsink search: table bank.tags is held since \S+ ago: its alias is gone\n  mend: put it back\n`).MatchString(got.stdout) {
+		t.Errorf("a table that would wait: %+v", got)
+	}
+	idle.Store(nil)
 	watching, stop := context.WithTimeout(ctx, watchInterval*5/4)
 	defer stop()
 	var out bytes.Buffer

@@ -273,6 +273,47 @@ func TestAFloodOfRefusalsHoldsTheTableUntilItIsMended(t *testing.T) {
 	p.stop()
 }
 
+// A column gets a type that the index cannot follow, though it takes every value: the table
+// is held by the first row, says so with the command that mends it, and holds up no other.
+func TestAnAlteredTableIsHeldUntilItsIndexIsRebuilt(t *testing.T) {
+	w := newWorld(t, 50)
+	p := w.start("run")
+	w.equal(time.Minute)
+	search, tags := `sink="search"`, fmt.Sprintf("table=%q", w.name+".tags")
+	w.sql("ALTER TABLE tags MODIFY description TEXT")
+	await(t, time.Minute, "the table to be held", func() bool {
+		return p.metric("lockstep_sink_table_held_partitions", search, tags, `by="table"`) > 0
+	})
+	out, err := exec.Command(w.binary, "status", "--address", p.admin).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 3 {
+		t.Errorf("lockstep status ended with %v; want exit code 3", err)
+	}
+	command := "rebuild search --table " + w.name + ".tags"
+	for _, want := range []string{"table " + w.name + ".tags is held since ", "field description is keyword and column description text needs text\n  mend: run: lockstep " + command} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("lockstep status does not say %q:\n%s", want, out)
+		}
+	}
+	applied := func() float64 {
+		return p.metric("lockstep_sink_changes_total", search, fmt.Sprintf("table=%q", w.name+".questions"), `outcome="applied"`)
+	}
+	before := applied()
+	w.sql("UPDATE questions SET title = CONCAT(title, '+')")
+	await(t, 30*time.Second, "another table to go on", func() bool { return applied() == before+50 })
+	if n := p.metric("lockstep_sink_breaker_state", search); n != 0 {
+		t.Errorf("the state of the sink's breaker is %v; want 0, closed", n)
+	}
+	var rebuilt struct{ To string }
+	if w.lockstep(&rebuilt, strings.Fields(command)...); !strings.HasSuffix(rebuilt.To, "-tags-000002") {
+		t.Errorf("rebuilt to %q", rebuilt.To)
+	}
+	w.equal(time.Minute)
+	await(t, 30*time.Second, "the table to go on", func() bool {
+		return p.metric("lockstep_sink_table_held_partitions") == 0
+	})
+	p.stop()
+}
+
 // A table whose rows a sink has already, written by nobody this pipeline knows, is
 // refused: their versions may be higher than ours.
 func TestASinkThatHasRowsOfUnknownVersionsIsRefused(t *testing.T) {

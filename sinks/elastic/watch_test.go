@@ -1,9 +1,11 @@
 package elastic
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -170,6 +172,22 @@ func TestTheTroubleOfOneIndexIsNotThatOfTheStore(t *testing.T) {
 	}
 	if all := away.Troubles(); len(all) != 0 {
 		t.Errorf("no cluster is the trouble of %+v", all)
+	}
+}
+
+// When the sink is told to stop, what it was just asking for is nothing to tell of.
+func TestAStopIsNoTroubleOfAnIndex(t *testing.T) {
+	s := openStore(t, nil)
+	var log bytes.Buffer
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.Apply(ctx, []cdc.Change{sinktest.Upsert(1, 1, "x")})
+	if err := s.Run(ctx, ofSuite); err != nil {
+		t.Error(err)
+	}
+	if all := s.Troubles(); log.Len() > 0 || len(all) > 0 {
+		t.Errorf("troubles %+v, and the log says %s", all, log.String())
 	}
 }
 
