@@ -357,12 +357,18 @@ func (d *driver) answer(a answer) error {
 	return nil
 }
 
-// give tells the pool how a call went.
+// give tells the pool how a call went; one for which the store was not asked says nothing
+// of how long it takes.
 func (d *driver) give(a answer) {
-	down, wait := false, time.Duration(0)
+	asked, down, wait := len(a.outcomes) == 0, false, time.Duration(0)
 	for _, out := range a.outcomes {
+		asked = asked || !out.Unasked
 		down = down || out.Verdict == Unavailable && !out.Unasked
 		wait = max(wait, out.RetryAfter)
+	}
+	if !asked {
+		d.pool.drop(a.ticket)
+		return
 	}
 	d.pool.give(a.ticket, a.took, a.bytes, down, wait)
 }

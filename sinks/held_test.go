@@ -90,6 +90,9 @@ func TestATableThatWaitsSaysWhyAndHoldsUpNoOther(t *testing.T) {
 				t.Fatal(diff)
 			}
 		}
+		if w.pool.pace != (pace{min: w.Config.CallsMin, max: w.Config.CallsMax, size: w.Config.CallsMin}) {
+			t.Error("the pool has learnt how long calls take from those that the store did not get")
+		}
 		good := &topicList{list{records: tableRows("good", 500)}, "p.shop.good"}
 		run(good)
 		time.Sleep(time.Second)

@@ -25,12 +25,12 @@ func TestAChangeTellsOfTheColumnsThatItsTableHad(t *testing.T) {
 		}
 		w.exec("INSERT INTO q VALUES (" + string(rune('1'+i)) + ", '7')")
 	}
-	var log []cdc.Change
+	var log, silent []cdc.Change
 	out.await(t, "the rows", func(all []cdc.Change, _ []cdc.Position) bool {
-		log = nil
+		log, silent = nil, nil
 		for _, c := range all {
 			if c.Layout == 0 && c.Op != cdc.OpBarrier {
-				t.Fatalf("%s %s tells nothing of its columns", c.Op, c.Key)
+				silent = append(silent, c)
 			}
 			if c.Op == cdc.OpCreate {
 				log = append(log, c)
@@ -40,6 +40,9 @@ func TestAChangeTellsOfTheColumnsThatItsTableHad(t *testing.T) {
 	})
 	if err := stop(); err != nil {
 		t.Fatal(err)
+	}
+	if len(silent) > 0 {
+		t.Errorf("%d changes tell nothing of their columns, the first of them %s %s", len(silent), silent[0].Op, silent[0].Key)
 	}
 	for i := range log {
 		for j := range i {
