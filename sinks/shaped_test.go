@@ -103,6 +103,7 @@ func TestATableThatWaitsForItsShapeHoldsNoOther(t *testing.T) {
 		}
 		run(other)
 		time.Sleep(2 * time.Second)
+		synctest.Wait()
 		if state := w.breaker.status(); state.State != "closed" || other.committed != 3 {
 			t.Errorf("the breaker is %+v, and %d of 3 changes of another table are committed", state, other.committed)
 		}
@@ -111,6 +112,7 @@ func TestATableThatWaitsForItsShapeHoldsNoOther(t *testing.T) {
 		}
 		fits.Store(true)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		for _, p := range parts[:10] {
 			if p.committed != 3 {
 				t.Errorf("%d of 3 changes are committed once the shape fits", p.committed)
