@@ -264,9 +264,12 @@ func TestASinkDoesNotStartWithAShapeThatDoesNotFit(t *testing.T) {
 	text = strings.Replace(text, "\ntables:", fmt.Sprintf("\n  other: {elastic: {addresses: [%q]}}\ntables:", testenv.Elastic(t).URL), 1)
 	path := file(t, "lockstep.yaml", text)
 	t.Cleanup(func() { _ = p.kafka.DeleteTopics(context.Background(), kafka.LettersTopic(p.name, "other")) })
-	got := lockstep(t, nil, "sink", "cache", "other", "-c", path)
-	if want := "sink cache: tables[0].shapes.cache.where: at character 8: found no matching overload for '_>_' applied to '(int, string)'; row.id (int) is a whole number"; got.code != 1 || !strings.Contains(got.stderr, want) || strings.Contains(got.stderr, "context canceled") || strings.Contains(got.stderr, "level=WARN") {
-		t.Errorf("exit code %d, %s; want %s and no other trouble", got.code, got.stderr, want)
+	for _, command := range [][]string{{"sink", "cache"}, {"run"}} {
+		got := lockstep(t, nil, append(command, "-c", path)...)
+		const want = "sink cache: tables[0].shapes.cache.where: at character 8: found no matching overload for '_>_' applied to '(int, string)'; row.id (int) is a whole number"
+		if got.code != 1 || strings.Count(got.stderr, want) != 1 || strings.Contains(got.stderr, "context canceled") || strings.Contains(got.stderr, "level=WARN") {
+			t.Errorf("%s: exit code %d, %s; want %s and no other trouble", command, got.code, got.stderr, want)
+		}
 	}
 }
 

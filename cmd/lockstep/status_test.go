@@ -103,7 +103,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	await := func(code int) result {
 		t.Helper()
 		for until := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-			if got := ask(); got.code == code || time.Now().After(until) {
+			if got := ask(); got.code == code && strings.Contains(got.stderr, "partitions wait") == (code == 3) || time.Now().After(until) {
 				return got
 			}
 		}
