@@ -301,8 +301,8 @@ func TestATemplateTakesOtherColumnsFromAnImageOfTheRow(t *testing.T) {
 		{"q:{level}:{id}", `{"id":7,"level":""}`, "q::7"},
 		{"q:{level}:{pk}", `{"id":7,"level":12.50}`, "q:12.50:7"},
 		{"q:{level}", `{"id":7,"level":1}`, `key template "q:{level}" leaves out the primary-key column id of d.t; add {id}`},
-		{"q:{level}:{id}", `{"id":7}`, `key template "q:{level}:{id}": the image of the row has no column level of d.t`},
-		{"q:{level}:{id}", `{"id":7,"level":` + large + `}`, `key template "q:{level}:{id}": column level of d.t has a value of 1026 bytes; at most 1024 may go into a key`},
+		{"q:{level}:{id}", `{"id":7}`, `template q:{level}:{id} names the column level, which rows of d.t do not have`},
+		{"q:{level}:{id}", `{"id":7,"level":` + large + `}`, `key template q:{level}:{id}: column level of d.t has a value of 1026 bytes; at most 1024 may go into a key`},
 	} {
 		template, err := ParseKeyTemplate(tt.template)
 		if err != nil {

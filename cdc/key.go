@@ -208,6 +208,30 @@ func (t KeyTemplate) expand(table TableName, key []byte, column func(name string
 	return b.String(), nil
 }
 
+// NoColumn says that a template names a column that an image does not have.
+type NoColumn struct {
+	Template, Column string
+	Table            TableName
+}
+
+// The template stands without quotes: what is quoted in the reason of a dead letter is
+// taken for a value.
+func (e *NoColumn) Error() string {
+	return fmt.Sprintf("template %s names the column %s, which rows of %s do not have", e.Template, e.Column, e.Table)
+}
+
+// TooLong says that a column has a value too large to go into a key, so that no row
+// was ever kept under it.
+type TooLong struct {
+	Template, Column string
+	Table            TableName
+	Bytes            int
+}
+
+func (e *TooLong) Error() string {
+	return fmt.Sprintf("key template %s: column %s of %s has a value of %d bytes; at most %d may go into a key", e.Template, e.Column, e.Table, e.Bytes, SmallValue)
+}
+
 // errNull ends the filling of a key with a column that is NULL.
 var errNull = errors.New("NULL")
 
@@ -228,9 +252,9 @@ func (t KeyTemplate) fill(table TableName, key []byte, fields []KeyField, row []
 			value := column(row, name)
 			switch {
 			case !value.Exists():
-				return "", fmt.Errorf("key template %q: the image of the row has no column %s of %s", t.text, name, table)
+				return "", &NoColumn{t.text, name, table}
 			case len(value.Raw) > SmallValue: // a later change may come without it in its row before
-				return "", fmt.Errorf("key template %q: column %s of %s has a value of %d bytes; at most %d may go into a key", t.text, name, table, len(value.Raw), SmallValue)
+				return "", &TooLong{t.text, name, table, len(value.Raw)}
 			case value.Type == gjson.Null:
 				r.Null = name
 				return "", errNull
@@ -279,7 +303,7 @@ func (t KeyTemplate) Text(table TableName, key, row []byte) (string, error) {
 		text, null, ok := ColumnText(row, name)
 		switch {
 		case !ok:
-			return "", fmt.Errorf("template %q: the row has no column %s of %s", t.text, name, table)
+			return "", &NoColumn{t.text, name, table}
 		case null:
 			return "", nil
 		}

@@ -346,7 +346,7 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 		if err != nil {
 			return fmt.Errorf("sink %s: %w", name, err)
 		}
-		opt := dlq.ReplayOptions{DryRun: dryRun, Gone: o.gone, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
+		opt := dlq.ReplayOptions{DryRun: dryRun, Gone: o.gone, Moves: s.movesRow, Remembers: s.remembers, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
 			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
 			if r.State == dlq.Parked {
 				stay++

@@ -512,6 +512,11 @@ type store struct {
 	// moves reports whether the place of a table's rows depends on more than their key;
 	// nil for a store in which it never does.
 	moves func(cdc.TableName) bool
+	// movesRow is moves for the row of a change, and remembers is how long the store
+	// knows of a place that a row has left it; nil for a store whose letters need no
+	// such care.
+	movesRow  func(*cdc.Change) bool
+	remembers time.Duration
 	// mark finds how far a partition is applied, and marks gives the same for all
 	// partitions, by topic/partition; nil for a store that does not know.
 	mark  func(ctx context.Context, group, topic string, partition int) (sinks.Mark, error)

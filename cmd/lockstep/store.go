@@ -105,8 +105,10 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 			}
 			return errors.Join(err, checkKeyStays(shaper, t))
 		},
-		moves: s.Moves,
-		close: func() { _ = s.Close() },
+		moves:     s.Moves,
+		movesRow:  s.MovesRow,
+		remembers: cfg.TombstoneTTL,
+		close:     func() { _ = s.Close() },
 	}
 	if cfg.Mode == redis.ModeMirror { // of a cache nobody promises that it has everything
 		opened.mark, opened.marks = s.FindMark, s.Marks

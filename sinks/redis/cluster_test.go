@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -100,6 +101,7 @@ func TestARealCluster(t *testing.T) {
 	for mode, table := range moving {
 		t.Run("rows move from slot to slot with mode "+mode, func(t *testing.T) { c.moves(t, table) })
 	}
+	t.Run("a move is not settled while an older place is not asked", c.forgets)
 	t.Run("a slot moves under writes", c.migrate)
 	t.Run("a master is lost under writes", c.failover)
 }
@@ -168,6 +170,42 @@ func (c *cluster) open(t *testing.T, table TableConfig) *Sink {
 	}
 	t.Cleanup(func() { s.Close() })
 	return s
+}
+
+// forgets has one master forget the scripts while another does not answer: the row has
+// its new place by then, and its old one has still to go.
+func (c *cluster) forgets(t *testing.T) {
+	table := moving[ModeHash]
+	s, plain := c.open(t, table), c.client()
+	defer plain.Close()
+	level := func(node int) string {
+		for n := 0; ; n++ {
+			if level := fmt.Sprint(n); slotOf("q:"+level+":1")*3/slots == node {
+				return level
+			}
+		}
+	}
+	before, after := image(1, level(1), 1), image(1, level(0), 2)
+	other := upsert(2, base, "")
+	for n := 0; other.After == nil || slotOf(fmt.Sprintf("q:%d:2", n-1))*3/slots != 2; n++ {
+		other.After = image(2, fmt.Sprint(n), 1)
+	}
+	f := fixture{Sink: s}
+	expect(t, "the row", f.verdicts(t, at(1, base+1, nil, before)), "applied")
+	c.do(t, 1, "script", "flush")
+	c.do(t, 2, "client", "pause", 60_000, "write")
+	move := at(1, base+2, before, after)
+	expect(t, "while one does not answer", len(slices.DeleteFunc(s.Apply(t.Context(), []cdc.Change{move, other}), func(out sinks.Outcome) bool {
+		return out.Verdict == sinks.Unavailable
+	})), 0)
+	c.do(t, 2, "client", "unpause")
+	await(t, "it answers", func() bool {
+		return s.Apply(t.Context(), []cdc.Change{move})[0].Verdict == sinks.Duplicate
+	})
+	expect(t, "places", []int64{plain.Exists(t.Context(), "q:"+level(1)+":1").Val(), plain.Exists(t.Context(), "q:"+level(0)+":1").Val()}, []int64{0, 1})
+	for _, client := range c.clients[:3] {
+		client.FlushAll(t.Context())
+	}
 }
 
 // migrate moves the slot of all rows to another master, a few keys at a time.

@@ -124,8 +124,8 @@ type TableConfig struct {
 	// the primary-key columns joined by ":", {db} and {table}; "{{" and "}}" are
 	// braces. It must name the whole primary key (in a set together with Member),
 	// and two tables must not share keys. It may name other columns: a row in which
-	// one changes moves to its new key, and one in which it is NULL is a dead letter
-	// (in a set it is a member of nothing). Default {db}:{table}:{pk}.
+	// one changes moves to its new key, and one in which it is NULL has none, and is
+	// removed. Default {db}:{table}:{pk}.
 	Key string `yaml:"key"`
 	// Mode is the shape of the rows: hash, json, string, stream, set, zset or
 	// invalidate. A hash has one field per column with the value as plain text and

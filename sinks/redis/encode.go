@@ -2,6 +2,7 @@ package redis
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -33,7 +34,9 @@ type call struct {
 // encode appends the script calls of a change to calls, or says why there are
 // none. A row that has moved is removed, at the version of the change, from every
 // place that an older image of it names: each place has a guard of its own, so
-// the calls may come in any order and again.
+// the calls may come in any order and again. It is removed from them as well when its
+// new place cannot take it, or when a NULL leaves it without one: it is there no more,
+// and no later change knows where it was.
 func (s *Sink) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 	if err := c.Version.Check(); err != nil {
 		return calls, poison(sinks.ClassUndecodable, "%v", err)
@@ -45,67 +48,83 @@ func (s *Sink) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 	if t == nil {
 		return calls, &sinks.Outcome{Verdict: sinks.Filtered}
 	}
-	begin, older, done := len(calls), [][]byte{c.Before}, make([]place, 0, 1)
+	begin, done := len(calls), make([]place, 0, 1)
+	var fromRow bool
 	var refusal *sinks.Outcome
 	if c.Op == cdc.OpDelete {
-		var fromRow bool
-		if calls, fromRow, done, refusal = s.remove(t, c, c.Before, calls, done); refusal != nil {
-			return calls[:begin], refusal
-		}
-		if older = c.Left; !fromRow {
-			older = nil
-		}
+		calls, fromRow, done, refusal = s.remove(t, c, c.Before, calls, done)
 	} else {
-		var fromRow bool
-		if calls, fromRow, done, refusal = s.upsert(t, c, calls, done); refusal != nil {
-			return calls[:begin], refusal
-		}
-		if older = append(older, c.Left...); !fromRow {
-			older = nil
-		}
+		calls, fromRow, done, refusal = s.upsert(t, c, calls, done)
+	}
+	if !fromRow { // there is one place for all images, or none can be told
+		return mainCall(calls, begin), refusal
+	}
+	older := c.Left
+	if c.Op != cdc.OpDelete {
+		older = append([][]byte{c.Before}, older...)
 	}
 	for _, image := range older {
 		if image == nil {
 			continue
 		}
-		if calls, _, done, refusal = s.remove(t, c, image, calls, done); refusal != nil {
-			return calls[:begin], refusal
+		var no *sinks.Outcome
+		if calls, _, done, no = s.remove(t, c, image, calls, done); no != nil {
+			return calls[:begin], no
 		}
 	}
-	if len(calls) == begin { // a NULL, and it was never anywhere
-		return calls, &sinks.Outcome{Verdict: sinks.Filtered}
+	switch {
+	case refusal != nil:
+		return calls, refusal
+	case len(calls) == begin: // and it was never anywhere
+		return calls, &sinks.Outcome{Verdict: sinks.Filtered, Reason: "a column that names its place is NULL, so the row has none in this store"}
 	}
-	calls[begin].main = true
-	return calls, nil
+	return mainCall(calls, begin), nil
 }
 
-// upsert appends the call that puts a row into its place.
-func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) ([]call, bool, []place, *sinks.Outcome) {
+// mainCall marks the first of the calls of a change, if it has any.
+func mainCall(calls []call, begin int) []call {
+	if begin < len(calls) {
+		calls[begin].main = true
+	}
+	return calls
+}
+
+// upsert appends the call that puts a row into its place. With a refusal, fromRow says
+// that the row has left its older places all the same.
+func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) (_ []call, fromRow bool, _ []place, _ *sinks.Outcome) {
 	row := bytes.TrimSpace(c.After)
-	switch {
-	case len(row) < 3 || row[0] != '{' || row[len(row)-1] != '}':
+	if len(row) < 3 || row[0] != '{' || row[len(row)-1] != '}' {
 		return calls, false, done, poison(sinks.ClassUndecodable, "row is not a JSON object with columns")
-	case len(row) > s.cfg.MaxValueBytes:
-		return calls, false, done, poison(sinks.ClassTooLarge, "row has %d bytes, max_value_bytes is %d", len(row), s.cfg.MaxValueBytes)
 	}
 	at, null, fromRow, err := t.place(c, row)
 	if err != nil {
-		return calls, false, done, poison(sinks.ClassKey, "%v", err)
+		_, nowhere := errors.AsType[*cdc.TooLong](err)
+		return calls, nowhere, done, poison(sinks.ClassKey, "%v", err)
 	}
 	if null == "" && t.cfg.Score != "" {
 		if _, isNull, _ := cdc.ColumnText(row, t.cfg.Score); isNull {
 			null = t.cfg.Score
 		}
 	}
-	switch {
-	case null != "" && t.cfg.sets(): // a member of nothing
+	if null != "" { // it has no place
 		return calls, true, done, nil
-	case null != "":
-		return calls, false, done, poison(sinks.ClassKey, "column %s of the key template is NULL, so the row has no key", null)
+	}
+	done = append(done, at)
+	put, refusal := s.put(t, c, at, row)
+	if refusal == nil {
+		calls = append(calls, put)
+	}
+	return calls, fromRow, done, refusal
+}
+
+// put is the call that writes a row to a place.
+func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks.Outcome) {
+	if len(row) > s.cfg.MaxValueBytes {
+		return call{}, poison(sinks.ClassTooLarge, "row has %d bytes, max_value_bytes is %d", len(row), s.cfg.MaxValueBytes)
 	}
 	keys, refusal := s.keysOf(t, at.key)
 	if refusal != nil {
-		return calls, false, done, refusal
+		return call{}, refusal
 	}
 	version := c.Version.String()
 	args := make([]any, 0, 12)
@@ -119,7 +138,7 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) ([]c
 	case ModeHash:
 		texts, ok := fields(row)
 		if !ok {
-			return calls, false, done, poison(sinks.ClassMapping, "column %s has the name under which the version is kept", versionField)
+			return call{}, poison(sinks.ClassMapping, "column %s has the name under which the version is kept", versionField)
 		}
 		args = append(slices.Grow(args, 2+len(texts)), versionField, version)
 		for i := range texts {
@@ -128,16 +147,16 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) ([]c
 		size += 16 * len(args)
 	case ModeJSON:
 		if gjson.GetBytes(row, jsonField).Exists() {
-			return calls, false, done, poison(sinks.ClassMapping, "column %s has the name under which the version is kept", jsonField)
+			return call{}, poison(sinks.ClassMapping, "column %s has the name under which the version is kept", jsonField)
 		}
 		args = append(args, jsonValue(row, version))
 	case ModeString:
 		text, err := t.value.Text(c.Table, c.Key, row)
 		if err != nil {
-			return calls, false, done, poison(sinks.ClassMapping, "value: %v", err)
+			return call{}, poison(sinks.ClassMapping, "value: %v", err)
 		}
 		if len(text) > s.cfg.MaxValueBytes { // a column may be named twice
-			return calls, false, done, poison(sinks.ClassTooLarge, "value has %d bytes, max_value_bytes is %d", len(text), s.cfg.MaxValueBytes)
+			return call{}, poison(sinks.ClassTooLarge, "value has %d bytes, max_value_bytes is %d", len(text), s.cfg.MaxValueBytes)
 		}
 		args = append(args, text)
 	case ModeStream:
@@ -147,11 +166,11 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) ([]c
 	case ModeZset:
 		text, _, ok := cdc.ColumnText(row, t.cfg.Score)
 		if !ok {
-			return calls, false, done, poison(sinks.ClassMapping, "score: the row has no column %s", t.cfg.Score)
+			return call{}, poison(sinks.ClassMapping, "score: the row has no column %s", t.cfg.Score)
 		}
 		number, ok := score(text)
 		if !ok {
-			return calls, false, done, poison(sinks.ClassMapping, "score: %s is %q, neither a number nor a date", t.cfg.Score, text)
+			return call{}, poison(sinks.ClassMapping, "score: %s is %q, neither a number nor a date", t.cfg.Score, text)
 		}
 		args = append(args, s.ttl, at.member, number)
 	case ModeInvalidate:
@@ -160,20 +179,24 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) ([]c
 			args = append(args, t.cfg.StaleField)
 		}
 	}
-	return append(calls, call{args: args, size: size}), fromRow, append(done, at), nil
+	return call{args: args, size: size}, nil
 }
 
 // remove appends the call that takes a row out of the place an image of it names,
-// unless that is among those done.
+// unless that is among those done. It reports whether columns besides the primary key
+// say where that is.
 func (s *Sink) remove(t *target, c *cdc.Change, image []byte, calls []call, done []place) ([]call, bool, []place, *sinks.Outcome) {
 	at, null, fromRow, err := t.place(c, image)
+	if _, nowhere := errors.AsType[*cdc.TooLong](err); nowhere || null != "" {
+		return calls, true, done, nil
+	}
 	if err != nil {
 		if image == nil {
 			err = fmt.Errorf("%w, and the change has no before image; copy the table again (lockstep snapshot start)", err)
 		}
 		return calls, false, done, poison(sinks.ClassKey, "%v", err)
 	}
-	if null != "" || slices.Contains(done, at) {
+	if slices.Contains(done, at) {
 		return calls, fromRow, done, nil
 	}
 	keys, refusal := s.keysOf(t, at.key)

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -31,9 +32,12 @@ var moving = map[string]TableConfig{
 	ModeZset:   {Key: "level:{level}", Mode: ModeZset, Member: "{id}", Score: "points"},
 }
 
-// image is a row with a level, which is NULL when it is empty.
+// null is a level that is NULL.
+const null = "NULL"
+
+// image is a row with a level.
 func image(id int, level string, points int) []byte {
-	if level == "" {
+	if level == null {
 		return fmt.Appendf(nil, `{"id":%d,"level":null,"points":%d}`, id, points)
 	}
 	return fmt.Appendf(nil, `{"id":%d,"level":%q,"points":%d}`, id, level, points)
@@ -83,15 +87,15 @@ func expected(mode string, newest map[int]cdc.Change) map[string]string {
 	want := map[string]string{}
 	members := map[string][]string{}
 	for id, c := range newest {
-		level, points := gjson.GetBytes(c.After, "level").Str, gjson.GetBytes(c.After, "points").Raw
+		level, points := gjson.GetBytes(c.After, "level"), gjson.GetBytes(c.After, "points").Raw
 		switch {
-		case level == "":
+		case level.Type == gjson.Null: // and of a row that is deleted
 		case mode == ModeSet:
-			members["level:"+level] = append(members["level:"+level], strconv.Itoa(id))
+			members["level:"+level.Str] = append(members["level:"+level.Str], strconv.Itoa(id))
 		case mode == ModeZset:
-			members["level:"+level] = append(members["level:"+level], fmt.Sprintf("%d=%s", id, points))
+			members["level:"+level.Str] = append(members["level:"+level.Str], fmt.Sprintf("%d=%s", id, points))
 		default:
-			want[fmt.Sprintf("q:%s:%d", level, id)] = points
+			want[fmt.Sprintf("q:%s:%d", level.Str, id)] = points
 		}
 	}
 	for key, texts := range members {
@@ -110,10 +114,7 @@ func TestARowThatMovesIsInOnePlaceAtTheEndWhateverTheOrder(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			f := open(t, addr, table)
 			f.cfg.PipelineBytes = 1024 // several pipelines in one Apply
-			levels := []string{"a", "b", "c"}
-			if table.sets() {
-				levels = append(levels, "")
-			}
+			levels := []string{"a", "b", "", null}
 			rapid.Check(t, func(t *rapid.T) {
 				if err := f.plain.FlushDB(context.Background()).Err(); err != nil {
 					t.Fatal(err)
@@ -212,14 +213,98 @@ func TestAMoveIsSettledWhenBothPlacesAre(t *testing.T) {
 	f.plain.Del(t.Context(), "q:a:1")
 	expect(t, "again", f.verdicts(t, move), "duplicate")
 	expect(t, "the old key remembers", f.plain.Get(t.Context(), "lockstep:t:{q:a:1}").Val(), move.Version.String())
-	move.Version, move.Before, move.After = base+2, move.After, image(1, "", 1)
-	expect(t, "NULL in the key", f.verdicts(t, move), "poison key")
+	expect(t, "a place of before", f.verdicts(t, at(1, base+1, nil, image(1, "c", 1))), "applied")
+	expect(t, "the row is back", f.verdicts(t, at(1, base+9, nil, image(1, "d", 1))), "applied")
+	late := at(1, base+2, image(1, "e", 1), image(1, "d", 1))
+	late.Left = [][]byte{image(1, "c", 1)}
+	expect(t, "an older move to where a newer one has put it", f.verdicts(t, late), "stale")
+	expect(t, "its older places", f.plain.Exists(t.Context(), "q:c:1", "q:e:1").Val(), 0)
+	f.plain.FlushDB(t.Context())
 	gone := remove(1, base+3)
 	expect(t, "a delete without a before image", f.verdicts(t, gone), "poison key")
-	gone.Before, gone.Left = image(1, "", 1), [][]byte{image(1, "b", 1)}
+	gone.Before, gone.Left = image(1, null, 1), [][]byte{image(1, "b", 1)}
 	expect(t, "a delete", f.verdicts(t, gone), "applied")
-	expect(t, "keys", keys(t, f), []string{"lockstep:t:{q:a:1}", "lockstep:t:{q:b:1}"})
+	expect(t, "keys", keys(t, f), []string{"lockstep:t:{q:b:1}"})
 	expect(t, "moves", []bool{f.Moves(questions), open(t, server(t), TableConfig{Key: "{table}:{pk}"}).Moves(questions)}, []bool{true, false})
+	expect(t, "rows that move", []bool{f.MovesRow(&gone), open(t, server(t), TableConfig{Key: "{table}:{id}"}).MovesRow(&gone)}, []bool{true, false})
+}
+
+// A row whose key has a NULL has no place: it leaves the ones that it had, and comes
+// back when it has a value again, whatever is redelivered in between.
+func TestARowWithNULLInItsKeyHasNoPlace(t *testing.T) {
+	addr := server(t)
+	tables := maps.Clone(moving)
+	tables[ModeInvalidate] = TableConfig{Key: "q:{level}:{id}", Mode: ModeInvalidate}
+	for mode, table := range tables {
+		t.Run(mode, func(t *testing.T) {
+			f := open(t, addr, table)
+			f.plain.FlushDB(t.Context())
+			there := func(level string) bool {
+				if mode == ModeInvalidate {
+					return f.plain.Exists(t.Context(), "q:"+level+":1").Val() == 1
+				}
+				return len(f.contents(t, mode)) == 1 && maps.Equal(f.contents(t, mode), expected(mode, map[int]cdc.Change{1: at(1, base, nil, image(1, level, 1))}))
+			}
+			fill := func() { // what an application has read
+				if mode == ModeInvalidate {
+					f.plain.Set(t.Context(), "q:a:1", "x", 0)
+				}
+			}
+			a, empty, none := image(1, "a", 1), image(1, "", 1), image(1, null, 1)
+			insert, lose, keep := at(1, base+1, nil, a), at(1, base+2, a, none), at(1, base+3, none, none)
+			again := at(1, base+4, none, a)
+			expect(t, "an insert with NULL", f.verdicts(t, at(2, base, nil, image(2, null, 1))), "filtered")
+			expect(t, "its delete", f.verdicts(t, at(2, base+1, image(2, null, 1), nil)), "filtered")
+			expect(t, "a value", f.verdicts(t, insert), "applied")
+			fill()
+			expect(t, "there", there("a"), true)
+			expect(t, "it becomes NULL", f.verdicts(t, lose), "applied")
+			expect(t, "keys without their companions", len(slices.DeleteFunc(keys(t, f), func(key string) bool {
+				return strings.HasPrefix(key, ownPrefix) || mode == ModeStream // a stream ends with the delete
+			})), 0)
+			expect(t, "once more, and an older one", f.verdicts(t, lose)+" "+f.verdicts(t, insert), "duplicate stale")
+			expect(t, "it stays NULL", f.verdicts(t, keep), "filtered")
+			expect(t, "a value again", f.verdicts(t, again), "applied")
+			fill()
+			expect(t, "older ones come late", f.verdicts(t, lose)+" "+f.verdicts(t, keep)+" "+f.verdicts(t, insert), "stale filtered stale")
+			expect(t, "there", there("a"), true)
+			expect(t, "an empty text is a value", f.verdicts(t, at(1, base+5, a, empty)), "applied")
+			if mode != ModeInvalidate {
+				expect(t, "there", there(""), true)
+			}
+			last := at(1, base+7, none, nil)
+			last.Left = [][]byte{empty} // NULL in between, which it stands for
+			expect(t, "a delete behind a NULL", f.verdicts(t, last), "applied")
+			expect(t, "not there", there("a") || there(""), false)
+		})
+	}
+}
+
+// A row that its new place cannot take is not in the old ones any more: whoever changes
+// it next does not know them, and neither does its dead letter.
+func TestARefusedRowLeavesItsOlderPlaces(t *testing.T) {
+	addr := server(t)
+	for mode, table := range moving {
+		t.Run(mode, func(t *testing.T) {
+			f := open(t, addr, table)
+			f.plain.FlushDB(t.Context())
+			f.cfg.MaxValueBytes = 2048
+			a, b, c := image(1, "a", 1), image(1, "b", 1), image(1, "c", 1)
+			large := image(1, strings.Repeat("x", cdc.SmallValue), 1)
+			expect(t, "a value", f.verdicts(t, at(1, base+1, nil, a)), "applied")
+			move := at(1, base+2, a, large)
+			expect(t, "a value that fits no key", f.verdicts(t, move), "poison key")
+			expect(t, "rows", f.contents(t, mode), map[string]string{})
+			expect(t, "the row before fits none either", f.verdicts(t, at(1, base+3, large, b)), "applied")
+			wide := at(1, base+5, image(1, "c", 1), slices.Concat([]byte(`{"id":1,"level":"d","points":1,"x":"`), bytes.Repeat([]byte("x"), 2048), []byte(`"}`)))
+			wide.Left = [][]byte{b} // of the change to c, which it stands for
+			expect(t, "too large a row", f.verdicts(t, wide), "poison too_large")
+			expect(t, "rows", f.contents(t, mode), map[string]string{})
+			expect(t, "its delete", f.verdicts(t, at(1, base+6, wide.After, nil)), "applied")
+			expect(t, "the letters again", f.verdicts(t, move)+", "+f.verdicts(t, at(1, base+5, c, wide.After)), "poison key, poison too_large")
+			expect(t, "rows", f.contents(t, mode), map[string]string{})
+		})
+	}
 }
 
 func TestTemplatesFitTheTable(t *testing.T) {
@@ -231,10 +316,10 @@ func TestTemplatesFitTheTable(t *testing.T) {
 	}
 	for want, cfg := range map[string]TableConfig{
 		"leaves out the primary-key column id": {Key: "q:{level}"},
-		"has no column lebel":                  {Key: "q:{lebel}:{id}"},
+		"names the column lebel":               {Key: "q:{lebel}:{id}"},
 		"member":                               {Key: "level:{level}", Mode: ModeSet, Member: ""},
 		"add {id}":                             {Key: "level:{level}", Mode: ModeSet, Member: "{points}"},
-		"has no column title":                  {Mode: ModeString, Value: "{title}"},
+		"names the column title":               {Mode: ModeString, Value: "{title}"},
 		"score: point is not a column":         {Mode: ModeZset, Key: "all", Member: "{id}", Score: "point"},
 	} {
 		if err := CheckTable(cfg, table); err == nil || !strings.Contains(err.Error(), want) {

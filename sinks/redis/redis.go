@@ -286,9 +286,8 @@ func (a *attempt) add(ctx context.Context, i int) bool {
 	begin := len(a.pipe)
 	pipe, refusal := a.encode(&a.changes[i], a.pipe)
 	a.pipe = pipe
-	if refusal != nil {
+	if refusal != nil { // other calls may be to be made all the same
 		a.tallies[i].note(true, *refusal)
-		return true
 	}
 	size := 0
 	for j := range pipe[begin:] {
@@ -315,14 +314,15 @@ func (a *attempt) flush(ctx context.Context) {
 	if a.broken == nil && len(forgotten) > 0 {
 		a.log.Info("redis has forgotten the scripts; loading them again", "calls", len(forgotten))
 		if a.broken = a.Probe(ctx); a.broken == nil {
-			for _, c := range a.exec(ctx, forgotten) { // again: it is on its way up or down
-				a.tallies[c.change].note(c.main, sinks.Outcome{Reason: "the scripts are forgotten again and again"})
-			}
-		} else {
-			for _, c := range forgotten {
-				a.tallies[c.change].note(c.main, sinks.Outcome{Reason: a.broken.Error()})
-			}
+			forgotten = a.exec(ctx, forgotten)
 		}
+	}
+	reason := "the scripts are forgotten again and again" // it is on its way up or down
+	if a.broken != nil {
+		reason = a.broken.Error()
+	}
+	for _, c := range forgotten {
+		a.tallies[c.change].note(c.main, sinks.Outcome{Reason: reason})
 	}
 	if cluster, ok := a.client.(*goredis.ClusterClient); ok && a.broken != nil {
 		// The driver asks anew who has which slots when a server says so, not when one

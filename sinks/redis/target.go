@@ -87,6 +87,17 @@ func (s *Sink) Moves(name cdc.TableName) bool {
 	return err == nil && t != nil && t.moves()
 }
 
+// MovesRow is Moves for the row of a change, whose key says which columns are the
+// primary key.
+func (s *Sink) MovesRow(c *cdc.Change) bool {
+	t, err := s.target(c.Table)
+	if err != nil || t == nil {
+		return false
+	}
+	_, _, _, err = t.place(c, nil)
+	return err != nil // without an image there is no telling where it is
+}
+
 // CheckTable reports whether the templates of a table's configuration fit the
 // table: they name the whole primary key, and columns that there are.
 func CheckTable(cfg TableConfig, table cdc.Table) error {
