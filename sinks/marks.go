@@ -22,6 +22,9 @@ type Mark interface {
 	// is not found in a store that has never seen the partition, or has lost
 	// everything of it; then birth names this life of the store.
 	Next() (next int64, found bool, birth string)
+	// Kept reports whether the store certainly has all that it took since the mark was
+	// written: one that is behind then only was not written any more.
+	Kept() bool
 	// Begin writes the mark of a partition that begins at next; ErrWentBack when it
 	// is not the mark that was found any more.
 	Begin(ctx context.Context, next int64) error
@@ -59,6 +62,8 @@ type Keeper struct {
 	Log     *slog.Logger
 	Metrics *Metrics
 	Config  Config
+
+	killed sync.Once // it was said that a run did not write its marks
 }
 
 // Repairs of a loss, as metric labels.
@@ -151,6 +156,13 @@ func (k *Keeper) try(ctx context.Context, p Rewindable, log *slog.Logger) (*kept
 		return nil, err
 	}
 	p.GoTo(at)
+	kept.again = next
+	if repair == repairRewind && mark.Kept() {
+		k.killed.Do(func() {
+			k.Log.Info("the last run ended before it wrote down how far the store is, as one that is killed does: what it committed behind that is read again, and the store has lost nothing", "sink", k.Name)
+		})
+		return kept, nil
+	}
 	k.Metrics.repairs.WithLabelValues(k.Name, repair).Inc()
 	switch repair {
 	case repairRewind:
@@ -160,7 +172,6 @@ func (k *Keeper) try(ctx context.Context, p Rewindable, log *slog.Logger) (*kept
 	case repairSnapshot:
 		log.Warn("the store has lost this partition, and Kafka keeps it only from a later place on: the table is copied anew", "log_begins", start, "committed", next, "snapshot", birth)
 	}
-	kept.again = next
 	return kept, nil
 }
 

@@ -93,8 +93,10 @@ func TestKilledAtRandomMomentsItEndsEqualAndNoReaderSeesAStepBack(t *testing.T) 
 	watched := make(chan error, 1)
 	go func() { watched <- watcher.Run(watching) }()
 	defer func() { stop() }()
+	var logs []string
 	for range 10 {
 		p := w.start("run")
+		logs = append(logs, p.log)
 		await(t, 30*time.Second, "the capture to be active", func() bool { return p.metric("lockstep_capture_active") == 1 })
 		waitFor(t, time.Duration(random.Int64N(int64(5*time.Second))))
 		p.alive()
@@ -118,7 +120,15 @@ func TestKilledAtRandomMomentsItEndsEqualAndNoReaderSeesAStepBack(t *testing.T) 
 	if dead := p.metric("lockstep_sink_dead_letters_total"); dead != 0 {
 		t.Errorf("%v dead letters", dead)
 	}
+	if losses := p.metric("lockstep_sink_store_losses_total"); losses != 0 {
+		t.Errorf("%v losses of a store that has lost nothing", losses)
+	}
 	p.stop()
+	for _, name := range append(logs, p.log) {
+		if log, err := os.ReadFile(name); err != nil || strings.Contains(string(log), "the store is behind what was committed") {
+			t.Errorf("a killed pipeline is taken for a loss of the store, %v:\n%s", err, log)
+		}
+	}
 }
 
 // A store or Kafka that is away for 20 seconds makes lag and nothing else: no

@@ -26,7 +26,9 @@ import (
 // Redis' own replication id, which is new after each start and each failover. (And when the
 // first replica comes, without a loss; then a second's rows are written once more.) One script
 // looks at it, and at the mark, and moves the mark: a mark that is gone, or another
-// id, ends the run of the partition, which begins anew at the mark.
+// id, ends the run of the partition, which begins anew at the mark. The id stands
+// beside the mark: where it is still the server's, a mark that is behind is one
+// that nobody came to write, and nothing is lost.
 //
 // In a cluster each master has a history of its own. A hash of each name stands in every
 // 64th slot, so that every master has some; they move with the slots. The mark is the lowest.
@@ -35,31 +37,35 @@ const (
 	markInterval = time.Second
 	markSlots    = 64
 	bornField    = "born"
+	historyOf    = " history" // behind a partition: the id under which its mark was written
 )
 
 // Each gives what was found, or done, per partition.
 //
 //	KEYS[1] the hash
 var (
-	// ARGV[1] the partition   ARGV[2] a name for this life of the hash
-	findMark = newScript(deleteHead + `
-redis.call('HSETNX', KEYS[1], '` + bornField + `', ARGV[2])
-return {redis.call('HGET', KEYS[1], ARGV[1]) or '', redis.call('HGET', KEYS[1], '` + bornField + `')}
-`)
-	historyOf = `
-local known = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
-known = known and string.find(ARGV[1], known, 1, true)
+	ownHistory = `
+local history = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 `
+	knownHistory = ownHistory + `
+local known = history and string.find(ARGV[1], history, 1, true)
+`
+	// ARGV[1] the partition   ARGV[2] a name for this life of the hash
+	findMark = newScript(deleteHead + ownHistory + `
+redis.call('HSETNX', KEYS[1], '` + bornField + `', ARGV[2])
+local kept = history and redis.call('HGET', KEYS[1], ARGV[1] .. '` + historyOf + `') == history
+return {redis.call('HGET', KEYS[1], ARGV[1]) or '', redis.call('HGET', KEYS[1], '` + bornField + `'), kept and 'kept' or ''}
+`)
 	// ARGV[1] the known histories  ARGV[2] the partition  ARGV[3] what was found there  ARGV[4] the offset
-	beginMark = newScript(deleteHead + historyOf + `
+	beginMark = newScript(deleteHead + knownHistory + `
 if not known or (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then
 	return 1
 end
-redis.call('HSET', KEYS[1], ARGV[2], ARGV[4])
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[4], ARGV[2] .. '` + historyOf + `', history)
 return 0
 `)
 	// ARGV[1] the known histories  ARGV[2], ARGV[3] ... a partition and its offset in turn
-	moveMarks = newScript(deleteHead + historyOf + `
+	moveMarks = newScript(deleteHead + knownHistory + `
 local answers = {}
 for i = 2, #ARGV, 2 do
 	local stored = redis.call('HGET', KEYS[1], ARGV[i])
@@ -69,7 +75,7 @@ for i = 2, #ARGV, 2 do
 		table.insert(answers, 'another history')
 	else
 		if tonumber(stored) < tonumber(ARGV[i + 1]) then
-			redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+			redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1], ARGV[i] .. '` + historyOf + `', history)
 		end
 		table.insert(answers, '')
 	end
@@ -95,6 +101,7 @@ type mark struct {
 	known   string   // the histories of all masters when it was found
 	stored  []string // per hash
 	birth   string
+	kept    bool
 	next    int64 // guarded by of.mu, as is gone
 	written int64
 	gone    error
@@ -112,7 +119,7 @@ func (s *Sink) FindMark(ctx context.Context, group, topic string, partition int)
 	if err != nil {
 		return nil, err
 	}
-	m := &mark{of: of, field: topic + "/" + strconv.Itoa(partition), known: known}
+	m := &mark{of: of, field: topic + "/" + strconv.Itoa(partition), known: known, kept: true}
 	nonce := make([]byte, 6)
 	_, _ = rand.Read(nonce)
 	answers, err := s.ask(ctx, findMark, of.keys, m.field, hex.EncodeToString(nonce))
@@ -120,13 +127,14 @@ func (s *Sink) FindMark(ctx context.Context, group, topic string, partition int)
 		return nil, err
 	}
 	for _, answer := range answers {
-		pair, err := answer.StringSlice()
-		if err != nil || len(pair) != 2 {
-			return nil, fmt.Errorf("redis: find a mark: %v, %w", pair, err)
+		found, err := answer.StringSlice()
+		if err != nil || len(found) != 3 {
+			return nil, fmt.Errorf("redis: find a mark: %v, %w", found, err)
 		}
-		if m.stored = append(m.stored, pair[0]); pair[0] == "" && m.birth == "" {
-			m.birth = pair[1]
+		if m.stored = append(m.stored, found[0]); found[0] == "" && m.birth == "" {
+			m.birth = found[1]
 		}
+		m.kept = m.kept && found[2] != ""
 	}
 	return m, nil
 }
@@ -262,6 +270,9 @@ func (m *mark) Next() (next int64, found bool, birth string) {
 	}
 	return next, true, m.birth
 }
+
+// Kept reports whether every server has the history under which its mark was written.
+func (m *mark) Kept() bool { return m.kept }
 
 // Begin writes the mark where it is as it was found.
 func (m *mark) Begin(ctx context.Context, next int64) error {

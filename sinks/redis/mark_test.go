@@ -1,11 +1,14 @@
 package redis
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +61,12 @@ func (h *history) open() *reader {
 	return &reader{h, h.committed}
 }
 
+func (r *reader) end() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return int64(len(r.records))
+}
+
 func (r *reader) Name() (string, int) { return "p.bank.questions", r.id }
 
 func (r *reader) Place(context.Context) (int64, int64, error) {
@@ -104,7 +113,15 @@ type pipeline struct {
 	registry  *prometheus.Registry
 	mu        sync.Mutex
 	lost      []string
+	log       bytes.Buffer // of the keeper
 	stop      func()
+}
+
+// Write takes what the keeper logs.
+func (p *pipeline) Write(line []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.Write(line)
 }
 
 func newPipeline(t *testing.T, cfg Config, table TableConfig, histories ...*history) *pipeline {
@@ -134,7 +151,7 @@ func newPipeline(t *testing.T, cfg Config, table TableConfig, histories ...*hist
 		},
 	}
 	p.keeper = &sinks.Keeper{
-		Name: "cache", Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Metrics: metrics, Config: tuning, Sweep: s.Sweep,
+		Name: "cache", Log: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), p), nil)), Metrics: metrics, Config: tuning, Sweep: s.Sweep,
 		Find: func(ctx context.Context, topic string, partition int) (sinks.Mark, error) {
 			return s.FindMark(ctx, "p.cache", topic, partition)
 		},
@@ -328,6 +345,68 @@ func TestAnEmptyRestartIsMendedFromTheLogAndAnotherWorkerBeginsAtTheMark(t *test
 	expect(t, "it is asked for once for this life of the store", p.lost, []string{"p.bank.questions " + birth})
 }
 
+// A kill -9 leaves the marks behind what is committed. The server has it all, and is
+// told from one that has another history by now.
+func TestAMarkThatWasNotWrittenAnyMoreIsNoLoss(t *testing.T) {
+	server := testenv.NewRedis(t)
+	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer plain.Close()
+	one, two := newHistory(0), newHistory(1)
+	stop := load(one, two)
+	await(t, "some rows", func() bool { return one.open().end() > 100 && two.open().end() > 100 })
+	stop()
+	const marks = "lockstep:w:p.cache"
+	killed := func() { // what a run leaves that had no time to write its marks
+		for id, h := range []*history{one, two} {
+			field := fmt.Sprintf("p.bank.questions/%d", id)
+			if n, err := plain.HGet(t.Context(), marks, field).Int64(); n != h.committed || err != nil {
+				t.Fatalf("mark %d, %v, committed %d", n, err, h.committed)
+			}
+			plain.HSet(t.Context(), marks, field, h.committed-50)
+		}
+	}
+	run := func(mended func(p *pipeline) bool) (log string) {
+		p := newPipeline(t, privateConfig(server.Addr), mirrored, one, two)
+		p.equal(t, plain)
+		await(t, "everything is committed", func() bool {
+			return one.open().next == one.open().end() && two.open().next == two.open().end() && mended(p)
+		})
+		p.stop()
+		if !mended(p) {
+			t.Errorf("rewinds %d, replays %d, snapshots %d", p.repaired("rewind"), p.repaired("replay"), p.repaired("snapshot"))
+		}
+		return p.log.String()
+	}
+	losses := func(n int) func(p *pipeline) bool {
+		return func(p *pipeline) bool {
+			return p.repaired("rewind") == n && p.repaired("replay")+p.repaired("snapshot") == 0
+		}
+	}
+	const again = "read again, and the store has lost nothing"
+	expect(t, "the first run says", run(losses(0)), "")
+	killed()
+	log := run(losses(0))
+	if strings.Count(log, again) != 1 || strings.Contains(log, "level=WARN") {
+		t.Errorf("behind a kill it says\n%s", log)
+	}
+	killed()
+	run(losses(0)) // the marks that were moved behind the kill are as good
+
+	// The server starts again with what it has written to its disk, and might have lost
+	// the last of it.
+	killed()
+	plain.Save(t.Context())
+	server.Kill(t)
+	server.Start(t)
+	log = run(losses(2))
+	if strings.Contains(log, again) || strings.Count(log, "level=WARN") != 2 {
+		t.Errorf("behind a start of the server it says\n%s", log)
+	}
+	killed()
+	plain.FlushAll(t.Context())
+	run(func(p *pipeline) bool { return p.repaired("replay") == 2 && p.repaired("rewind") == 0 })
+}
+
 // A replica that was cut off takes over without the last writes, and the mark that it
 // has is what it has.
 func TestAReplicaThatTakesOverWithoutTheLastWritesIsBroughtUpToDate(t *testing.T) {
@@ -391,8 +470,8 @@ func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if next, found, _ := again.Next(); next != 5 || !found {
-		t.Errorf("the mark is %d, %v", next, found)
+	if next, found, _ := again.Next(); next != 5 || !found || !again.Kept() {
+		t.Errorf("the mark is %d, %v, kept %v", next, found, again.Kept())
 	}
 	// The replica has all that there is, and the rows come behind it.
 	young.SlaveOf(t.Context(), "127.0.0.1", master.Port())
@@ -419,6 +498,9 @@ func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
 		t.Errorf("the mark moved over the gap: %v", err)
 	}
 	expect(t, "the mark", young.HGet(t.Context(), "lockstep:w:g", "t/0").Val(), "5")
+	if other, err := s.FindMark(t.Context(), "g", "t", 0); err != nil || other.Kept() {
+		t.Errorf("the mark of another history is kept: %v", err)
+	}
 	if err := again.Begin(t.Context(), 5); !errors.Is(err, sinks.ErrWentBack) {
 		t.Errorf("a mark found before begins: %v", err)
 	}
