@@ -406,6 +406,7 @@ func (c *Config) checkTables() []error {
 				})
 			}
 		}
+		errs = append(errs, c.checkTemplates(path, t)...)
 		if c.has("redis") {
 			key := cmp.Or(t.Redis.Key, redis.DefaultTableConfig().Key)
 			if lacks := missing(t.Match, key); lacks != "" {
@@ -415,6 +416,29 @@ func (c *Config) checkTables() []error {
 					bad("%s.redis.key: %s gives the keys of tables[%d] (%s) again; each table needs its own", path, key, first, c.Tables[first].Match)
 				})
 			}
+		}
+	}
+	return errs
+}
+
+// checkTemplates finds the columns that the templates of an entry name for a sink whose
+// documents do not have them.
+func (c *Config) checkTemplates(path string, t *Table) (errs []error) {
+	for _, sink := range c.SinkNames() {
+		if c.Sinks[sink].Redis == nil {
+			continue
+		}
+		rule, of := t.shapeFor(sink)
+		for _, named := range t.Redis.Columns() {
+			if rule.Gives(named.Column) {
+				continue
+			}
+			as := ""
+			if to, renamed := rule.Rename[named.Column]; renamed {
+				as = " under this name but as " + to
+			}
+			errs = append(errs, fmt.Errorf("%s.redis.%s: %s names the column %s, which the documents of %s in sink %s do not have%s, because %s.%s says so; let it stay there, or name another column here",
+				path, named.Field, named.Template, named.Column, t.Match, sink, as, path, of))
 		}
 	}
 	return errs

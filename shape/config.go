@@ -42,6 +42,13 @@ func (c Config) Keeps(column string) bool {
 	return !renamed && !slices.Contains(c.Drop, column) && (len(c.Fields) == 0 || slices.Contains(c.Fields, column))
 }
 
+// Gives reports whether documents may have a field of that name: a column that stays or
+// gets it, or a computed field. Whether the table has such a column is not known here.
+func (c Config) Gives(field string) bool {
+	_, computed := c.Compute[field]
+	return computed || c.Keeps(field) || slices.Contains(slices.Collect(maps.Values(c.Rename)), field)
+}
+
 // reserved begins the names of the fields that sinks keep for themselves.
 const reserved = "_lockstep"
 

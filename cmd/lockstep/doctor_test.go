@@ -252,9 +252,12 @@ func TestTheDoctorFindsShapesAndMasksThatDoNotFit(t *testing.T) {
 	p.exec("CREATE TABLE " + p.name + ".people (id int PRIMARY KEY, email text)")
 	p.text = strings.Replace(p.text, "{pk}\"}}\n", `{pk}"}, shape: {where: "row.titel == 'x'", drop: [id]}}
   - {match: "`+p.name+`.people", redis: {key: "p:{pk}"}, mask: {mail: drop}}
+  - {match: "`+p.name+`.notes", redis: {mode: string, value: "{titel}"}}
 `, 1)
+	p.exec("CREATE TABLE " + p.name + ".notes (id int PRIMARY KEY, title text)")
 	p.expect("table "+p.name+`.questions: tables[0].shape.where: `+p.name+`.questions has no column titel; did you mean "title"?; tables[0].shape: takes the primary-key column id`,
-		"table "+p.name+".people: has no column mail, which its mask names")
+		"table "+p.name+".people: has no column mail, which its mask names",
+		"table "+p.name+".notes: redis.value: {titel} names the column titel, which rows of "+p.name+".notes do not have here; they have id, title: name one of these")
 }
 
 // A sink whose shape does not fit a table that is copied already does not start.

@@ -83,6 +83,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 		return nil, err
 	}
 	shaper := p.newShaper(name)
+	s.Describe = shaper.described
 	opened := &store{
 		Sink:   shaper.before(s),
 		shaper: shaper,

@@ -68,7 +68,8 @@ func (s *Sink) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 			continue
 		}
 		var no *sinks.Outcome
-		if calls, _, done, no = s.remove(t, c, image, calls, done); no != nil {
+		// An image without a column of the key has put the row nowhere.
+		if calls, _, done, no = s.remove(t, c, image, calls, done); no != nil && !no.Unasked {
 			return calls[:begin], no
 		}
 	}
@@ -99,7 +100,7 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) (_ [
 	at, null, fromRow, err := t.place(c, row)
 	if err != nil {
 		_, nowhere := errors.AsType[*cdc.TooLong](err)
-		return calls, nowhere, done, poison(sinks.ClassKey, "%v", err)
+		return calls, nowhere, done, unreadable(sinks.ClassKey, err)
 	}
 	if null == "" && t.cfg.Score != "" {
 		if _, isNull, _ := cdc.ColumnText(row, t.cfg.Score); isNull {
@@ -153,7 +154,7 @@ func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks
 	case ModeString:
 		text, err := t.value.Text(c.Table, c.Key, row)
 		if err != nil {
-			return call{}, poison(sinks.ClassMapping, "value: %v", err)
+			return call{}, unreadable(sinks.ClassMapping, fmt.Errorf("value: %w", err))
 		}
 		if len(text) > s.cfg.MaxValueBytes { // a column may be named twice
 			return call{}, poison(sinks.ClassTooLarge, "value has %d bytes, max_value_bytes is %d", len(text), s.cfg.MaxValueBytes)
@@ -166,7 +167,7 @@ func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks
 	case ModeZset:
 		text, _, ok := cdc.ColumnText(row, t.cfg.Score)
 		if !ok {
-			return call{}, poison(sinks.ClassMapping, "score: the row has no column %s", t.cfg.Score)
+			return call{}, unreadable(sinks.ClassMapping, fmt.Errorf("score: %w", &cdc.NoColumn{Template: "{" + t.cfg.Score + "}", Column: t.cfg.Score, Table: c.Table}))
 		}
 		number, ok := score(text)
 		if !ok {
@@ -182,6 +183,15 @@ func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks
 	return call{args: args, size: size}, nil
 }
 
+// unreadable is the refusal of a row of which no key or value can be made. One that
+// lacks a column is unasked: the table decides about it.
+func unreadable(class sinks.Class, err error) *sinks.Outcome {
+	if _, ok := errors.AsType[*cdc.NoColumn](err); ok {
+		return &sinks.Outcome{Class: class, Reason: err.Error(), Unasked: true}
+	}
+	return poison(class, "%v", err)
+}
+
 // remove appends the call that takes a row out of the place an image of it names,
 // unless that is among those done. It reports whether columns besides the primary key
 // say where that is.
@@ -194,7 +204,7 @@ func (s *Sink) remove(t *target, c *cdc.Change, image []byte, calls []call, done
 		if image == nil {
 			err = fmt.Errorf("%w, and the change has no before image; copy the table again (lockstep snapshot start)", err)
 		}
-		return calls, false, done, poison(sinks.ClassKey, "%v", err)
+		return calls, false, done, unreadable(sinks.ClassKey, err)
 	}
 	if slices.Contains(done, at) {
 		return calls, fromRow, done, nil

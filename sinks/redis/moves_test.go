@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -316,15 +317,63 @@ func TestTemplatesFitTheTable(t *testing.T) {
 	}
 	for want, cfg := range map[string]TableConfig{
 		"leaves out the primary-key column id": {Key: "q:{level}"},
-		"names the column lebel":               {Key: "q:{lebel}:{id}"},
-		"member":                               {Key: "level:{level}", Mode: ModeSet, Member: ""},
-		"add {id}":                             {Key: "level:{level}", Mode: ModeSet, Member: "{points}"},
-		"names the column title":               {Mode: ModeString, Value: "{title}"},
-		"score: point is not a column":         {Mode: ModeZset, Key: "all", Member: "{id}", Score: "point"},
+		"redis.key: q:{lebel}:{id} names the column lebel, which rows of bank.questions do not have here; they have id, level, points: name one of these": {Key: "q:{lebel}:{id}"},
+		"member":                 {Key: "level:{level}", Mode: ModeSet, Member: ""},
+		"add {id}":               {Key: "level:{level}", Mode: ModeSet, Member: "{points}"},
+		"names the column title": {Mode: ModeString, Value: "{title}"},
+		"redis.score: point names the column point": {Mode: ModeZset, Key: "all", Member: "{id}", Score: "point"},
 	} {
 		if err := CheckTable(cfg, table); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v; want %q", cfg, err, want)
 		}
+	}
+}
+
+// A column that has another name now, or that a shape leaves out, holds the rows of its
+// table until the configuration fits; a row that only is older than the table does not.
+func TestARowWithoutAColumnOfATemplateWaitsWhileItsTableLacksItToo(t *testing.T) {
+	for mode, table := range map[string]TableConfig{
+		"key":    {Key: "q:{level}:{id}"},
+		"member": {Key: "all:{id}", Mode: ModeSet, Member: "{level}"},
+		"value":  {Key: "q:{id}", Mode: ModeString, Value: "{level}|"},
+		"score":  {Key: "q", Mode: ModeZset, Member: "{id}", Score: "level"},
+	} {
+		t.Run(mode, func(t *testing.T) {
+			f := open(t, server(t), table)
+			columns, problem, asked := "id level", error(nil), 0
+			f.Describe = func(_ context.Context, name cdc.TableName) (cdc.Table, error) {
+				asked++
+				now := cdc.Table{Name: name, Key: []string{"id"}}
+				for column := range strings.FieldsSeq(columns) {
+					now.Columns = append(now.Columns, cdc.Column{Name: column})
+				}
+				return now, problem
+			}
+			row := func(id int, column string) []byte { return fmt.Appendf(nil, `{"id":%d,"%s":"7"}`, id, column) }
+			class := "key"
+			if mode == "value" || mode == "score" {
+				class = "mapping"
+			}
+			expect(t, "rows that have it", f.verdicts(t, at(1, base, nil, row(1, "level")), at(2, base, nil, row(2, "level"))), "applied, applied")
+			expect(t, "asked", asked, 0)
+			columns = "id grade"
+			renamed := []cdc.Change{at(1, base+2, row(1, "grade"), row(1, "grade")), at(2, base+2, row(2, "grade"), row(2, "grade")), at(3, base, nil, row(3, "level"))}
+			text := map[string]string{"key": "q:{level}:{id}", "member": "{level}", "value": "{level}|", "score": "level"}[mode]
+			reason := fmt.Sprintf("redis.%s: %s names the column level, which rows of bank.questions do not have here; they have id, grade: name one of these, and start the sink again", mode, text)
+			waits := sinks.Outcome{Unasked: true, Reason: reason}
+			expect(t, "it has another name", f.Apply(t.Context(), renamed), []sinks.Outcome{waits, waits, {Verdict: sinks.Applied}})
+			expect(t, "asked once for a call", asked, 1)
+			if class == "key" {
+				expect(t, "a delete", f.Apply(t.Context(), []cdc.Change{at(1, base+3, row(1, "grade"), nil)}), []sinks.Outcome{waits})
+			}
+			problem = errors.New("no answer")
+			expect(t, "the source does not answer", f.Apply(t.Context(), renamed[:1]), []sinks.Outcome{{Unasked: true, Reason: "no answer"}})
+			problem = fmt.Errorf("describe: %w", cdc.ErrNoTable)
+			expect(t, "the table is gone", f.verdicts(t, renamed[0]), "transient no_table")
+			columns, problem = "id level", nil
+			expect(t, "the table is another than the row", f.verdicts(t, renamed[0]), "poison "+class)
+			expect(t, "rows that have it again", f.verdicts(t, at(1, base+4, row(1, "grade"), row(1, "level"))), "applied")
+		})
 	}
 }
 

@@ -35,6 +35,12 @@ import (
 
 // Sink is a sinks.Sink on Redis. It is safe for use by several goroutines.
 type Sink struct {
+	// Describe gives a table as the rows of it come here now, and an error of
+	// cdc.ErrNoTable when it is gone. It is asked when a row lacks a column that the
+	// table's templates name: where the table lacks it too, its rows wait. nil makes
+	// each a dead letter. It is to be set before the first Apply.
+	Describe func(ctx context.Context, table cdc.TableName) (cdc.Table, error)
+
 	cfg     Config
 	client  goredis.UniversalClient
 	cluster bool
@@ -244,7 +250,8 @@ type attempt struct {
 	tallies []tally
 	pipe    []call
 	size    int
-	broken  error // the connection failed
+	broken  error                            // the connection failed
+	misfits map[cdc.TableName]*sinks.Outcome // of the tables that were looked at
 }
 
 // tally gathers the answers to the calls of one change.
@@ -286,6 +293,9 @@ func (a *attempt) add(ctx context.Context, i int) bool {
 	begin := len(a.pipe)
 	pipe, refusal := a.encode(&a.changes[i], a.pipe)
 	a.pipe = pipe
+	if refusal != nil && refusal.Unasked {
+		refusal = a.unfit(ctx, a.changes[i].Table, refusal)
+	}
 	if refusal != nil { // other calls may be to be made all the same
 		a.tallies[i].note(true, *refusal)
 	}
@@ -304,6 +314,34 @@ func (a *attempt) add(ctx context.Context, i int) bool {
 	}
 	a.size += size
 	return true
+}
+
+// unfit decides about a row without a column that a template names. It waits while the
+// configuration does not fit the table, and is a dead letter when the table is only
+// another by now than the row.
+func (a *attempt) unfit(ctx context.Context, table cdc.TableName, refusal *sinks.Outcome) *sinks.Outcome {
+	misfit, looked := a.misfits[table]
+	if !looked && a.Describe != nil {
+		now, err := a.Describe(ctx, table)
+		switch cfg, _ := a.tables(table); {
+		case errors.Is(err, cdc.ErrNoTable): // the barrier of its DROP stands behind the change
+			misfit = &sinks.Outcome{Verdict: sinks.Transient, Class: sinks.ClassNoTable, Reason: err.Error()}
+		case err != nil:
+			misfit = &sinks.Outcome{Unasked: true, Reason: err.Error()}
+		default:
+			if err := CheckTable(cfg, now); err != nil {
+				misfit = &sinks.Outcome{Unasked: true, Reason: err.Error() + ", and start the sink again"}
+			}
+		}
+		if a.misfits == nil {
+			a.misfits = map[cdc.TableName]*sinks.Outcome{}
+		}
+		a.misfits[table] = misfit
+	}
+	if misfit != nil {
+		return misfit
+	}
+	return poison(refusal.Class, "%s", refusal.Reason)
 }
 
 // flush sends the pipeline. Scripts that the server has forgotten (it was

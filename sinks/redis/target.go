@@ -1,8 +1,10 @@
 package redis
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -98,12 +100,47 @@ func (s *Sink) MovesRow(c *cdc.Change) bool {
 	return err != nil // without an image there is no telling where it is
 }
 
+// NamedColumn is a column that a field of a TableConfig names.
+type NamedColumn struct{ Field, Template, Column string }
+
+// Columns are the columns that the templates of a valid c and its score name one by one.
+func (c TableConfig) Columns() (named []NamedColumn) {
+	c = c.withDefaults()
+	for _, of := range [...]struct{ field, text string }{{"key", c.Key}, {"member", c.Member}, {"value", c.Value}} {
+		template, err := cdc.ParseTemplate(of.text)
+		if err != nil {
+			return nil
+		}
+		for _, column := range template.Columns() {
+			named = append(named, NamedColumn{of.field, of.text, column})
+		}
+	}
+	if c.Score != "" {
+		named = append(named, NamedColumn{"score", c.Score, c.Score})
+	}
+	return named
+}
+
 // CheckTable reports whether the templates of a table's configuration fit the
 // table: they name the whole primary key, and columns that there are.
 func CheckTable(cfg TableConfig, table cdc.Table) error {
 	t, err := newTarget(table.Name, cfg)
 	if err != nil {
 		return err
+	}
+	names := make([]string, len(table.Columns))
+	for i, c := range table.Columns {
+		names[i] = c.Name
+	}
+	var errs []error
+	for _, n := range cfg.Columns() {
+		ofPlace := n.Field == "key" || n.Field == "member"
+		if !slices.Contains(names, n.Column) && !(ofPlace && slices.Contains(table.Key, n.Column)) {
+			errs = append(errs, fmt.Errorf("redis.%s: %s names the column %s, which rows of %s do not have here; they have %s: name one of these", n.Field, n.Template, n.Column, table.Name, strings.Join(names, ", ")))
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
 	}
 	object := func(names []string) []byte {
 		b := []byte{'{'}
@@ -115,23 +152,8 @@ func CheckTable(cfg TableConfig, table cdc.Table) error {
 		}
 		return append(b, '}')
 	}
-	names := make([]string, len(table.Columns))
-	for i, c := range table.Columns {
-		names[i] = c.Name
-	}
-	key, row := object(table.Key), object(names)
-	if _, err := cdc.RenderTogether(table.Name, key, row, t.places...); err != nil {
-		return err
-	}
-	if _, err := t.value.Text(table.Name, key, row); err != nil {
-		return err
-	}
-	if t.cfg.Score != "" {
-		if _, _, ok := cdc.ColumnText(row, t.cfg.Score); !ok {
-			return fmt.Errorf("score: %s is not a column of %s", t.cfg.Score, table.Name)
-		}
-	}
-	return nil
+	_, err = cdc.RenderTogether(table.Name, object(table.Key), object(names), t.places...)
+	return err
 }
 
 // place is where a row is: a key, and in a set a member.
