@@ -426,6 +426,9 @@ func (p *process) newKeeper(name string, s *store, tuning sinks.Config, again re
 // ID of a loss.
 type refill func(ctx context.Context, t cdc.TableName, id string) error
 
+// lostPrefix begins the IDs of such copies.
+const lostPrefix = "lost-"
+
 func (p *process) newRefill(sink string, log *letterLog) refill {
 	requests := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", sink))
 	var asking sync.Mutex
@@ -433,7 +436,7 @@ func (p *process) newRefill(sink string, log *letterLog) refill {
 		asking.Lock()
 		defer asking.Unlock()
 		return requests.Ask(ctx, cdc.SnapshotRequest{
-			ID: fmt.Sprintf("lost-%s-%s-%s", sink, t, id), Table: t.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
+			ID: fmt.Sprintf(lostPrefix+"%s-%s-%s", sink, t, id), Table: t.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
 			Reason: "the store of sink " + sink + " has lost it",
 		})
 	}

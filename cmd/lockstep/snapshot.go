@@ -118,12 +118,22 @@ func ended(state cdc.SnapshotState) bool {
 	return state == cdc.SnapshotDone || state == cdc.SnapshotCancelled || state == cdc.SnapshotFailed
 }
 
+// mended reports whether a snapshot is one of those that the pipeline makes whenever
+// something was lost, and is done.
+func mended(sn listedSnapshot) bool {
+	return sn.State == cdc.SnapshotDone && (strings.HasPrefix(sn.ID, lostPrefix) || strings.HasPrefix(sn.ID, "repair-"))
+}
+
 func newSnapshotListCommand(a *app) *cobra.Command {
-	var watch bool
+	var watch, all bool
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the snapshots that are under way and the newest that have ended",
+		Long: `List shows the snapshots that are under way and the newest that have ended. Those by
+which the pipeline mends losses by itself (lost-... and repair-...) are left out once
+they are done, unless --all asks for them.`,
 		Example: `  lockstep snapshot list
+  lockstep snapshot list --all
   lockstep snapshot list --watch
   lockstep snapshot list -o json | jq -r '.[] | select(.state == "failed") | .problem'`,
 		Args: cobra.NoArgs,
@@ -133,10 +143,20 @@ func newSnapshotListCommand(a *app) *cobra.Command {
 					return a.watchSnapshots(ctx, d, a.stdout, d.all)
 				}
 				list := d.all()
-				return a.show(list, func(w io.Writer) { printSnapshots(w, list) })
+				whole := len(list)
+				if !all {
+					list = slices.DeleteFunc(list, mended)
+				}
+				return a.show(list, func(w io.Writer) {
+					printSnapshots(w, list)
+					if hidden := whole - len(list); hidden > 0 {
+						fmt.Fprintf(w, "%s that mended a loss and are done: --all shows them\n", count(hidden, "more snapshot"))
+					}
+				})
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&all, "all", false, "show those that have mended a loss, too")
 	cmd.Flags().BoolVar(&watch, "watch", false, "show how far they are until none is running")
 	return cmd
 }
@@ -373,6 +393,8 @@ func (a *app) snapshotTable(cfg *config.Config, f snapshotFlags) (cdc.TableName,
 		return name, usageError{fmt.Errorf("--id %s begins as those of first copies do; take another", f.id)}
 	case strings.HasPrefix(f.id, "epoch-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of new copies do; take another", f.id)}
+	case strings.HasPrefix(f.id, lostPrefix):
+		return name, usageError{fmt.Errorf("--id %s begins as those of what a store has lost do; take another", f.id)}
 	case strings.HasPrefix(f.id, "repair-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of repairs do; take another", f.id)}
 	case f.id != "" && !legalID.MatchString(f.id):

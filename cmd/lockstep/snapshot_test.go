@@ -74,6 +74,21 @@ func TestTheBarShowsHowFarASnapshotIs(t *testing.T) {
 	}
 }
 
+func TestSnapshotsThatHaveMendedALossAreLeftOut(t *testing.T) {
+	for id, want := range map[string]map[cdc.SnapshotState]bool{
+		"lost-cache-d.t-a":    {cdc.SnapshotDone: true, cdc.SnapshotRunning: false, cdc.SnapshotFailed: false, cdc.SnapshotCancelled: false},
+		"repair-2-d.t-1":      {cdc.SnapshotDone: true, cdc.SnapshotRunning: false},
+		"first-d.t-1-0":       {cdc.SnapshotDone: false},
+		"d.t-20261122T081530": {cdc.SnapshotDone: false},
+	} {
+		for state, want := range want {
+			if got := mended(listedSnapshot{Snapshot: cdc.Snapshot{ID: id, State: state}}); got != want {
+				t.Errorf("%s, %s: left out %v", id, state, got)
+			}
+		}
+	}
+}
+
 func TestSnapshotStartNamesItsMistakes(t *testing.T) {
 	path := file(t, "lockstep.yaml", `
 prefix: p
@@ -91,6 +106,7 @@ tables: [{match: d.t, redis: {key: "t:{id}"}}]
 		"--table d.t --id a/b":               "has other characters",
 		"--table d.t --id first-d.t":         "as those of first copies do",
 		"--table d.t --id repair-d.t":        "as those of repairs do",
+		"--table d.t --id lost-d.t":          "as those of what a store has lost do",
 		"--table d.t --id epoch-2-d.t":       "as those of new copies do",
 		"--table d.t --where=":               "--where is empty",
 		"--table d.t --keys=":                "--keys is empty",
