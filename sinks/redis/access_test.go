@@ -194,6 +194,146 @@ func TestCertificatesAndPasswordsAreReadAgainWhenTheyChange(t *testing.T) {
 	applied("all certificates are new")
 }
 
+// rights are what docs/redis.md says that the user of the sentinels wants.
+func rights(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/redis.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sentence := regexp.MustCompile(`Sentinels want a user with (.*)\.`).FindStringSubmatch(string(text))
+	if sentence == nil {
+		t.Fatal("docs/redis.md does not say what the user of the sentinels wants")
+	}
+	return strings.Join(regexp.MustCompile(`\+\w+`).FindAllString(sentence[1], -1), " ")
+}
+
+// serving are the settings of a server with certificates of an authority, and ours.
+func serving(t *testing.T) (settings []string, ours TLS) {
+	t.Helper()
+	dir := t.TempDir()
+	authority := newAuthority(t, "all")
+	ours = TLS{Enabled: true, CAFile: filepath.Join(dir, "ca.crt")}
+	write(t, ours.CAFile, authority.pem)
+	cert, key := authority.sign(t, dir, "server")
+	return []string{"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", ours.CAFile, "--tls-auth-clients", "no"}, ours
+}
+
+// Sentinels and servers that speak TLS alone, with a login of their own for each, and the
+// documented rights; the master changes under way.
+func TestSentinelsOverTLSHaveALoginOfTheirOwn(t *testing.T) {
+	settings, ours := serving(t)
+	secured := func() (server *testenv.RedisInstance, plain *goredis.Client, port string) {
+		_, port, _ = net.SplitHostPort(testenv.FreeAddr(t))
+		server = testenv.NewRedis(t, append(settings, "--tls-port", port, "--tls-replication", "yes")...)
+		plain = goredis.NewClient(&goredis.Options{Addr: server.Addr})
+		t.Cleanup(func() { plain.Close() })
+		if err := plain.Do(t.Context(), acl(t, "of-redis")...).Err(); err != nil {
+			t.Fatal(err)
+		}
+		return server, plain, port
+	}
+	_, _, port := secured()
+	_, young, youngPort := secured()
+	if err := young.SlaveOf(t.Context(), "127.0.0.1", port).Err(); err != nil {
+		t.Fatal(err)
+	}
+	addr := testenv.FreeAddr(t)
+	_, watchPort, _ := net.SplitHostPort(addr)
+	lines := []string{
+		"tls-port " + watchPort, "tls-replication yes", "sentinel monitor bank 127.0.0.1 " + port + " 1",
+		"user watcher on >of-sentinel resetchannels &* -@all " + rights(t),
+	}
+	for i := 0; i < len(settings); i += 2 {
+		lines = append(lines, strings.TrimPrefix(settings[i], "--")+" "+settings[i+1])
+	}
+	sentinel := testenv.NewSentinel(t, strings.Join(lines, "\n")+"\n")
+	watch := goredis.NewSentinelClient(&goredis.Options{Addr: sentinel.Addr})
+	defer watch.Close()
+	await(t, "the sentinel has found the replica, and it is in step", func() bool {
+		replicas, err := watch.Replicas(t.Context(), "bank").Result()
+		return err == nil && len(replicas) == 1 && replicas[0]["port"] == youngPort && replicas[0]["master-link-status"] == "ok"
+	})
+	// Nobody comes in without a login any more.
+	conn := goredis.NewClient(&goredis.Options{Addr: sentinel.Addr})
+	defer conn.Close()
+	if err := conn.Do(t.Context(), "acl", "setuser", "default", "off").Err(); err != nil {
+		t.Fatal(err)
+	}
+	cfg := privateConfig(addr)
+	cfg.TLS, cfg.Username, cfg.Password = ours, "lockstep", "of-redis"
+	cfg.Sentinel = Sentinel{Master: "bank", Username: "watcher", Password: "of-sentinel"}
+	open := func(cfg Config) (*Sink, error) {
+		return Open(t.Context(), cfg, func(cdc.TableName) (TableConfig, bool) { return mirrored, true }, slog.New(slog.DiscardHandler))
+	}
+	s, err := open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	f := fixture{Sink: s}
+	expect(t, "a row", f.verdicts(t, upsert(1, base, `{"id":1}`)), "applied")
+	if _, err := f.FindMark(t.Context(), "g", "t", 0); err != nil {
+		t.Error(err)
+	}
+	wrong := cfg
+	wrong.Sentinel.Password = wrong.Password
+	if _, err := open(wrong); err == nil || !strings.Contains(err.Error(), `sentinels refuse the user "watcher"`) {
+		t.Errorf("with the password of the servers for the sentinels: %v", err)
+	}
+	await(t, "the replica has the row", func() bool { return young.Exists(t.Context(), "questions:1").Val() == 1 })
+	if err := watch.Failover(t.Context(), "bank").Err(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the replica has taken over", func() bool {
+		return infoField(young.Info(t.Context(), "replication").Val(), "role") == "master"
+	})
+	await(t, "rows go to the new master", func() bool {
+		f.verdicts(t, upsert(2, base, `{"id":2}`))
+		return young.Exists(t.Context(), "questions:2").Val() == 1
+	})
+}
+
+func TestAClusterOverTLS(t *testing.T) {
+	settings, ours := serving(t)
+	c := newClusterWith(t, settings)
+	for _, client := range c.clients {
+		if err := client.Do(t.Context(), acl(t, "secret")...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := c.config()
+	cfg.TLS, cfg.Username, cfg.Password = ours, "lockstep", "secret"
+	f := fixture{Sink: c.open(t, cfg, moving[ModeHash])}
+	rows := func() (n int64) {
+		for _, client := range c.clients[:3] {
+			for _, key := range client.Keys(t.Context(), "q:*").Val() {
+				n += client.Exists(t.Context(), key).Val()
+			}
+		}
+		return n
+	}
+	var changes []cdc.Change
+	for id := range 60 {
+		changes = append(changes, at(id, base, nil, image(id, "a", 1)))
+	}
+	f.deliver(t, changes)
+	for id := range 60 {
+		changes[id] = at(id, base+1, image(id, "a", 1), image(id, "b", 1))
+	}
+	f.deliver(t, changes)
+	expect(t, "rows", rows(), 60)
+	m, err := f.FindMark(t.Context(), "g", "t", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "the mark begins", m.Begin(t.Context(), 1), nil)
+	if n, err := f.Sweep(t.Context(), questions, base+1); n != 60 || err != nil {
+		t.Errorf("swept %d, %v", n, err)
+	}
+	expect(t, "rows", rows(), 0)
+}
+
 // Every script and every question of the sink passes with the documented rights, and
 // nothing that it does not need.
 func TestTheDocumentedRightsAreEnough(t *testing.T) {

@@ -23,23 +23,42 @@ import (
 
 // cluster is three masters and a replica of the first one.
 type cluster struct {
-	nodes   []*testenv.RedisInstance
-	clients []*goredis.Client
+	nodes     []*testenv.RedisInstance
+	clients   []*goredis.Client
+	addresses []string // for clients
 }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
+	return newClusterWith(t, nil)
+}
+
+// newClusterWith makes a cluster whose nodes talk TLS, among themselves too, if there are
+// such settings.
+func newClusterWith(t *testing.T, tls []string) *cluster {
+	t.Helper()
 	c := &cluster{}
-	var buses []string
+	var ports, buses []string
 	for range 4 {
 		_, bus, _ := net.SplitHostPort(testenv.FreeAddr(t))
-		node := testenv.NewRedis(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0")
+		settings := []string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0"}
+		addr := ""
+		if tls != nil {
+			addr = testenv.FreeAddr(t)
+			_, port, _ := net.SplitHostPort(addr)
+			settings = append(append(settings, tls...), "--tls-port", port, "--tls-cluster", "yes", "--tls-replication", "yes")
+		}
+		node := testenv.NewRedis(t, settings...)
+		if tls == nil {
+			addr = node.Addr
+		}
 		client := goredis.NewClient(&goredis.Options{Addr: node.Addr})
 		t.Cleanup(func() { client.Close() })
-		c.nodes, c.clients, buses = append(c.nodes, node), append(c.clients, client), append(buses, bus)
+		_, port, _ := net.SplitHostPort(addr)
+		c.nodes, c.clients, c.addresses, ports, buses = append(c.nodes, node), append(c.clients, client), append(c.addresses, addr), append(ports, port), append(buses, bus)
 	}
-	for i, node := range c.nodes {
-		c.do(t, 0, "cluster", "meet", "127.0.0.1", node.Port(), buses[i])
+	for i := range c.nodes {
+		c.do(t, 0, "cluster", "meet", "127.0.0.1", ports[i], buses[i])
 	}
 	for i := range 3 {
 		c.do(t, i, "cluster", "addslotsrange", i*slots/3, (i+1)*slots/3-1)
@@ -84,7 +103,7 @@ func (c *cluster) id(t *testing.T, node int) string {
 }
 
 func (c *cluster) config() Config {
-	return privateConfig(c.nodes[0].Addr, c.nodes[1].Addr, c.nodes[2].Addr)
+	return privateConfig(c.addresses[:3]...)
 }
 
 func (c *cluster) client() *goredis.ClusterClient {
@@ -108,7 +127,7 @@ func TestARealCluster(t *testing.T) {
 
 // moves takes rows from place to place, in any order and again.
 func (c *cluster) moves(t *testing.T, table TableConfig) {
-	s, plain := c.open(t, table), c.client()
+	s, plain := c.open(t, c.config(), table), c.client()
 	defer plain.Close()
 	table = table.withDefaults()
 	const rows = 100
@@ -162,9 +181,9 @@ func (c *cluster) moves(t *testing.T, table TableConfig) {
 	}
 }
 
-func (c *cluster) open(t *testing.T, table TableConfig) *Sink {
+func (c *cluster) open(t *testing.T, cfg Config, table TableConfig) *Sink {
 	t.Helper()
-	s, err := Open(t.Context(), c.config(), func(cdc.TableName) (TableConfig, bool) { return table, true }, slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), cfg, func(cdc.TableName) (TableConfig, bool) { return table, true }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +195,7 @@ func (c *cluster) open(t *testing.T, table TableConfig) *Sink {
 // its new place by then, and its old one has still to go.
 func (c *cluster) forgets(t *testing.T) {
 	table := moving[ModeHash]
-	s, plain := c.open(t, table), c.client()
+	s, plain := c.open(t, c.config(), table), c.client()
 	defer plain.Close()
 	level := func(node int) string {
 		for n := 0; ; n++ {
@@ -210,7 +229,7 @@ func (c *cluster) forgets(t *testing.T) {
 
 // migrate moves the slot of all rows to another master, a few keys at a time.
 func (c *cluster) migrate(t *testing.T) {
-	s, plain := c.open(t, TableConfig{Key: "{{hot}}:{id}"}), c.client()
+	s, plain := c.open(t, c.config(), TableConfig{Key: "{{hot}}:{id}"}), c.client()
 	defer plain.Close()
 	slot := slotOf("{hot}:1")
 	from := slot * 3 / slots

@@ -138,7 +138,11 @@ func (s *Sink) Probe(ctx context.Context) error {
 		}
 		switch code(err) {
 		case "NOAUTH", "WRONGPASS", "NOPERM":
-			err = sinks.Unfit{Problem: fmt.Sprintf("server refuses the user %q: %v", s.cfg.Username, err), Mend: "see to its password and its rights"}
+			who, user := "server refuses", s.cfg.Username
+			if strings.Contains(err.Error(), "all sentinels") { // the driver has asked them for the master
+				who, user = "sentinels refuse", s.cfg.Sentinel.Username
+			}
+			err = sinks.Unfit{Problem: fmt.Sprintf("%s the user %q: %v", who, user, err), Mend: "see to its password and its rights"}
 		}
 		if err != nil {
 			return fmt.Errorf("redis %s: %w", server.Options().Addr, err)
