@@ -2,10 +2,12 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +28,7 @@ type cluster struct {
 	nodes     []*testenv.RedisInstance
 	clients   []*goredis.Client
 	addresses []string // for clients
+	buses     []string // ports among themselves
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -38,7 +41,7 @@ func newCluster(t *testing.T) *cluster {
 func newClusterWith(t *testing.T, tls []string) *cluster {
 	t.Helper()
 	c := &cluster{}
-	var ports, buses []string
+	var ports []string
 	for range 4 {
 		_, bus, _ := net.SplitHostPort(testenv.FreeAddr(t))
 		settings := []string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0"}
@@ -55,10 +58,10 @@ func newClusterWith(t *testing.T, tls []string) *cluster {
 		client := goredis.NewClient(&goredis.Options{Addr: node.Addr})
 		t.Cleanup(func() { client.Close() })
 		_, port, _ := net.SplitHostPort(addr)
-		c.nodes, c.clients, c.addresses, ports, buses = append(c.nodes, node), append(c.clients, client), append(c.addresses, addr), append(ports, port), append(buses, bus)
+		c.nodes, c.clients, c.addresses, c.buses, ports = append(c.nodes, node), append(c.clients, client), append(c.addresses, addr), append(c.buses, bus), append(ports, port)
 	}
 	for i := range c.nodes {
-		c.do(t, 0, "cluster", "meet", "127.0.0.1", ports[i], buses[i])
+		c.do(t, 0, "cluster", "meet", "127.0.0.1", ports[i], c.buses[i])
 	}
 	for i := range 3 {
 		c.do(t, i, "cluster", "addslotsrange", i*slots/3, (i+1)*slots/3-1)
@@ -353,6 +356,56 @@ func TestAMasterThatWouldKeepNoMarkIsFound(t *testing.T) {
 	expect(t, "all have one", unmarked([]goredis.ClusterSlot{slot(0, 0, "a"), slot(1, 64, "b"), slot(65, 16383, "c")}), "")
 	expect(t, "one has none", unmarked([]goredis.ClusterSlot{slot(0, 64, "a"), slot(65, 127, "b"), slot(128, 16383, "c")}), "b")
 	expect(t, "it has one elsewhere", unmarked([]goredis.ClusterSlot{slot(0, 64, "a"), slot(65, 127, "b"), slot(128, 128, "b"), slot(129, 16383, "c")}), "")
+}
+
+// A master that gets its first slots under way, and with them no hash of marks, would
+// lose rows unnoticed: the partition waits until it has one.
+func TestAMasterThatGetsSlotsUnderWayIsWatchedOrRefused(t *testing.T) {
+	c := newCluster(t)
+	const fresh = 3
+	c.do(t, fresh, "cluster", "reset", "soft") // a replica no more
+	_, port, _ := net.SplitHostPort(c.nodes[0].Addr)
+	c.do(t, fresh, "cluster", "meet", "127.0.0.1", port, c.buses[0])
+	await(t, "it is a master of the cluster", func() bool {
+		nodes := c.do(t, 1, "cluster", "nodes").(string)
+		return infoField(c.clients[fresh].ClusterInfo(t.Context()).Val(), "cluster_state") == "ok" &&
+			regexp.MustCompile(c.id(t, fresh)+` \S+ master .* connected`).MatchString(nodes)
+	})
+	s := c.open(t, c.config(), mirrored)
+	m, err := s.FindMark(t.Context(), "g", "t", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Begin(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	move := func(from, to int) {
+		for slot := from; slot <= to; slot++ {
+			for _, key := range c.do(t, 0, "cluster", "getkeysinslot", slot, 10).([]any) {
+				c.do(t, 0, "migrate", "127.0.0.1", c.nodes[fresh].Port(), key, 0, 5000)
+			}
+			for _, node := range []int{fresh, 0, 1, 2} {
+				c.do(t, node, "cluster", "setslot", slot, "node", c.id(t, fresh))
+			}
+		}
+	}
+	moved := func() error { // as if the time had come
+		of := s.marksOf("g")
+		of.mu.Lock()
+		of.moved, of.looked = time.Time{}, time.Time{}
+		of.mu.Unlock()
+		return m.Move(t.Context(), 2)
+	}
+	expect(t, "as it was", moved(), nil)
+	move(1, 3)
+	var gone error
+	await(t, "the partition is ended", func() bool {
+		gone = moved()
+		return errors.Is(gone, sinks.ErrWentBack)
+	})
+	if _, err := s.FindMark(t.Context(), "g", "t", 0); err == nil || !strings.Contains(err.Error(), "has none of every 64th slot") || !strings.Contains(gone.Error(), "has none of every 64th slot") {
+		t.Errorf("the mark is found: %v; it was ended by %v", err, gone)
+	}
 }
 
 func TestAFailoverOfSentinelIsFollowedUnderWrites(t *testing.T) {

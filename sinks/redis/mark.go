@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -35,6 +36,7 @@ import (
 const (
 	markPrefix   = ownPrefix + "w:"
 	markInterval = time.Second
+	lookInterval = 10 * time.Second // at the slots of a cluster
 	markSlots    = 64
 	bornField    = "born"
 	historyOf    = " history" // behind a partition: the id under which its mark was written
@@ -89,9 +91,10 @@ type marks struct {
 	sink *Sink
 	keys []string
 
-	mu    sync.Mutex
-	open  map[*mark]bool
-	moved time.Time
+	mu     sync.Mutex
+	open   map[*mark]bool
+	moved  time.Time
+	looked time.Time
 }
 
 // mark is a sinks.Mark.
@@ -312,6 +315,10 @@ func (m *mark) Move(ctx context.Context, next int64) error {
 		m.of.write(ctx)
 		m.of.moved = time.Now()
 	}
+	if m.gone == nil && time.Since(m.of.looked) >= lookInterval {
+		m.of.look(ctx)
+		m.of.looked = time.Now()
+	}
 	return m.gone
 }
 
@@ -323,6 +330,19 @@ func (m *mark) End(ctx context.Context) {
 		m.of.write(ctx)
 	}
 	delete(m.of.open, m)
+}
+
+// look ends all marks when a master of the cluster keeps none any more: it has got its
+// first slots since they began.
+func (of *marks) look(ctx context.Context) {
+	err := of.sink.markable(ctx)
+	if _, unfit := errors.AsType[sinks.Unfit](err); !unfit {
+		return
+	}
+	for m := range of.open {
+		m.gone = fmt.Errorf("%w: %w", sinks.ErrWentBack, err)
+	}
+	clear(of.open)
 }
 
 // write moves all marks to their offsets. What cannot be written now is written the
