@@ -73,11 +73,11 @@ func TestStoresThatAreEmptiedAreFilledAgain(t *testing.T) {
 	if n := p.metric("lockstep_sink_store_losses_total", `sink="cache"`, `repair="replay"`); n == 0 {
 		t.Error("none was read again")
 	}
-	var listed, all []struct{ ID string }
+	var listed, every []struct{ ID string }
 	w.lockstep(&listed, "snapshot", "list")
-	w.lockstep(&all, "snapshot", "list", "--all")
-	if n := slices.IndexFunc(all, func(sn struct{ ID string }) bool { return strings.HasPrefix(sn.ID, "lost-") }); n < 0 || len(listed) >= len(all) {
-		t.Errorf("snapshots %v, and of these are shown %v", all, listed)
+	w.lockstep(&every, "snapshot", "list", "--all")
+	if n := slices.IndexFunc(every, func(sn struct{ ID string }) bool { return strings.HasPrefix(sn.ID, "lost-") }); n < 0 || len(listed) >= len(every) {
+		t.Errorf("snapshots %v, and of these are shown %v", every, listed)
 	}
 	w.deleteIndex("tags")
 	w.sql("UPDATE tags SET name = CONCAT(name, '!') ORDER BY id LIMIT 1")
