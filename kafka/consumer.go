@@ -138,6 +138,7 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 		}
 	})
 
+	poll := newPoller(ctx, c)
 	seen := c.health.watch()
 	for ctx.Err() == nil {
 		gen, err := group.Next(ctx)
@@ -150,7 +151,7 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 			continue
 		}
 		seen.done()
-		c.begin(ctx, end, cc, gen)
+		c.begin(ctx, end, cc, poll, gen)
 	}
 	seen.gaveUp()
 	group.Close() // ends the generation, waits for every Handle, leaves
@@ -163,7 +164,7 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 
 // begin starts a Handle for each partition of a generation. The group does not
 // join again before all of them have returned.
-func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc ConsumeConfig, gen *kafkago.Generation) {
+func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc ConsumeConfig, poll *poller, gen *kafkago.Generation) {
 	if cc.Member != nil {
 		gen.Start(func(generation context.Context) {
 			if generation.Err() != nil { // over already: nobody would wait for us
@@ -177,7 +178,7 @@ func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc Cons
 	owned := make(map[string][]*Partition)
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
-			p := &Partition{Topic: topic, ID: a.ID, client: c, gen: gen, next: a.Offset, committed: a.Offset}
+			p := &Partition{Topic: topic, ID: a.ID, client: c, poller: poll, gen: gen, next: a.Offset, committed: a.Offset}
 			if cc.Metrics != nil {
 				p.lag = cc.Metrics.lag
 			}
@@ -257,6 +258,7 @@ type Partition struct {
 	ID    int
 
 	client *Client
+	poller *poller
 	gen    *kafkago.Generation
 	lag    *prometheus.GaugeVec
 	next   int64 // offset to fetch; negative while the group has none
@@ -299,7 +301,7 @@ func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error
 			p.next = 0
 			p.setCommitted(0)
 		}
-		f, err = p.client.fetch(ctx, p.Topic, p.ID, p.next, bytes)
+		f, err = p.poller.fetch(ctx, p.Topic, p.ID, p.next, bytes)
 		err = p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next)
 		if errors.Is(err, errBeyondEnd) {
 			if beyond++; beyond >= beyondEnd {

@@ -42,19 +42,24 @@ func (c *Client) fetch(ctx context.Context, topic string, partition int, offset 
 		return fetched{}, res.Error
 	}
 	f := fetched{next: offset, start: res.LogStartOffset, end: res.HighWatermark}
-	if offset < f.start { // some brokers answer with what they have
-		return f, kafkago.OffsetOutOfRange
+	return f, f.readAll(res.Records, topic, partition)
+}
+
+// readAll takes the records of an answer.
+func (f *fetched) readAll(records protocol.RecordReader, topic string, partition int) error {
+	if f.next < f.start { // some brokers answer with what they have
+		return kafkago.OffsetOutOfRange
 	}
-	stream, ok := res.Records.(*protocol.RecordStream)
+	stream, ok := records.(*protocol.RecordStream)
 	if !ok {
-		return f, nil
+		return nil
 	}
 	for _, b := range stream.Records {
 		if err := f.read(b, topic, partition); err != nil {
-			return f, err
+			return err
 		}
 	}
-	return f, nil
+	return nil
 }
 
 // read takes the records of one batch.

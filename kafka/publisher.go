@@ -1,7 +1,6 @@
 package kafka
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/compress"
-	"github.com/segmentio/kafka-go/protocol"
 	"golang.org/x/sync/semaphore"
 
 	"lockstep/cdc"
@@ -46,6 +44,7 @@ const (
 // a second time, because the position it reads on from is older.
 type Publisher struct {
 	client  *Client
+	carrier *carrier
 	codec   compress.Compression
 	max     int
 	metrics *Metrics
@@ -99,6 +98,7 @@ func NewPublisher(client *Client, cfg Config, metrics *Metrics, log *slog.Logger
 	failed, fail := context.WithCancelCause(context.Background())
 	return &Publisher{
 		client:  client,
+		carrier: newCarrier(client),
 		codec:   compressions[cfg.Compression],
 		max:     cfg.MaxRecordBytes,
 		metrics: metrics,
@@ -406,7 +406,7 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 	defer seen.gaveUp()
 	var goneSince time.Time
 	for tries = 1; ; tries++ {
-		err := p.produce(sending, part, b)
+		err := p.carrier.carry(sending, part.topicPartition, b.buf)
 		switch {
 		case err == nil:
 			seen.done()
@@ -426,23 +426,6 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 		p.metrics.retries.Inc()
 		pause(sending, tries-1)
 	}
-}
-
-// produce sends b once.
-func (p *Publisher) produce(ctx context.Context, part *partition, b *batch) error {
-	res, err := p.client.api.RawProduce(ctx, &kafkago.RawProduceRequest{
-		Topic:        part.topic,
-		Partition:    part.id,
-		RequiredAcks: kafkago.RequireAll,
-		RawRecords:   protocol.RawRecordSet{Reader: bytes.NewReader(b.buf)},
-	})
-	if err != nil {
-		return err
-	}
-	if errors.Is(res.Error, kafkago.DuplicateSequenceNumber) {
-		return nil // the broker has it from an earlier try
-	}
-	return res.Error
 }
 
 // gone reports whether the cluster answers and does not know the topic.
