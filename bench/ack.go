@@ -23,7 +23,7 @@ func (b *bench) measureAck(ctx context.Context) error {
 	if err := insertRows(ctx, b.db, acked, 1, liveRows); err != nil {
 		return err
 	}
-	writer := schedule{db: b.db, table: acked, rate: b.rate, connections: 8, rows: liveRows}
+	writer := schedule{db: b.db, table: acked, rate: b.rate, per: 1, connections: 8, rows: liveRows}
 	duration := max(b.duration/2, time.Second)
 
 	b.say("ack: %.0f transactions/s for %s, beside a bare reader and as many bare produced records", b.rate, warmUp+duration)

@@ -36,7 +36,8 @@ const patience = 5 * time.Minute
 // bench is one run. The fields of the first block are what the caller chooses.
 type bench struct {
 	rows     int
-	rate     float64
+	rate     float64 // rows per second
+	per      int     // rows of a transaction
 	duration time.Duration
 	out      string
 	binary   string

@@ -10,11 +10,24 @@ import (
 // liveRows is how many rows the table has that is written at a fixed rate.
 const liveRows = 5000
 
-// warmUp is how long is written before the measurement, with nothing counted.
-const warmUp = 3 * time.Second
+// warmUp is how long is written before the measurement, with nothing counted;
+// longWarmUp is for what runs on a virtual machine that compiles as it goes.
+const (
+	warmUp     = 3 * time.Second
+	longWarmUp = 15 * time.Second
+)
 
-// measureLatency writes at a fixed rate, first for a bare reader and then for
-// lockstep with both sinks.
+// singleRate is how many transactions of one row per second are the second load.
+const singleRate = 300
+
+// load is a way to write at a fixed rate.
+type load struct {
+	name         string // of its figures
+	transactions float64
+	per          int
+}
+
+// measureLatency measures with each load.
 func (b *bench) measureLatency(ctx context.Context) error {
 	if b.duration == 0 {
 		return nil
@@ -22,16 +35,33 @@ func (b *bench) measureLatency(ctx context.Context) error {
 	if err := insertRows(ctx, b.db, live, 1, liveRows); err != nil {
 		return err
 	}
-	writer := schedule{db: b.db, table: live, rate: b.rate, connections: 8, rows: liveRows}
+	missing := liveRows // of the table, in the sinks
+	for _, l := range []load{{"latency", b.rate / float64(b.per), b.per}, {"single", singleRate, 1}} {
+		if err := b.measureLoad(ctx, l, missing); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+		missing = 0
+	}
+	return nil
+}
+
+// measureLoad writes first for a bare reader and then for lockstep with both sinks,
+// which first has to copy what it is missing or to catch up with what was written.
+func (b *bench) measureLoad(ctx context.Context, l load, missing int) error {
+	writer := schedule{db: b.db, table: live, rate: l.transactions, per: l.per, connections: 8, rows: liveRows}
 
 	alone := max(b.duration/2, time.Second)
-	b.say("latency: %.0f transactions/s for %s, for a bare go-mysql reader", b.rate, warmUp+alone)
-	bare, bareWriter, err := b.bareLatency(ctx, writer, alone)
+	b.say("%s: %.0f transactions/s of %d rows for %s, for a bare go-mysql reader", l.name, l.transactions, l.per, warmUp+alone)
+	bare, bareWriter, written, err := b.bareLatency(ctx, writer, alone)
 	if err != nil {
 		return err
 	}
 
-	b.say("latency: %.0f transactions/s for %s, for lockstep with both sinks", b.rate, warmUp+b.duration)
+	b.say("%s: %.0f transactions/s of %d rows for %s, for lockstep with both sinks", l.name, l.transactions, l.per, longWarmUp+b.duration)
+	first := missing
+	if first == 0 {
+		first = written
+	}
 	p, err := b.pipeline(live)
 	if err != nil {
 		return err
@@ -46,14 +76,14 @@ func (b *bench) measureLatency(ctx context.Context) error {
 			return m.sum("lockstep_capture_connected") == 1 && m.settled(search) >= rows && m.settled(cache) >= rows
 		})
 	}
-	if _, err := settled(liveRows); err != nil {
+	if _, err := settled(first); err != nil {
 		return err
 	}
-	warm, err := writer.run(ctx, warmUp)
+	warm, err := writer.run(ctx, longWarmUp)
 	if err != nil {
 		return err
 	}
-	before, err := settled(liveRows + warm.transactions)
+	before, err := settled(first + warm.rows)
 	if err != nil {
 		return err
 	}
@@ -65,7 +95,7 @@ func (b *bench) measureLatency(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	after, err := settled(liveRows + warm.transactions + stats.transactions)
+	after, err := settled(first + warm.rows + stats.rows)
 	if err != nil {
 		return err
 	}
@@ -80,24 +110,24 @@ func (b *bench) measureLatency(ctx context.Context) error {
 		ended := after.settled(sink) - before.settled(sink)
 		overtaken := after.outcome(sink, "superseded") - before.outcome(sink, "superseded")
 		future := after.sum("lockstep_sink_commits_from_the_future_total", "sink", sink) - before.sum("lockstep_sink_commits_from_the_future_total", "sink", sink)
-		if ended != stats.transactions || int(h.count+future)+overtaken != ended {
+		if ended != stats.rows || int(h.count+future)+overtaken != ended {
 			return fmt.Errorf("sink %s: %d rows were written, %d settled, %.0f have a latency, %.0f come from the future, %d were overtaken",
-				sink, stats.transactions, ended, h.count, future, overtaken)
+				sink, stats.rows, ended, h.count, future, overtaken)
 		}
-		b.beside("latency."+sink+"_p50", h.quantile(.5)*1000, "ms", bare.P50*1000)
-		b.beside("latency."+sink+"_p99", h.quantile(.99)*1000, "ms", bare.P99*1000)
+		b.beside(l.name+"."+sink+"_p50", h.quantile(.5)*1000, "ms", bare.P50*1000)
+		b.beside(l.name+"."+sink+"_p99", h.quantile(.99)*1000, "ms", bare.P99*1000)
 		calls := after.histogram("lockstep_sink_apply_seconds", "sink", sink).since(before.histogram("lockstep_sink_apply_seconds", "sink", sink))
-		b.add("latency."+sink+"_call_p50", calls.quantile(.5)*1000, "ms")
-		b.add("latency."+sink+"_call_rows", float64(ended-overtaken)/calls.count, "rows")
+		b.add(l.name+"."+sink+"_call_p50", calls.quantile(.5)*1000, "ms")
+		b.add(l.name+"."+sink+"_call_rows", float64(ended-overtaken)/calls.count, "rows")
 	}
-	b.add("latency.cpu", (usage.CPU-usageBefore.CPU)/b.duration.Seconds(), "CPUs")
-	b.add("latency.peak_memory", usage.PeakMB, "MB")
-	b.beside("latency.commit_p50", ms(quantile(stats.commit, .5)), "ms", ms(quantile(bareWriter.commit, .5)))
-	b.beside("latency.commit_p99", ms(quantile(stats.commit, .99)), "ms", ms(quantile(bareWriter.commit, .99)))
+	b.add(l.name+".cpu", (usage.CPU-usageBefore.CPU)/b.duration.Seconds(), "CPUs")
+	b.add(l.name+".peak_memory", usage.PeakMB, "MB")
+	b.beside(l.name+".commit_p50", ms(quantile(stats.commit, .5)), "ms", ms(quantile(bareWriter.commit, .5)))
+	b.beside(l.name+".commit_p99", ms(quantile(stats.commit, .99)), "ms", ms(quantile(bareWriter.commit, .99)))
 	for _, w := range []struct {
 		name string
 		late []time.Duration
-	}{{"latency.writer_late", stats.late}, {"latency.bare_writer_late", bareWriter.late}} {
+	}{{l.name + ".writer_late", stats.late}, {l.name + ".bare_writer_late", bareWriter.late}} {
 		b.add(w.name+"_p50", ms(quantile(w.late, .5)), "ms")
 		b.add(w.name+"_p99", ms(quantile(w.late, .99)), "ms")
 	}
@@ -105,25 +135,25 @@ func (b *bench) measureLatency(ctx context.Context) error {
 }
 
 // bareLatency is the time from a commit until a reader that does nothing else has
-// decoded its row.
-func (b *bench) bareLatency(ctx context.Context, writer schedule, duration time.Duration) (readerReport, writerStats, error) {
+// decoded its row; written is how many rows were written.
+func (b *bench) bareLatency(ctx context.Context, writer schedule, duration time.Duration) (r readerReport, stats writerStats, written int, err error) {
 	var executed string
 	if err := b.db.QueryRowContext(ctx, "SELECT @@GLOBAL.gtid_executed").Scan(&executed); err != nil {
-		return readerReport{}, writerStats{}, err
+		return r, stats, 0, err
 	}
-	skip := int(writer.rate * warmUp.Seconds())
-	r, err := b.startReader(ctx, order{Table: live, GTIDs: executed, Skip: skip, Rows: int(writer.rate * duration.Seconds()), Delays: true})
+	skip := int(writer.rate*warmUp.Seconds()) * writer.per
+	reader, err := b.startReader(ctx, order{Table: live, GTIDs: executed, Skip: skip, Rows: int(writer.rate*duration.Seconds()) * writer.per, Delays: true})
 	if err != nil {
-		return readerReport{}, writerStats{}, err
+		return r, stats, 0, err
 	}
-	defer r.stop()
-	if _, err := writer.run(ctx, warmUp); err != nil {
-		return readerReport{}, writerStats{}, err
-	}
-	stats, err := writer.run(ctx, duration)
+	defer reader.stop()
+	warm, err := writer.run(ctx, warmUp)
 	if err != nil {
-		return readerReport{}, writerStats{}, err
+		return r, stats, 0, err
 	}
-	report, err := r.report()
-	return report, stats, err
+	if stats, err = writer.run(ctx, duration); err != nil {
+		return r, stats, 0, err
+	}
+	r, err = reader.report()
+	return r, stats, warm.rows + stats.rows, err
 }

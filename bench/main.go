@@ -29,9 +29,10 @@ Measures bin/lockstep (make build) on the local servers (make up):
            beside a bare loop of _bulk requests with the same documents
   cache    lockstep sink into Redis
            beside a bare loop of pipelined scripts with the same rows
-  latency  from commit to applied in each sink, at a fixed rate of transactions
+  latency  from commit to applied in each sink: 1,000 rows/s in transactions of four,
+           and 300 transactions/s of one row (single)
            beside the time until a bare go-mysql reader has the event
-  ack      from commit to the acknowledgement by Kafka, at the same rate
+  ack      from commit to the acknowledgement by Kafka, 1,000 transactions/s
            beside bare produce requests at that rate
   large    the most memory of the capture for a transaction of a million rows, one
            of a gigabyte that is compressed, and a row of 64 MB
@@ -52,7 +53,8 @@ elsewhere) and is removed at the end, also after Ctrl-C.
 func main() {
 	b := bench{began: time.Now()}
 	flag.IntVar(&b.rows, "rows", 500_000, "row changes in the backlog, 1000 or more")
-	flag.Float64Var(&b.rate, "rate", 1000, "transactions per `second` while latency is measured")
+	flag.Float64Var(&b.rate, "rate", 1000, "rows per `second` while latency is measured")
+	flag.IntVar(&b.per, "transaction", 4, "`rows` that each transaction changes while latency is measured")
 	flag.DurationVar(&b.duration, "duration", 20*time.Second, "how long latency is measured; 0 leaves it out")
 	flag.StringVar(&b.out, "out", ".local/bench.json", "JSON `file` for the figures")
 	flag.StringVar(&b.binary, "lockstep", "bin/lockstep", "the lockstep `binary`")
@@ -72,8 +74,8 @@ func main() {
 		}
 		return
 	}
-	if flag.NArg() > 0 || b.rows < 1000 || b.rate <= 0 || b.duration < 0 {
-		fmt.Fprintln(os.Stderr, "bench: -rows must be 1000 or more, -rate above 0, -duration not below 0, and there is nothing else to say")
+	if flag.NArg() > 0 || b.rows < 1000 || b.rate <= 0 || b.per < 1 || b.duration < 0 {
+		fmt.Fprintln(os.Stderr, "bench: -rows must be 1000 or more, -rate above 0, -transaction 1 or more, -duration not below 0, and there is nothing else to say")
 		os.Exit(2)
 	}
 

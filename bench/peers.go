@@ -335,7 +335,7 @@ func (b *bench) peerLatency(ctx context.Context, p peer, s side) error {
 		return err
 	}
 	defer reader.stop()
-	writer := schedule{db: b.db, table: live, rate: b.rate, connections: 8, rows: liveRows}
+	writer := schedule{db: b.db, table: live, rate: b.rate, per: 1, connections: 8, rows: liveRows}
 	warm, err := writer.run(ctx, warmUp)
 	if err != nil {
 		return err

@@ -129,12 +129,13 @@ func (b *bench) writeBacklog(ctx context.Context) error {
 	return nil
 }
 
-// schedule writes single-row transactions at fixed times, whether or not the
+// schedule writes transactions at fixed times, whether or not the
 // earlier ones are through, so that a slow moment is not hidden by writing less.
 type schedule struct {
 	db          *sql.DB
-	table       string // live when empty
-	rate        float64
+	table       string  // live when empty
+	rate        float64 // transactions per second
+	per         int     // rows that each changes
 	connections int
 	rows        int // that the table has
 }
@@ -142,6 +143,7 @@ type schedule struct {
 // writerStats says how well the schedule was kept.
 type writerStats struct {
 	transactions int
+	rows         int             // that they changed
 	late, commit []time.Duration // sorted
 }
 
@@ -171,8 +173,11 @@ func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats,
 				}
 				sent := time.Now()
 				// Neighbours in time are different rows: nobody waits for a lock.
-				id := i*7919%s.rows + 1
-				if _, err := conn.ExecContext(ctx, "UPDATE "+table+" SET views = views + 1, updated_at = NOW(6) WHERE id = "+strconv.Itoa(id)); err != nil {
+				ids := make([]string, s.per)
+				for n := range ids {
+					ids[n] = strconv.Itoa((i*s.per+n)*7919%s.rows + 1)
+				}
+				if _, err := conn.ExecContext(ctx, "UPDATE "+table+" SET views = views + 1, updated_at = NOW(6) WHERE id IN ("+strings.Join(ids, ",")+")"); err != nil {
 					return fmt.Errorf("update %s: %w", table, err)
 				}
 				late[i], commit[i] = sent.Sub(due), time.Since(sent)
@@ -184,7 +189,7 @@ func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats,
 	}
 	slices.Sort(late)
 	slices.Sort(commit)
-	return writerStats{total, late, commit}, nil
+	return writerStats{total, total * s.per, late, commit}, nil
 }
 
 // pause waits; it is false when ctx ended before.
