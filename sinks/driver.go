@@ -22,7 +22,7 @@ type driver struct {
 	share *share
 	log   *slog.Logger
 
-	seat    seat    // in the pool
+	seat    *seat   // in the pool
 	ticket  *ticket // for a call, while one is wanted
 	answers chan answer
 	letters chan letter
@@ -51,8 +51,6 @@ type answer struct {
 	*call
 	ticket   *ticket
 	outcomes []Outcome
-	took     time.Duration
-	bytes    int
 	made     bool // false when the breaker did not let it through
 }
 
@@ -68,6 +66,7 @@ func (w *Worker) newDriver(p Partition) *driver {
 		Worker:  w,
 		part:    p,
 		lane:    newLane(w.Config, topic, id, &books{metrics: w.Metrics, sink: w.Name, byTable: make(map[cdc.TableName]*account)}),
+		seat:    w.pool.seat(topic),
 		share:   w.Memory.share(w.Metrics.memory.WithLabelValues(w.Name).Add),
 		log:     w.Log.With("sink", w.Name, "topic", topic, "partition", id),
 		answers: make(chan answer),
@@ -237,7 +236,9 @@ func (d *driver) send(work context.Context, now time.Time) (why hold, at time.Ti
 			return why, at
 		}
 		if d.ticket == nil {
-			d.ticket = d.pool.ask(&d.seat, d.lane.held)
+			d.ticket = d.pool.ask(d.seat, d.lane.held, d.lane.ready.count)
+		} else {
+			d.pool.more(d.ticket, d.lane.ready.count)
 		}
 		select {
 		case <-d.ticket.granted:
@@ -246,7 +247,7 @@ func (d *driver) send(work context.Context, now time.Time) (why hold, at time.Ti
 		}
 		t := d.ticket
 		d.ticket = nil
-		if c := next(now); c == nil {
+		if c := next(now, t.among); c == nil {
 			d.pool.drop(t)
 		} else {
 			d.call(work, t, c)
@@ -255,7 +256,7 @@ func (d *driver) send(work context.Context, now time.Time) (why hold, at time.Ti
 }
 
 // may returns what gives the next call, or nil when none is to be made now.
-func (d *driver) may(now time.Time) (next func(time.Time) *call, why hold, at time.Time) {
+func (d *driver) may(now time.Time) (next func(time.Time, int) *call, why hold, at time.Time) {
 	l := d.lane
 	d.breakerRang, d.tableRang = d.breaker.bell.next(), d.table.bell.next()
 	if l.held && (l.calls > 0 || l.ready.oldest() != nil) {
@@ -290,7 +291,7 @@ func (d *driver) may(now time.Time) (next func(time.Time) *call, why hold, at ti
 
 // probe gives the one change that a table is tried with, or nil when another
 // partition was faster.
-func (d *driver) probe(now time.Time) *call {
+func (d *driver) probe(now time.Time, _ int) *call {
 	if !d.table.claim(now) {
 		return nil
 	}
@@ -299,21 +300,16 @@ func (d *driver) probe(now time.Time) *call {
 
 // call asks the store, beside everything else.
 func (d *driver) call(work context.Context, t *ticket, c *call) {
-	a := answer{call: c, ticket: t}
 	changes := make([]cdc.Change, len(c.items))
+	bytes := 0
 	for i, it := range c.items {
 		changes[i] = it.change
 		changes[i].Left = slices.Clip(it.change.Left) // a sink that appends to it must get one of its own
-		a.bytes += it.load()
+		bytes += it.load()
 	}
 	go func() {
-		a.made = d.breaker.try(func() (error, string) {
-			began := time.Now()
-			a.outcomes = d.Sink.Apply(work, changes)
-			a.took = time.Since(began)
-			return verdict(work, a.outcomes)
-		})
-		d.answers <- a
+		outcomes, made := t.joint.apply(work, changes, bytes)
+		d.answers <- answer{c, t, outcomes, made}
 	}()
 }
 
@@ -341,36 +337,19 @@ func verdict(work context.Context, outcomes []Outcome) (err error, reason string
 func (d *driver) answer(a answer) error {
 	now := time.Now()
 	if !a.made {
-		d.pool.drop(a.ticket)
+		defer d.pool.give(a.ticket)
 		if a.probe {
 			d.table.unclaim(now)
 		}
 		d.lane.back(now, a.call)
 		return nil
 	}
-	d.Metrics.apply.WithLabelValues(d.Name).Observe(a.took.Seconds())
-	defer d.give(a)
+	defer d.pool.give(a.ticket)
 	open := d.table.note(now, a.call, d.signs(a))
 	if err := d.lane.answer(now, a.call, a.outcomes, open); err != nil {
 		return fmt.Errorf("sink %s %w", d.Name, err)
 	}
 	return nil
-}
-
-// give tells the pool how a call went; one for which the store was not asked says nothing
-// of how long it takes.
-func (d *driver) give(a answer) {
-	asked, down, wait := len(a.outcomes) == 0, false, time.Duration(0)
-	for _, out := range a.outcomes {
-		asked = asked || !out.Unasked
-		down = down || out.Verdict == Unavailable && !out.Unasked
-		wait = max(wait, out.RetryAfter)
-	}
-	if !asked {
-		d.pool.drop(a.ticket)
-		return
-	}
-	d.pool.give(a.ticket, a.took, a.bytes, down, wait)
 }
 
 // signs says what each outcome means for the table. A refusal that may pass counts

@@ -278,8 +278,8 @@ func TestACallThatTheBreakerStopsAtTheLastMomentIsUndone(t *testing.T) {
 		d.share.add(bytes)
 		now := time.Now()
 		d.lane.take(now, items)
-		ticket := d.pool.ask(&d.seat, false)
-		c := d.lane.call(now)
+		ticket := d.pool.ask(d.seat, false, 1)
+		c := d.lane.call(now, 1)
 		for range w.Config.BreakerFailures {
 			w.breaker.try(func() (error, string) { return errUnavailable, "gone" })
 		}

@@ -305,12 +305,14 @@ func (l *lane) wants(now time.Time, patience time.Duration) (bool, time.Time) {
 	return !now.Before(tired), tired
 }
 
-// call gives the changes of the next call, the oldest first.
-func (l *lane) call(now time.Time) *call {
+// call gives the changes of the next call, the oldest first, when so many partitions
+// share it.
+func (l *lane) call(now time.Time, among int) *call {
 	var items []*item
 	load := 0
-	for it := l.ready.oldest(); it != nil && len(items) < l.limit; it = l.ready.oldest() {
-		if load += it.load(); load > l.cfg.BatchBytes && len(items) > 0 {
+	most, bytes := max(l.limit/among, 1), l.cfg.BatchBytes/among
+	for it := l.ready.oldest(); it != nil && len(items) < most; it = l.ready.oldest() {
+		if load += it.load(); load > bytes && len(items) > 0 {
 			break
 		}
 		items = append(items, l.begin(it))

@@ -110,7 +110,7 @@ func decide(t *testing.T, script string) string {
 			ok, at := lane().wants(now, 10*time.Millisecond)
 			switch {
 			case ok:
-				said = made(l.call(now))
+				said = made(l.call(now, 1))
 			case at.IsZero():
 				said = "none"
 			default:

@@ -16,37 +16,64 @@ const (
 	// that is under way.
 	leastPatience = time.Millisecond
 	mostPatience  = 50 * time.Millisecond
+	// between is how far apart the calls of a crew begin at least, unless they are
+	// full.
+	between = 2 * time.Millisecond
 )
 
 // pool shares the calls of a store among the partitions of its sink: so many may be
 // under way at a time, and whoever waits longest goes first. A partition waits at one
-// place of the queue at most, and gets another call only while it has fewer than are
-// free: one whose calls hang holds up no other.
+// place of the queue at most.
 //
-// A partition that found the store unavailable asks again in a queue of its own kind,
-// which has as many calls: where only some of the partitions find it so, as when a
-// shard is away, their attempts hold up only each other.
+// The partitions of a topic are a crew: those that wait when it is their turn share one
+// call, for a call costs the store much and a change in it little. A crew whose calls
+// are under way gives company time to come, and gets another call only while it has
+// fewer than are free: a table whose calls hang holds up no other.
+//
+// A partition that found the store unavailable asks again alone, in a queue of its own
+// kind, which has as many calls: where only some of the partitions find it so, as when
+// a shard is away, their attempts hold up only each other.
 type pool struct {
-	mu    sync.Mutex
-	pace  pace
-	lines [2]struct {
-		used  int
-		queue []*ticket
-	}
-	closed  time.Time // no call before then
+	batch   int          // changes of a call at most
+	call    func(*joint) // makes one
+	mu      sync.Mutex
+	pace    pace
+	crews   map[string]*crew // by topic
+	lines   [2]rank
+	closed  time.Time   // no call before then
+	bell    *time.Timer // rings when a crew has had time enough
 	size    prometheus.Gauge
 	calls   prometheus.Gauge
 	waiting prometheus.Gauge
 }
 
-// seat is what one partition has of a pool.
-type seat struct{ calls int }
+type rank struct {
+	used  int
+	queue []*crew // that have tickets
+}
+
+// crew is who may share a call.
+type crew struct {
+	calls   int       // under way
+	began   time.Time // the last of them
+	tickets []*ticket
+	count   int // changes that are ready behind tickets
+}
+
+// seat is the place of one partition in a pool.
+type seat struct {
+	crew  *crew
+	alone crew // for when it found the store unavailable
+}
 
 // ticket is a place in a queue; granted is closed when it is its turn.
 type ticket struct {
-	seat    *seat
+	crew    *crew
 	kind    int // 1 of a partition that found the store unavailable, else 0
+	count   int // changes that are ready
 	granted chan struct{}
+	joint   *joint // set when it is granted
+	among   int    // how many share that call
 }
 
 func kind(held bool) int {
@@ -56,84 +83,192 @@ func kind(held bool) int {
 	return 0
 }
 
-func newPool(name string, cfg Config, m *Metrics) *pool {
+func newPool(name string, cfg Config, m *Metrics, call func(*joint)) *pool {
 	p := &pool{
+		batch:   cfg.BatchChanges,
+		call:    call,
 		pace:    pace{min: cfg.CallsMin, max: cfg.CallsMax, size: cfg.CallsMin},
+		crews:   make(map[string]*crew),
 		size:    m.poolSize.WithLabelValues(name),
 		calls:   m.calls.WithLabelValues(name),
 		waiting: m.waiting.WithLabelValues(name),
 	}
+	p.bell = time.AfterFunc(time.Hour, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.grant()
+	})
+	p.bell.Stop()
 	p.size.Set(float64(p.pace.size))
 	return p
 }
 
-// ask takes a place in the queue. It must end in give or drop.
-func (p *pool) ask(s *seat, held bool) *ticket {
-	t := &ticket{seat: s, kind: kind(held), granted: make(chan struct{})}
+// seat makes the place of a partition of a topic.
+func (p *pool) seat(topic string) *seat {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	line := &p.lines[t.kind]
-	line.queue = append(line.queue, t)
+	c := p.crews[topic]
+	if c == nil {
+		c = &crew{}
+		p.crews[topic] = c
+	}
+	return &seat{crew: c}
+}
+
+// ask takes a place in the queue for so many changes. It must end in give or drop.
+func (p *pool) ask(s *seat, held bool, count int) *ticket {
+	t := &ticket{crew: s.crew, kind: kind(held), count: count, granted: make(chan struct{})}
+	if held {
+		t.crew = &s.alone
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(t.crew.tickets) == 0 {
+		line := &p.lines[t.kind]
+		line.queue = append(line.queue, t.crew)
+	}
+	t.crew.tickets = append(t.crew.tickets, t)
+	t.crew.count += count
 	p.grant()
 	return t
 }
 
-// drop gives up a ticket, whether it was granted or not.
+// more says that more changes have become ready behind a ticket.
+func (p *pool) more(t *ticket, count int) {
+	if count == t.count { // nobody else changes it
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t.joint == nil {
+		t.crew.count += count - t.count
+		t.count = count
+		p.grant()
+	}
+}
+
+// drop gives up a ticket, whether it was granted or not, behind which no changes go
+// into a call.
 func (p *pool) drop(t *ticket) {
 	p.mu.Lock()
+	if t.joint != nil {
+		p.mu.Unlock()
+		t.joint.leave()
+		p.give(t)
+		return
+	}
 	defer p.mu.Unlock()
-	line := &p.lines[t.kind]
-	if i := slices.Index(line.queue, t); i >= 0 {
-		line.queue = slices.Delete(line.queue, i, i+1)
-	} else {
-		line.used--
-		t.seat.calls--
+	c := t.crew
+	c.tickets = slices.DeleteFunc(c.tickets, func(other *ticket) bool { return other == t })
+	c.count -= t.count
+	if len(c.tickets) == 0 {
+		line := &p.lines[t.kind]
+		line.queue = slices.DeleteFunc(line.queue, func(other *crew) bool { return other == c })
 	}
 	p.grant()
 }
 
-// give ends the call of a ticket, which took so long for so many bytes. Down means that
-// the store was unavailable; it is not asked again before the time that it has asked
-// for.
-func (p *pool) give(t *ticket, took time.Duration, bytes int, down bool, retryAfter time.Duration) {
+// give ends the call of a ticket. It is free for another one when all that share it
+// have done so.
+func (p *pool) give(t *ticket) {
+	went := t.joint.result()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if t.joint.holders--; t.joint.holders > 0 {
+		return
+	}
 	p.lines[t.kind].used--
-	t.seat.calls--
-	p.pace.note(took, bytes, down, len(p.lines[0].queue) > 0)
-	p.size.Set(float64(p.pace.size))
-	if retryAfter = min(retryAfter, longestWait); retryAfter > 0 {
-		if until := time.Now().Add(retryAfter); until.After(p.closed) {
-			p.closed = until
-			time.AfterFunc(retryAfter, func() {
-				p.mu.Lock()
-				defer p.mu.Unlock()
-				p.grant()
-			})
-		}
+	t.crew.calls--
+	if went.asked {
+		p.note(went)
 	}
 	p.grant()
 }
 
+// note learns from how a call went.
+func (p *pool) note(w went) {
+	p.pace.note(w.took, w.bytes, w.down, len(p.lines[0].queue) > 0)
+	p.size.Set(float64(p.pace.size))
+	if wait := min(w.retryAfter, longestWait); wait > 0 {
+		if until := time.Now().Add(wait); until.After(p.closed) {
+			p.closed = until
+		}
+	}
+}
+
+// grant gives calls to whoever may have one now, and sees to it that it is called
+// again when others may.
 func (p *pool) grant() {
+	now := time.Now()
+	var next time.Time
 	used, waiting := 0, 0
-	closed := time.Now().Before(p.closed)
-	for i := range p.lines {
-		line := &p.lines[i]
-		line.queue = slices.DeleteFunc(line.queue, func(t *ticket) bool {
-			if line.used+t.seat.calls >= p.pace.size || closed {
+	for kind := range p.lines {
+		line := &p.lines[kind]
+		var rest []*crew
+		line.queue = slices.DeleteFunc(line.queue, func(c *crew) bool {
+			if line.used+c.calls >= p.pace.size {
 				return false
 			}
+			if due := p.due(c); now.Before(due) {
+				if next.IsZero() || due.Before(next) {
+					next = due
+				}
+				return false
+			}
+			p.begin(c, now)
 			line.used++
-			t.seat.calls++
-			close(t.granted)
+			if len(c.tickets) > 0 {
+				rest = append(rest, c)
+			}
 			return true
 		})
+		line.queue = append(line.queue, rest...)
 		used += line.used
-		waiting += len(line.queue)
+		for _, c := range line.queue {
+			waiting += len(c.tickets)
+		}
+	}
+	if !next.IsZero() {
+		p.bell.Reset(next.Sub(now))
 	}
 	p.calls.Set(float64(used))
 	p.waiting.Set(float64(waiting))
+}
+
+// due is when a crew may have its next call: at once when there is enough for a full
+// one, else when others have had time to join in.
+func (p *pool) due(c *crew) time.Time {
+	due := c.began.Add(between)
+	switch {
+	case c.count >= p.batch:
+		due = time.Time{}
+	case c.calls > 0:
+		due = c.began.Add(max(between, p.patient()))
+	}
+	if due.Before(p.closed) {
+		return p.closed
+	}
+	return due
+}
+
+// begin starts a call for those of a crew that wait, as many as it has room for.
+func (p *pool) begin(c *crew, now time.Time) {
+	count, n := 0, 0
+	for _, t := range c.tickets {
+		if count += t.count; n > 0 && count > p.batch {
+			break
+		}
+		n++
+	}
+	j := newJoint(n, p.call)
+	for _, t := range c.tickets[:n] {
+		c.count -= t.count
+		t.joint, t.among = j, n
+		close(t.granted)
+	}
+	c.tickets = slices.Delete(c.tickets, 0, n)
+	c.calls++
+	c.began = now
 }
 
 // patience is how long a few changes wait for a call that is under way: half as long
@@ -141,6 +276,10 @@ func (p *pool) grant() {
 func (p *pool) patience() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.patient()
+}
+
+func (p *pool) patient() time.Duration {
 	return min(max(time.Duration(p.pace.typical)/2, leastPatience), mostPatience)
 }
 
@@ -150,7 +289,9 @@ func (p *pool) state() (size, used, waiting int, closed time.Time) {
 	defer p.mu.Unlock()
 	for _, line := range p.lines {
 		used += line.used
-		waiting += len(line.queue)
+		for _, c := range line.queue {
+			waiting += len(c.tickets)
+		}
 	}
 	return p.pace.size, used, waiting, p.closed
 }

@@ -127,7 +127,7 @@ func (w *Worker) start() {
 	w.once.Do(func() {
 		w.Metrics.Declare(w.Name, nil)
 		w.breaker = newBreaker(w.Name, w.Config, w.Log, w.Metrics)
-		w.pool = newPool(w.Name, w.Config, w.Metrics)
+		w.pool = newPool(w.Name, w.Config, w.Metrics, w.call)
 		w.tables = make(map[string]*tableBreaker)
 		w.sweeps = make(map[*item]*SweepStatus)
 		if w.Memory == nil {
