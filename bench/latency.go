@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -25,6 +24,10 @@ type load struct {
 	name         string // of its figures
 	transactions float64
 	per          int
+
+	writer     schedule
+	bare       readerReport
+	bareWriter writerStats
 }
 
 // measureLatency measures with each load.
@@ -35,32 +38,16 @@ func (b *bench) measureLatency(ctx context.Context) error {
 	if err := insertRows(ctx, b.db, live, 1, liveRows); err != nil {
 		return err
 	}
-	missing := liveRows // of the table, in the sinks
-	for _, l := range []load{{"latency", b.rate / float64(b.per), b.per}, {"single", singleRate, 1}} {
-		if err := b.measureLoad(ctx, l, missing); err != nil {
-			return fmt.Errorf("%s: %w", l.name, err)
+	loads := []load{{name: "latency", transactions: b.rate / float64(b.per), per: b.per}, {name: "single", transactions: singleRate, per: 1}}
+	for i := range loads {
+		l := &loads[i]
+		l.writer = schedule{db: b.db, table: live, rate: l.transactions, per: l.per, connections: 8, rows: liveRows}
+		alone := max(b.duration/2, time.Second)
+		b.say("%s: %.0f transactions/s for %s, %d rows each, for a bare go-mysql reader", l.name, l.transactions, warmUp+alone, l.per)
+		var err error
+		if l.bare, l.bareWriter, err = b.bareLatency(ctx, l.writer, alone); err != nil {
+			return err
 		}
-		missing = 0
-	}
-	return nil
-}
-
-// measureLoad writes first for a bare reader and then for lockstep with both sinks,
-// which first has to copy what it is missing or to catch up with what was written.
-func (b *bench) measureLoad(ctx context.Context, l load, missing int) error {
-	writer := schedule{db: b.db, table: live, rate: l.transactions, per: l.per, connections: 8, rows: liveRows}
-
-	alone := max(b.duration/2, time.Second)
-	b.say("%s: %.0f transactions/s of %d rows for %s, for a bare go-mysql reader", l.name, l.transactions, l.per, warmUp+alone)
-	bare, bareWriter, written, err := b.bareLatency(ctx, writer, alone)
-	if err != nil {
-		return err
-	}
-
-	b.say("%s: %.0f transactions/s of %d rows for %s, for lockstep with both sinks", l.name, l.transactions, l.per, longWarmUp+b.duration)
-	first := missing
-	if first == 0 {
-		first = written
 	}
 	p, err := b.pipeline(live)
 	if err != nil {
@@ -71,19 +58,33 @@ func (b *bench) measureLoad(ctx context.Context, l load, missing int) error {
 		return err
 	}
 	defer func() { _ = c.stop() }()
-	settled := func(rows int) (metrics, error) {
-		return c.await(ctx, fmt.Sprintf("%d row changes settled in both sinks", rows), func(m metrics) bool {
-			return m.sum("lockstep_capture_connected") == 1 && m.settled(search) >= rows && m.settled(cache) >= rows
+	rows := liveRows
+	for i := range loads {
+		if err := b.measureLoad(ctx, c, &loads[i], &rows); err != nil {
+			return fmt.Errorf("%s: %w", loads[i].name, err)
+		}
+	}
+	return c.stop()
+}
+
+// measureLoad writes for lockstep with both sinks, which have rows settled when it
+// begins.
+func (b *bench) measureLoad(ctx context.Context, c *child, l *load, rows *int) error {
+	b.say("%s: %.0f transactions/s for %s, %d rows each, for lockstep with both sinks", l.name, l.transactions, longWarmUp+b.duration, l.per)
+	settled := func() (metrics, error) {
+		return c.await(ctx, fmt.Sprintf("%d row changes settled in both sinks", *rows), func(m metrics) bool {
+			return m.sum("lockstep_capture_connected") == 1 && m.settled(search) >= *rows && m.settled(cache) >= *rows
 		})
 	}
-	if _, err := settled(first); err != nil {
+	if _, err := settled(); err != nil {
 		return err
 	}
-	warm, err := writer.run(ctx, longWarmUp)
+	warm, err := l.writer.run(ctx, longWarmUp)
 	if err != nil {
 		return err
 	}
-	before, err := settled(first + warm.rows)
+	*rows += warm.rows
+	before, err := settled()
 	if err != nil {
 		return err
 	}
@@ -91,16 +92,17 @@ func (b *bench) measureLoad(ctx context.Context, l load, missing int) error {
 	if err != nil {
 		return err
 	}
-	stats, err := writer.run(ctx, b.duration)
+	stats, err := l.writer.run(ctx, b.duration)
 	if err != nil {
 		return err
 	}
-	after, err := settled(first + warm.rows + stats.rows)
+	*rows += stats.rows
+	after, err := settled()
 	if err != nil {
 		return err
 	}
 	usage, err := usageNow(c.cmd.Process.Pid)
-	if err := errors.Join(err, c.stop()); err != nil {
+	if err != nil {
 		return err
 	}
 
@@ -114,20 +116,20 @@ func (b *bench) measureLoad(ctx context.Context, l load, missing int) error {
 			return fmt.Errorf("sink %s: %d rows were written, %d settled, %.0f have a latency, %.0f come from the future, %d were overtaken",
 				sink, stats.rows, ended, h.count, future, overtaken)
 		}
-		b.beside(l.name+"."+sink+"_p50", h.quantile(.5)*1000, "ms", bare.P50*1000)
-		b.beside(l.name+"."+sink+"_p99", h.quantile(.99)*1000, "ms", bare.P99*1000)
+		b.beside(l.name+"."+sink+"_p50", h.quantile(.5)*1000, "ms", l.bare.P50*1000)
+		b.beside(l.name+"."+sink+"_p99", h.quantile(.99)*1000, "ms", l.bare.P99*1000)
 		calls := after.histogram("lockstep_sink_apply_seconds", "sink", sink).since(before.histogram("lockstep_sink_apply_seconds", "sink", sink))
 		b.add(l.name+"."+sink+"_call_p50", calls.quantile(.5)*1000, "ms")
 		b.add(l.name+"."+sink+"_call_rows", float64(ended-overtaken)/calls.count, "rows")
 	}
 	b.add(l.name+".cpu", (usage.CPU-usageBefore.CPU)/b.duration.Seconds(), "CPUs")
 	b.add(l.name+".peak_memory", usage.PeakMB, "MB")
-	b.beside(l.name+".commit_p50", ms(quantile(stats.commit, .5)), "ms", ms(quantile(bareWriter.commit, .5)))
-	b.beside(l.name+".commit_p99", ms(quantile(stats.commit, .99)), "ms", ms(quantile(bareWriter.commit, .99)))
+	b.beside(l.name+".commit_p50", ms(quantile(stats.commit, .5)), "ms", ms(quantile(l.bareWriter.commit, .5)))
+	b.beside(l.name+".commit_p99", ms(quantile(stats.commit, .99)), "ms", ms(quantile(l.bareWriter.commit, .99)))
 	for _, w := range []struct {
 		name string
 		late []time.Duration
-	}{{l.name + ".writer_late", stats.late}, {l.name + ".bare_writer_late", bareWriter.late}} {
+	}{{l.name + ".writer_late", stats.late}, {l.name + ".bare_writer_late", l.bareWriter.late}} {
 		b.add(w.name+"_p50", ms(quantile(w.late, .5)), "ms")
 		b.add(w.name+"_p99", ms(quantile(w.late, .99)), "ms")
 	}
@@ -135,25 +137,24 @@ func (b *bench) measureLoad(ctx context.Context, l load, missing int) error {
 }
 
 // bareLatency is the time from a commit until a reader that does nothing else has
-// decoded its row; written is how many rows were written.
-func (b *bench) bareLatency(ctx context.Context, writer schedule, duration time.Duration) (r readerReport, stats writerStats, written int, err error) {
+// decoded its row.
+func (b *bench) bareLatency(ctx context.Context, writer schedule, duration time.Duration) (r readerReport, stats writerStats, err error) {
 	var executed string
 	if err := b.db.QueryRowContext(ctx, "SELECT @@GLOBAL.gtid_executed").Scan(&executed); err != nil {
-		return r, stats, 0, err
+		return r, stats, err
 	}
 	skip := int(writer.rate*warmUp.Seconds()) * writer.per
 	reader, err := b.startReader(ctx, order{Table: live, GTIDs: executed, Skip: skip, Rows: int(writer.rate*duration.Seconds()) * writer.per, Delays: true})
 	if err != nil {
-		return r, stats, 0, err
+		return r, stats, err
 	}
 	defer reader.stop()
-	warm, err := writer.run(ctx, warmUp)
-	if err != nil {
-		return r, stats, 0, err
+	if _, err := writer.run(ctx, warmUp); err != nil {
+		return r, stats, err
 	}
 	if stats, err = writer.run(ctx, duration); err != nil {
-		return r, stats, 0, err
+		return r, stats, err
 	}
 	r, err = reader.report()
-	return r, stats, warm.rows + stats.rows, err
+	return r, stats, err
 }
