@@ -90,12 +90,8 @@ func (a *ask) at() topicPartition { return a.topicPartition }
 // request asks one broker, once.
 func (p *poller) request(asks []*ask) {
 	res, err := p.roundTrip(asks)
-	if err != nil && len(asks) > 1 && p.ctx.Err() == nil {
-		// It may be meant for one of them, and the others need not hear it.
-		for _, a := range asks {
-			go p.request([]*ask{a})
-		}
-		return
+	if err != nil {
+		p.leaders.forget()
 	}
 	answers := make(map[topicPartition]*fetchapi.ResponsePartition, len(asks))
 	if err == nil {

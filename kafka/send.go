@@ -67,13 +67,8 @@ func (k *carrier) send(parcels []*parcel) {
 // request sends to one broker, once.
 func (k *carrier) request(parcels []*parcel) {
 	res, err := k.roundTrip(parcels)
-	if err != nil && len(parcels) > 1 {
-		// It may be meant for one of them, and the others need not hear it. What the
-		// broker has already it will not take again.
-		for _, p := range parcels {
-			go k.request([]*parcel{p})
-		}
-		return
+	if err != nil {
+		k.leaders.forget()
 	}
 	answers := make(map[topicPartition]error, len(parcels))
 	if err == nil {

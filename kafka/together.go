@@ -74,8 +74,8 @@ func (t *together[T]) drop(is func(T) bool) bool {
 }
 
 // leaders knows which broker leads a partition, as of a moment ago: what goes to one
-// broker can share a request. When it is wrong the request fails, and each
-// partition asks for itself.
+// broker can share a request. When it is wrong the request fails, and it is asked for
+// before the next one.
 type leaders struct {
 	client *Client
 
@@ -110,6 +110,12 @@ func (l *leaders) of(ctx context.Context, at topicPartition) int {
 		return broker
 	}
 	return -1
+}
+
+func (l *leaders) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = time.Time{}
 }
 
 // share splits what is to be sent into requests: each for partitions of one broker,
