@@ -153,10 +153,11 @@ func (c *child) ready(ctx context.Context) (took time.Duration, err error) {
 
 // drained is how long a child needed for its work, and what it used for it.
 type drained struct {
-	start   time.Duration // until it was at work
-	took    time.Duration // from then until the work was done
-	usage   usageOf       // at that moment
-	metrics metrics
+	storeCPU float64       // seconds that the store has used meanwhile
+	start    time.Duration // until it was at work
+	took     time.Duration // from then until the work was done
+	usage    usageOf       // at that moment
+	metrics  metrics
 }
 
 // drain waits until the child has done as much as there is to do, by its metrics,

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -102,6 +103,10 @@ func measure(operations int, loop func() error) (bareLoop, error) {
 
 // drainSink runs a sink until every row change has come to an end in it.
 func (b *bench) drainSink(ctx context.Context, p *pipeline, sink string) (drained, error) {
+	before, err := b.storeCPU(ctx, sink)
+	if err != nil {
+		return drained{}, err
+	}
 	c, err := b.start(p, "sink", sink)
 	if err != nil {
 		return drained{}, err
@@ -110,12 +115,46 @@ func (b *bench) drainSink(ctx context.Context, p *pipeline, sink string) (draine
 	if err != nil {
 		return d, err
 	}
+	after, err := b.storeCPU(ctx, sink)
+	if err != nil {
+		return d, err
+	}
+	d.storeCPU = after - before
 	for _, outcome := range []string{"dead", "filtered"} {
 		if n := d.metrics.outcome(sink, outcome); n != 0 {
 			return d, fmt.Errorf("sink %s: %d row changes were %s", sink, n, outcome)
 		}
 	}
 	return d, nil
+}
+
+// storeCPU is the CPU time that the process of a store has used, in seconds, as it says
+// itself.
+func (b *bench) storeCPU(ctx context.Context, sink string) (float64, error) {
+	if sink == search {
+		answer, err := b.elastic(ctx, http.MethodGet, "/_nodes/_local/stats/process?filter_path=nodes.*.process.cpu.total_in_millis", "", nil)
+		millis := gjson.GetBytes(answer, "nodes.*.process.cpu.total_in_millis")
+		if err == nil && !millis.Exists() {
+			err = fmt.Errorf("the node does not tell its CPU time: %s", answer)
+		}
+		return millis.Float() / 1000, err
+	}
+	info, err := b.redis.Info(ctx, "cpu").Result()
+	if err != nil {
+		return 0, err
+	}
+	total := 0.0
+	for line := range strings.Lines(info) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if name == "used_cpu_user" || name == "used_cpu_sys" {
+			seconds, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				return 0, fmt.Errorf("INFO cpu: %s: %w", line, err)
+			}
+			total += seconds
+		}
+	}
+	return total, nil
 }
 
 // reportSink sets what a sink sent beside what the bare loop sent. Changes that a
@@ -126,6 +165,7 @@ func (b *bench) reportSink(sink, unit string, d drained, bare bareLoop) {
 	b.beside(sink+"."+unit, sent/d.took.Seconds(), unit+"/s", float64(bare.operations)/bare.took.Seconds())
 	b.beside(sink+".sent", sent, unit, float64(bare.operations))
 	b.beside(sink+".cpu", d.usage.CPU, "CPU s", bare.cpu)
+	b.beside(sink+".cpu_beside_store", d.usage.CPU, "CPU s", d.storeCPU)
 	b.add(sink+".rows", float64(b.rows)/d.took.Seconds(), "rows/s")
 	b.add(sink+".superseded", float64(superseded), "rows")
 	b.add(sink+".stale", float64(d.metrics.outcome(sink, "stale")+d.metrics.outcome(sink, "duplicate")), "rows")

@@ -353,8 +353,12 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		return err
 	}
 	again := p.newRefill(name, log)
+	began := &beginnings{
+		committed: func(ctx context.Context, t cdc.TableName) (int64, error) { return p.committed(ctx, name, t) },
+		known:     make(map[cdc.TableName]int64),
+	}
 	if store.refill != nil {
-		store.refill(p.lostIndex(name, again))
+		store.refill(p.lostIndex(name, began, again))
 	}
 	letters := &dlq.Letters{Sink: name, Topic: spec.Name, Log: log}
 	tuning := p.cfg.Worker
@@ -398,6 +402,11 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			Group: p.group(name), Topics: topics, Member: member.Store,
 			Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
 			Handle: func(ctx context.Context, part *kafka.Partition) error {
+				if t, ok := kafka.TableOf(p.cfg.Prefix, part.Topic); ok && store.refill != nil {
+					if _, err := began.of(ctx, t); err != nil {
+						return err
+					}
+				}
 				return run(ctx, sinks.KafkaPartition{Partition: part})
 			},
 		})
@@ -455,11 +464,38 @@ func (p *process) committed(ctx context.Context, sink string, t cdc.TableName) (
 	return done, err
 }
 
-// lostIndex tells whether changes of a table were committed for a sink, whose index is
-// not there, and has the table copied again then.
-func (p *process) lostIndex(sink string, again refill) func(context.Context, cdc.TableName) (bool, error) {
-	return func(ctx context.Context, t cdc.TableName) (bool, error) {
-		done, err := p.committed(ctx, sink, t)
+// beginnings knows how many changes of each table were committed for a sink when this
+// process came to it. What is committed later says nothing of an index that was not
+// there yet: changes that newer ones of their rows replace need no store.
+type beginnings struct {
+	committed func(context.Context, cdc.TableName) (int64, error)
+
+	mu    sync.Mutex
+	known map[cdc.TableName]int64
+}
+
+func (b *beginnings) of(ctx context.Context, t cdc.TableName) (done int64, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	done, known := b.known[t]
+	if known {
+		return done, nil
+	}
+	if done, err = b.committed(ctx, t); err == nil {
+		b.known[t] = done
+	}
+	return done, err
+}
+
+// lostIndex tells whether a table whose index is not there had one, as this process has
+// seen or as the changes show that were committed before, and has the table copied again
+// then.
+func (p *process) lostIndex(sink string, began *beginnings, again refill) func(context.Context, cdc.TableName, bool) (bool, error) {
+	return func(ctx context.Context, t cdc.TableName, had bool) (bool, error) {
+		done, err := began.of(ctx, t)
+		if err == nil && had {
+			done, err = began.committed(ctx, t)
+		}
 		if err != nil || done == 0 {
 			return false, err
 		}
@@ -505,7 +541,7 @@ type store struct {
 	inspect func(context.Context, cdc.Table) ([]string, error)
 	// refill is given what to do before a table gets an index; nil for a store without
 	// indices.
-	refill func(lost func(context.Context, cdc.TableName) (bool, error))
+	refill func(lost func(context.Context, cdc.TableName, bool) (bool, error))
 	// held tells of tables whose changes would have to wait, by name; nil for a store that
 	// knows only when they come.
 	held func() map[string]*sinks.HeldStatus

@@ -63,7 +63,7 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return s.Inspect(ctx, shaped)
 		},
-		refill: func(lost func(context.Context, cdc.TableName) (bool, error)) { s.Refill = lost },
+		refill: func(lost func(context.Context, cdc.TableName, bool) (bool, error)) { s.Refill = lost },
 		run:    s.Run,
 		held: func() map[string]*sinks.HeldStatus {
 			held := map[string]*sinks.HeldStatus{}

@@ -37,6 +37,7 @@ type table struct {
 
 	absent bool // Run has seen that its alias is not there, and that nothing is to be done about it
 
+	had     atomic.Bool // an index was seen or made
 	foreign atomic.Bool // the log has told of a document that somebody else wrote
 
 	mu       sync.Mutex
@@ -200,6 +201,7 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 	}
 	if index != nil {
 		t.refilled = false // somebody else has made it
+		t.had.Store(true)
 		if err := s.examine(ctx, t, index); err != nil {
 			return err
 		}
@@ -540,6 +542,7 @@ func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
 	})
 	if err == nil {
 		t.refilled = false // should it go again
+		t.had.Store(true)
 		s.metrics.mappings.Inc()
 		s.log.Info("index created", "table", t.name.String(), "index", name, "alias", t.alias)
 		return nil

@@ -119,9 +119,9 @@ func TestADataStreamIsRefused(t *testing.T) {
 func TestRefillIsToldOnceThatAnIndexIsGone(t *testing.T) {
 	s := openStore(t, nil)
 	name, told := sinktest.Questions.Name, 0
-	s.Refill = func(_ context.Context, n cdc.TableName) (bool, error) {
-		if n != name {
-			t.Errorf("%s is said to be gone", n)
+	s.Refill = func(_ context.Context, n cdc.TableName, had bool) (bool, error) {
+		if n != name || had != (told > 0) {
+			t.Errorf("%s is said to be gone, and that it was there: %v", n, had)
 		}
 		told++
 		return true, nil

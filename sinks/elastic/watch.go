@@ -90,6 +90,7 @@ func (s *Sink) watch(ctx context.Context, tables func(context.Context) ([]cdc.Ta
 	for _, t := range all {
 		if there[t.alias] {
 			t.absent = false
+			t.had.Store(true)
 		}
 		switch {
 		case t.troubled():
@@ -177,6 +178,6 @@ func (s *Sink) refill(ctx context.Context, t *table) (lost bool, err error) {
 	if s.Refill == nil || t.refilled {
 		return t.refilled, nil
 	}
-	t.refilled, err = s.Refill(ctx, t.name)
+	t.refilled, err = s.Refill(ctx, t.name, t.had.Load())
 	return t.refilled, err
 }

@@ -46,7 +46,7 @@ func TestAnIndexThatGoesUnderAnIdleTableIsNoticed(t *testing.T) {
 	defer server.Close()
 	s := openStore(t, func(c *Config) { c.Addresses = []string{server.URL} })
 	told := 0
-	s.Refill = func(context.Context, cdc.TableName) (bool, error) { told++; return told > 2, nil }
+	s.Refill = func(context.Context, cdc.TableName, bool) (bool, error) { told++; return told > 2, nil }
 	for _, c := range []cdc.Change{sinktest.Upsert(1, 1, "x"), tag("a", 1)} {
 		if out := verdictOf(t, s, c); out.Verdict != sinks.Applied {
 			t.Fatal(out)
@@ -110,7 +110,7 @@ func TestRunWatchesByItself(t *testing.T) {
 	s := openStore(t, nil)
 	s.watchEvery = 10 * time.Millisecond
 	told := make(chan struct{}, 9)
-	s.Refill = func(context.Context, cdc.TableName) (bool, error) { told <- struct{}{}; return true, nil }
+	s.Refill = func(context.Context, cdc.TableName, bool) (bool, error) { told <- struct{}{}; return true, nil }
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "x")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
 	}
