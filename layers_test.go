@@ -22,8 +22,9 @@ var imports = map[string][]string{
 	"sinks/elastic":   {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
+	"audit":           {"kafka"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "config", "internal/nearest"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "audit", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.

@@ -87,7 +87,7 @@ func checkConfig(a *app) error {
 	c, err := a.loadConfig()
 	if err != nil {
 		problems, _ := errors.AsType[config.Problems](err)
-		if a.output == "json" {
+		if a.output != "table" {
 			if err := a.show(checked{File: a.configFile(), Problems: problems}, nil); err != nil {
 				return err
 			}

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/dlq"
@@ -68,10 +70,20 @@ func (f *letterFlags) chosen() (dlq.Filter, error) {
 	return filter, nil
 }
 
+// words are the flags as the audit log keeps them.
+func (f *letterFlags) words() map[string]string {
+	words := map[string]string{"sink": f.sink, "table": f.filter.Table, "class": f.class, "key": f.filter.Key, "fingerprint": f.filter.Fingerprint}
+	if f.since > 0 {
+		words["since"] = f.since.String()
+	}
+	return words
+}
+
 // office is what the dlq commands work with.
 type office struct {
 	*process
-	log *letterLog
+	log   *letterLog
+	audit *audit.Log
 }
 
 // withLetters opens the configuration and Kafka for do. The publisher runs while
@@ -91,7 +103,8 @@ func (a *app) withLetters(ctx context.Context, do func(context.Context, *office)
 	if _, err := p.kafka.Topics(asking); err != nil {
 		return err
 	}
-	o := &office{p, p.newLetterLog()}
+	log := p.newLetterLog()
+	o := &office{p, log, &audit.Log{Prefix: cfg.Prefix, Kafka: log}}
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return o.log.publisher.Run(writing) })
@@ -296,13 +309,22 @@ It exits with 1 when a letter stays.`,
 				if letters, err = named(letters, args); err != nil {
 					return err
 				}
-				return o.replay(ctx, a, letters, dryRun)
+				if dryRun {
+					_, err := o.replay(ctx, a, letters, true)
+					return err
+				}
+				chosen := flags.words()
+				chosen["id"] = strings.Join(args, ",")
+				return o.act(ctx, a, "dlq.replay", chosen, "", func() (map[string]int, error) {
+					return o.replay(ctx, a, letters, false)
+				})
 			})
 		},
 	}
 	flags.add(a, cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be replayed and change nothing")
 	cmd.Flags().BoolVar(&all, "all", false, "replay every open letter")
+	a.addActor(cmd)
 	return cmd
 }
 
@@ -322,19 +344,20 @@ func named(letters []dlq.Letter, ids []string) ([]dlq.Letter, error) {
 	return chosen, nil
 }
 
-func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRun bool) error {
+// replay says what it did with each letter, and counts the states they have then.
+func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRun bool) (map[string]int, error) {
 	bySink := map[string][]dlq.Letter{}
 	for _, l := range letters {
 		bySink[l.Sink] = append(bySink[l.Sink], l)
 	}
 	results := []outcome{}
-	stay := 0
+	counts := map[string]int{}
 	var failed error
 	var barriers map[string]cdc.Version
 	if len(letters) > 0 {
 		pos, _, err := kafka.LoadCheckpoint(ctx, o.kafka, o.cfg.Prefix)
 		if err != nil {
-			return err
+			return counts, err
 		}
 		barriers = pos.Barriers
 	}
@@ -344,13 +367,11 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 		}
 		s, err := o.openSink(ctx, name)
 		if err != nil {
-			return fmt.Errorf("sink %s: %w", name, err)
+			return counts, fmt.Errorf("sink %s: %w", name, err)
 		}
 		opt := dlq.ReplayOptions{DryRun: dryRun, Gone: o.gone, Moves: s.movesRow, Remembers: s.remembers, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
 			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
-			if r.State == dlq.Parked {
-				stay++
-			}
+			counts[string(r.State)]++
 		}}
 		err = o.letters(name).Replay(ctx, bySink[name], s, opt)
 		s.close()
@@ -368,12 +389,12 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, r.Table, r.Key, r.Result.State, shorten(oneLine(r.Result.Reason), 120))
 		}
 	}); err != nil {
-		return errors.Join(failed, err)
+		return counts, errors.Join(failed, err)
 	}
-	if failed == nil && stay > 0 && !dryRun {
-		return fmt.Errorf("%d of %d dead letters stay", stay, len(letters))
+	if stay := counts[string(dlq.Parked)]; failed == nil && stay > 0 && !dryRun {
+		return counts, fmt.Errorf("%d of %d dead letters stay", stay, len(letters))
 	}
-	return failed
+	return counts, failed
 }
 
 func (o *office) gone(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error) {
@@ -397,7 +418,10 @@ func newDLQSkipCommand(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := o.letters(letter.Sink).Skip(ctx, letter, reason); err != nil {
+				err = o.act(ctx, a, "dlq.skip", map[string]string{"id": letter.ID}, reason, func() (map[string]int, error) {
+					return map[string]int{"skipped": 1}, o.letters(letter.Sink).Skip(ctx, letter, reason)
+				})
+				if err != nil {
 					return err
 				}
 				fmt.Fprintf(a.stdout, "dead letter %s is skipped\n", letter.ID)
@@ -406,5 +430,6 @@ func newDLQSkipCommand(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why the row may stay stale (required)")
+	a.addActor(cmd)
 	return cmd
 }

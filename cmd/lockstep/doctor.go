@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/dlq"
@@ -233,7 +234,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 		}
 		return err
 	}
-	specs := []kafka.TopicSpec{kafka.CheckpointSpec(p.cfg.Prefix)}
+	specs := []kafka.TopicSpec{kafka.CheckpointSpec(p.cfg.Prefix), audit.Topic(p.cfg.Prefix)}
 	for _, name := range p.cfg.SinkNames() {
 		specs = append(specs, dlq.Topic(p.cfg.Prefix, name, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes))
 	}

@@ -122,7 +122,7 @@ func TestAMistakeInTheCommandLineIsExitCodeTwoAndOneLine(t *testing.T) {
 		"an unknown short flag":             {[]string{"version", "-z"}, "lockstep: unknown flag -z; see lockstep version --help"},
 		"a flag without its value":          {[]string{"version", "-o"}, "lockstep: flag needs an argument: 'o' in -o; see lockstep version --help"},
 		"an argument too many":              {[]string{"version", "now"}, "lockstep: unknown command \"now\" for \"lockstep version\""},
-		"an output that is not known":       {[]string{"version", "-o", "xml"}, "lockstep: --output \"xml\" is not known; use table or json"},
+		"an output that is not known":       {[]string{"version", "-o", "xml"}, "lockstep: --output \"xml\" is not known; use table, json or yaml"},
 		"a log level that is not known":     {[]string{"version", "--log-level", "loud"}, "lockstep: --log-level \"loud\" is not known; use debug, info, warn or error"},
 		"a configuration that is not there": {[]string{"config", "check", "-c", "nowhere.yaml"}, "nowhere.yaml: there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml"},
 	} {

@@ -56,6 +56,7 @@ It exits with 0 when the alias has moved and with 1 when it is as it was.`,
 	if err := cmd.RegisterFlagCompletionFunc("table", cobra.NoFileCompletions); err != nil {
 		panic(err)
 	}
+	a.addActor(cmd)
 	return cmd
 }
 
@@ -78,24 +79,45 @@ func (a *app) rebuild(ctx context.Context, name string, f rebuildFlags) error {
 	if f.dropOld && f.leaveOut {
 		return usageError{fmt.Errorf("--drop-old rebuilds nothing, so --leave-out has no place beside it; leave one out")}
 	}
-	p, err := newProcess(cfg, a.quiet())
-	if err != nil {
+	do := func(ctx context.Context, p *process) (map[string]int, error) {
+		s, err := p.elasticSink(name, *sink.Elastic, p.newShaper(name))
+		if err != nil {
+			return nil, err
+		}
+		defer s.Close()
+		if f.dropOld {
+			return a.dropOld(ctx, s, table, f.dryRun)
+		}
+		return a.rebuildIndex(ctx, s, name, table, f)
+	}
+	if f.dryRun {
+		p, err := newProcess(cfg, a.quiet())
+		if err != nil {
+			return err
+		}
+		defer p.kafka.Close()
+		_, err = do(ctx, p)
 		return err
 	}
-	defer p.kafka.Close()
-	s, err := p.elasticSink(name, *sink.Elastic, p.newShaper(name))
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+	act, what := "rebuild", map[string]string{"sink": name, "table": f.table}
 	if f.dropOld {
-		return a.dropOld(ctx, s, table, f.dryRun)
+		act = "rebuild.drop-old"
 	}
+	if f.leaveOut {
+		what["leave_out"] = "true"
+	}
+	return a.withLetters(ctx, func(ctx context.Context, o *office) error {
+		return o.act(ctx, a, act, what, "", func() (map[string]int, error) { return do(ctx, o.process) })
+	})
+}
+
+func (a *app) rebuildIndex(ctx context.Context, s *elastic.Sink, name string, table cdc.TableName, f rebuildFlags) (map[string]int, error) {
 	out, err := s.Rebuild(ctx, elastic.Rebuild{Table: table, DryRun: f.dryRun, LeaveOut: f.leaveOut, Progress: a.rebuilding()})
 	if err != nil {
-		return fmt.Errorf("rebuild of %s in %s: %w", table, name, err)
+		return nil, fmt.Errorf("rebuild of %s in %s: %w", table, name, err)
 	}
-	return a.show(out, func(w io.Writer) {
+	counts := map[string]int{"documents": int(out.Documents), "left_out": len(out.LeftOut)}
+	return counts, a.show(out, func(w io.Writer) {
 		if f.dryRun {
 			fmt.Fprintf(w, "%s with %d documents would be copied to %s behind %s; nothing was changed\n", out.From, out.Documents, out.To, out.Alias)
 		} else {
@@ -113,15 +135,15 @@ func (a *app) rebuild(ctx context.Context, name string, f rebuildFlags) error {
 	})
 }
 
-func (a *app) dropOld(ctx context.Context, s *elastic.Sink, table cdc.TableName, dry bool) error {
+func (a *app) dropOld(ctx context.Context, s *elastic.Sink, table cdc.TableName, dry bool) (map[string]int, error) {
 	dropped, err := s.DropOld(ctx, table, dry)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if dropped == nil {
 		dropped = []string{}
 	}
-	return a.show(map[string]any{"dropped": dropped, "dry_run": dry}, func(w io.Writer) {
+	return map[string]int{"dropped": len(dropped)}, a.show(map[string]any{"dropped": dropped, "dry_run": dry}, func(w io.Writer) {
 		switch {
 		case len(dropped) == 0:
 			fmt.Fprintf(w, "no old index of %s is left\n", table)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/internal/testenv"
@@ -38,13 +39,13 @@ func newShelf(t *testing.T) *shelf {
 	b.exec(t, "CREATE TABLE questions (id int PRIMARY KEY, code int)")
 	b.path = file(t, "lockstep.yaml", fmt.Sprintf(`prefix: %s
 source: {addr: %q, user: %s, password: %s, server_id: 76544}
-kafka: {brokers: ["127.0.0.1:1"], partitions: 2}
+kafka: {brokers: [%q], partitions: 2}
 sinks:
   search: {elastic: {addresses: [%q], replicas: 0, bulk_docs: 200}}
   cache: {redis: {addresses: ["127.0.0.1:1"]}}
 tables:
   - match: "%[1]s.questions"
-`, name, source.Addr, source.User, source.Password, search.URL))
+`, name, source.Addr, source.User, source.Password, testenv.Kafka(t).Addr, search.URL))
 	a := &app{configPath: b.path, stderr: t.Output(), env: func(string) (string, bool) { return "", false }}
 	cfg, err := a.loadConfig()
 	if err != nil {
@@ -54,6 +55,11 @@ tables:
 		t.Fatal(err)
 	}
 	t.Cleanup(b.p.kafka.Close)
+	t.Cleanup(func() {
+		if err := b.p.kafka.DeleteTopics(context.Background(), audit.TopicOf(name)); err != nil {
+			t.Error(err)
+		}
+	})
 	if b.Sink, err = b.p.elasticSink("search", *cfg.Sinks["search"].Elastic, b.p.newShaper("search")); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -25,8 +27,9 @@ type app struct {
 	env            func(string) (string, bool)
 
 	configPath string
-	output     string // table or json
+	output     string // table, json or yaml
 	logLevel   string // empty: as the configuration says
+	actor      string // who acts; empty: see who
 
 	started bool // the command line was right and the command began
 }
@@ -49,8 +52,8 @@ state replaces a newer one.`,
 		SilenceErrors: true, // report prints them, once
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if a.output != "table" && a.output != "json" {
-				return fmt.Errorf("--output %q is not known; use table or json", a.output)
+			if !slices.Contains(outputs, a.output) {
+				return fmt.Errorf("--output %q is not known; use table, json or yaml", a.output)
 			}
 			if a.logLevel != "" && !slices.Contains(logLevels, a.logLevel) {
 				return fmt.Errorf("--log-level %q is not known; use debug, info, warn or error", a.logLevel)
@@ -60,9 +63,9 @@ state replaces a newer one.`,
 	})
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.configPath, "config", "c", "", "configuration file (default $LOCKSTEP_CONFIG, else lockstep.yaml)")
-	flags.StringVarP(&a.output, "output", "o", "table", "how results are printed: table or json")
+	flags.StringVarP(&a.output, "output", "o", "table", "how results are printed: table, json or yaml")
 	flags.StringVar(&a.logLevel, "log-level", "", "debug, info, warn or error (default as configured)")
-	for name, values := range map[string][]string{"output": {"table", "json"}, "log-level": logLevels} {
+	for name, values := range map[string][]string{"output": outputs, "log-level": logLevels} {
 		if err := root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 			panic(err)
 		}
@@ -79,6 +82,7 @@ state replaces a newer one.`,
 		newSnapshotCommand(a),
 		newRebuildCommand(a),
 		newDLQCommand(a),
+		newAuditCommand(a),
 		newConfigCommand(a),
 		newVersionCommand(a),
 		newDocsCommand(a),
@@ -91,6 +95,8 @@ state replaces a newer one.`,
 	a.watch(root)
 	return root
 }
+
+var outputs = []string{"table", "json", "yaml"}
 
 var logLevels = []string{"debug", "info", "warn", "error"}
 
@@ -217,14 +223,26 @@ func (a *app) quiet() *slog.Logger {
 	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-// show prints a result: v as JSON when that was asked for, else what table
+// show prints a result: v as JSON or YAML when that was asked for, else what table
 // writes, whose cells end with tabs.
 func (a *app) show(v any, table func(w io.Writer)) error {
-	if a.output == "json" {
-		e := json.NewEncoder(a.stdout)
+	if a.output != "table" {
+		var text bytes.Buffer
+		e := json.NewEncoder(&text)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
-		return e.Encode(v)
+		if err := e.Encode(v); err != nil {
+			return err
+		}
+		out := text.Bytes()
+		if a.output == "yaml" { // the same fields in the same order
+			var err error
+			if out, err = yaml.JSONToYAML(out); err != nil {
+				return err
+			}
+		}
+		_, err := a.stdout.Write(out)
+		return err
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
 	table(w)

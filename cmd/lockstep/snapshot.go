@@ -323,6 +323,7 @@ snapshots: ID.1, ID.2 and so on.`,
 	flags.StringVar(&f.reason, "reason", "", "why, to be kept with it")
 	flags.BoolVar(&f.wait, "wait", false, "wait until it has ended and show how far it is")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything, say what would be copied and ask for nothing")
+	a.addActor(cmd)
 	for _, name := range []string{"table", "where", "id", "reason"} {
 		if err := cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
 			panic(err)
@@ -364,7 +365,17 @@ func (a *app) startSnapshot(ctx context.Context, f snapshotFlags) error {
 			return usageError{fmt.Errorf("--id %s is the name of another snapshot; see lockstep snapshot list", f.id)}
 		}
 		requests := f.requests(plan.Keys)
-		if err := d.requests.Ask(ctx, requests...); err != nil {
+		what := map[string]string{"id": f.id, "table": f.table, "where": f.where}
+		if len(keys) > 0 {
+			what["keys"] = fmt.Sprint(len(keys))
+		}
+		if f.sweep {
+			what["sweep"] = "true"
+		}
+		err := d.act(ctx, a, "snapshot.start", what, f.reason, func() (map[string]int, error) {
+			return map[string]int{"requests": len(requests)}, d.requests.Ask(ctx, requests...)
+		})
+		if err != nil {
 			return err
 		}
 		if !f.wait {
@@ -515,7 +526,7 @@ func because(problem string) string {
 }
 
 func newSnapshotChangeCommand(a *app, verb, short string, want cdc.SnapshotState) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     verb + " ID",
 		Short:   short,
 		Example: "  lockstep snapshot " + verb + " shop.orders-20261122T081530",
@@ -527,13 +538,15 @@ func newSnapshotChangeCommand(a *app, verb, short string, want cdc.SnapshotState
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withSnapshots(cmd.Context(), func(ctx context.Context, d *desk) error { return d.change(ctx, a, args[0], want) })
+			return a.withSnapshots(cmd.Context(), func(ctx context.Context, d *desk) error { return d.change(ctx, a, verb, args[0], want) })
 		},
 	}
+	a.addActor(cmd)
+	return cmd
 }
 
 // change asks for another state of a snapshot and all its parts.
-func (d *desk) change(ctx context.Context, a *app, id string, want cdc.SnapshotState) error {
+func (d *desk) change(ctx context.Context, a *app, verb, id string, want cdc.SnapshotState) error {
 	found := d.named(id)
 	if len(found) == 0 {
 		return fmt.Errorf("no snapshot has the ID %s; see lockstep snapshot list", id)
@@ -553,7 +566,10 @@ func (d *desk) change(ctx context.Context, a *app, id string, want cdc.SnapshotS
 	if len(asks) == 0 {
 		return fmt.Errorf("snapshot %s has ended already: it is %s", id, found[0].State)
 	}
-	if err := d.requests.Ask(ctx, asks...); err != nil {
+	err := d.act(ctx, a, "snapshot."+verb, map[string]string{"id": id}, "", func() (map[string]int, error) {
+		return map[string]int{"requests": len(asks)}, d.requests.Ask(ctx, asks...)
+	})
+	if err != nil {
 		return err
 	}
 	return a.show(map[string]any{"id": id, "wanted": want, "requests": len(asks)}, func(w io.Writer) {
