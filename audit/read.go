@@ -23,8 +23,8 @@ type Listed struct {
 	Reason    string            `json:"reason,omitempty" yaml:"reason,omitempty"`
 	RequestID string            `json:"request_id,omitempty" yaml:"request_id,omitempty"`
 	// Outcome is done or failed; begun when there is no end, and unconfirmed when not even
-	// the beginning counts: its writer was killed before it could say it again, and did
-	// nothing.
+	// the beginning counts: nothing was done, because its writer was killed before it
+	// could say it again, or another process did the same request.
 	Outcome Outcome        `json:"outcome" yaml:"outcome"`
 	Problem string         `json:"problem,omitempty" yaml:"problem,omitempty"`
 	Counts  map[string]int `json:"counts,omitempty" yaml:"counts,omitempty"`

@@ -12,12 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 
+	"lockstep/admin"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/internal/nearest"
@@ -64,7 +64,7 @@ type Config struct {
 	// Worker tunes how changes are handed to the sinks. It holds for all of them.
 	Worker sinks.Config `yaml:"worker"`
 	// Admin is the HTTP server for operators.
-	Admin Admin `yaml:"admin"`
+	Admin admin.Config `yaml:"admin"`
 	// Log says what is written to standard error.
 	Log Log `yaml:"log"`
 }
@@ -114,14 +114,6 @@ type Table struct {
 	Redis redis.TableConfig `yaml:"redis"`
 }
 
-// Admin is the HTTP server for operators: /metrics, /healthz, /readyz and /v1/status.
-type Admin struct {
-	// Listen is the host:port to listen on. The default is 127.0.0.1:8080; use
-	// 0.0.0.0:8080 where Prometheus comes from another machine. The pages need no
-	// login.
-	Listen string `yaml:"listen"`
-}
-
 // Log says what is written to standard error.
 type Log struct {
 	// Level is the least important line that is written: debug, info, warn or
@@ -138,7 +130,7 @@ func Default() Config {
 		Source: mysql.DefaultConfig(),
 		Kafka:  kafka.DefaultConfig(),
 		Worker: sinks.DefaultConfig(),
-		Admin:  Admin{Listen: "127.0.0.1:8080"},
+		Admin:  admin.DefaultConfig(),
 		Log:    Log{Level: "info", Format: "text"},
 	}
 }
@@ -308,9 +300,7 @@ func (c *Config) Check() error {
 	if half := c.Kafka.SessionTimeout / 2; c.Worker.StopWithin > half && half > 0 {
 		bad("worker.stop_within: %s is more than half of kafka.session_timeout; use at most %s, or raise the session timeout", c.Worker.StopWithin, half)
 	}
-	if _, port, err := net.SplitHostPort(c.Admin.Listen); err != nil || port == "" {
-		bad("admin.listen: %q is not host:port; write for example 127.0.0.1:8080", c.Admin.Listen)
-	}
+	errs = append(errs, under("admin", c.Admin.Check())...)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		bad("log.level: %q is not known; use debug, info, warn or error (default info)", c.Log.Level)
 	}

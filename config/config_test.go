@@ -32,7 +32,7 @@ func TestTheLeastConfigurationIsFilledWithTheDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	def := config.Default()
-	if c.Kafka.Partitions != def.Kafka.Partitions || c.Source.ReadTimeout != def.Source.ReadTimeout || c.Admin != def.Admin || c.Log != def.Log || len(c.Worker.Retries) != 5 {
+	if c.Kafka.Partitions != def.Kafka.Partitions || c.Source.ReadTimeout != def.Source.ReadTimeout || c.Admin.Listen != def.Admin.Listen || c.Log != def.Log || len(c.Worker.Retries) != 5 {
 		t.Errorf("got %+v", c)
 	}
 	if s := c.Sinks["search"]; s.Elastic.BulkBytes == 0 || s.Store() != "elastic" || s.Redis != nil {

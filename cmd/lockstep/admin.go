@@ -11,6 +11,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"lockstep/admin"
+	"lockstep/audit"
+	"lockstep/dlq"
+	"lockstep/kafka"
 )
 
 // readiness knows what must be under way before the process counts as ready.
@@ -64,13 +69,17 @@ func (r *readiness) state() (map[string]bool, bool) {
 	return state, all
 }
 
-// admin serves /metrics, /healthz, /readyz and /v1/status.
-type admin struct {
+// adminServer serves /metrics, /healthz, /readyz and the API under /v1.
+type adminServer struct {
 	listener net.Listener // nil when it is turned off
 	server   *http.Server
 }
 
-func (p *process) listenAdmin() (*admin, error) {
+func (p *process) listenAdmin() (*adminServer, error) {
+	tokens, err := admin.OpenTokens(p.cfg.Admin, p.log)
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
 	// Alive means that this process answers. A store that is down must not have
@@ -88,26 +97,57 @@ func (p *process) listenAdmin() (*admin, error) {
 			Doing map[string]string `json:"doing,omitempty"`
 		}{ready, parts, p.ready.doing()})
 	})
-	mux.HandleFunc("GET /v1/status", p.serveStatus)
-	a := &admin{server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}
+	log := &rareLog{p.newLetterLog()}
+	api := &admin.Server{
+		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
+		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin,
+	}
+	mux.Handle("/v1/", api.Handler(p.routes(log)...))
+	a := &adminServer{server: &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
+		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	}}
 	if p.cfg.Admin.Listen == "" {
 		return a, nil
 	}
-	var err error
 	if a.listener, err = net.Listen("tcp", p.cfg.Admin.Listen); err != nil {
 		return nil, fmt.Errorf("admin.listen: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", err)
 	}
 	return a, nil
 }
 
-func (a *admin) addr() string {
+// routes are the operations of the API.
+func (p *process) routes(log dlq.Log) []admin.Route {
+	status := admin.Route{
+		Method: http.MethodGet, Path: "/v1/status", ID: "getStatus", Short: "How this process is", Answer: processStatus{},
+		Long: "Parts, breakers, what waits, and for every table the books of this process alone.",
+		Read: func(context.Context, *admin.Request) (any, error) { return p.status(), nil },
+	}
+	return append([]admin.Route{status}, admin.LetterRoutes(&desk{p, log})...)
+}
+
+// rareLog is a letterLog for who writes now and then: each write has a publisher of its
+// own, so that one that could not go on does not stand in the way of the next.
+type rareLog struct{ *letterLog }
+
+func (l *rareLog) Produce(ctx context.Context, r kafka.Record) error {
+	publisher := l.fresh()
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- publisher.Run(running) }()
+	err := (&letterLog{l.Client, publisher, nil}).Produce(ctx, r)
+	stop()
+	return errors.Join(err, <-ended)
+}
+
+func (a *adminServer) addr() string {
 	if a.listener == nil {
 		return "off"
 	}
 	return a.listener.Addr().String()
 }
 
-func (a *admin) run(ctx context.Context) error {
+func (a *adminServer) run(ctx context.Context) error {
 	if a.listener == nil {
 		<-ctx.Done()
 		return nil

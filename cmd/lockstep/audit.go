@@ -139,7 +139,8 @@ func newAuditListCommand(a *app) *cobra.Command {
 		Use:   "list",
 		Short: "List what operators did",
 		Long: `List shows every act with its outcome: done, failed (and why), begun (it is under way,
-or was cut off), or unconfirmed (its command was killed before it did anything).`,
+or was cut off), or unconfirmed (it did nothing: its command was killed before, or
+another process did the same request).`,
 		Example: `  lockstep audit list
   lockstep audit list --since 24h --act 'dlq.*'
   lockstep audit list --actor ann@desk -o json`,

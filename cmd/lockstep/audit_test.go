@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
-	kafkago "github.com/segmentio/kafka-go"
 
 	"lockstep/audit"
 	"lockstep/cdc"
@@ -85,7 +84,7 @@ func (c *counter) bury(sink string, refusals ...sinks.Refusal) {
 			return err
 		}
 		for _, r := range refusals {
-			if err := o.letters(sink).Bury(ctx, r); err != nil {
+			if err := o.box(sink).Bury(ctx, r); err != nil {
 				return err
 			}
 		}
@@ -173,13 +172,9 @@ func TestWhatOperatorsDoIsListedAndTamperingIsFound(t *testing.T) {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	// Somebody writes a record of his own.
-	w := &kafkago.Writer{Addr: kafkago.TCP(testenv.Kafka(t).Addr), Topic: audit.TopicOf(c.prefix), RequiredAcks: kafkago.RequireAll}
-	if err := w.WriteMessages(t.Context(), kafkago.Message{Value: []byte(`{"act":"nothing"}`)}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	c.office(func(ctx context.Context, o *office) error {
+		return o.log.Produce(ctx, kafka.Record{Topic: audit.TopicOf(c.prefix), Value: []byte(`{"act":"nothing"}`)})
+	})
 	if got := c.run("audit", "verify", "--head", v.Head.String()); got.code != 3 || !strings.Contains(got.stdout, "it is no audit record, so somebody else has written or changed it") || got.stderr != "lockstep: the audit log is broken at 1 place\n" {
 		t.Errorf("%+v", got)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,75 +12,73 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"lockstep/admin"
 	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/dlq"
 	"lockstep/kafka"
-	"lockstep/sinks"
 )
 
 func newDLQCommand(a *app) *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "dlq",
-		Short: "List, show, replay and skip dead letters",
+		Short: "List, group, show, replay and skip dead letters",
 		Long: `A dead letter is a row that a sink refused for good, with its record untouched and
 the reason beside it. It stays until it is replayed or skipped.`,
 		Example: `  lockstep dlq list
   lockstep dlq replay --sink search --dry-run`,
 	})
-	cmd.AddCommand(newDLQListCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a))
+	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a))
 	return cmd
 }
 
-// letterFlags choose letters.
-type letterFlags struct {
-	sink   string
-	filter dlq.Filter
-	class  string
-	since  time.Duration
+// letterFlags choose letters: the fields of a dlq.Query.
+type letterFlags map[string]*string
+
+func addLetterFlags(a *app, cmd *cobra.Command) letterFlags {
+	f := letterFlags{}
+	for _, field := range dlq.QueryFields() {
+		name, doc := strings.ReplaceAll(field.Name, "_", "-"), field.Doc
+		if len(field.Values) > 0 {
+			doc += ": " + strings.Join(field.Values, ", ")
+		}
+		f[field.Name] = cmd.Flags().String(name, "", doc)
+		complete := cobra.FixedCompletions(field.Values, cobra.ShellCompDirectiveNoFileComp)
+		if field.Name == "sink" {
+			complete = func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+				return a.completeSink(nil, nil, word)
+			}
+		}
+		if err := cmd.RegisterFlagCompletionFunc(name, complete); err != nil {
+			panic(err)
+		}
+	}
+	return f
 }
 
-func (f *letterFlags) add(a *app, cmd *cobra.Command) {
-	flags := cmd.Flags()
-	flags.StringVar(&f.sink, "sink", "", "only letters of this sink")
-	flags.StringVar(&f.filter.Table, "table", "", "only letters of this table, as db.table")
-	flags.StringVar(&f.class, "class", "", "only letters of this class: mapping, too_large, undecodable, key, wrong_type, shape, no_table or refused")
-	flags.StringVar(&f.filter.Key, "key", "", "only the letter of this primary key")
-	flags.StringVar(&f.filter.Fingerprint, "fingerprint", "", "only letters refused for this same reason")
-	flags.DurationVar(&f.since, "since", 0, "only letters refused within this time, such as 2h")
-	complete := func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
-		return a.completeSink(nil, nil, word)
+// chosen are the fields that were given, and the query that they make.
+func (f letterFlags) chosen(a *app, cmd *cobra.Command) (map[string]string, dlq.Query, error) {
+	fields := map[string]string{}
+	for name, value := range f {
+		if cmd.Flags().Changed(strings.ReplaceAll(name, "_", "-")) {
+			fields[name] = *value
+		}
 	}
-	if err := cmd.RegisterFlagCompletionFunc("sink", complete); err != nil {
-		panic(err)
+	cfg, err := a.loadConfig()
+	if err != nil {
+		return nil, dlq.Query{}, err
 	}
-}
-
-func (f *letterFlags) chosen() (dlq.Filter, error) {
-	filter := f.filter
-	filter.Class = sinks.Class(f.class)
-	if f.class != "" && !slices.Contains(sinks.Classes, filter.Class) {
-		return filter, usageError{fmt.Errorf("--class %q is not known; use one of %v", f.class, sinks.Classes)}
+	q, err := dlq.ParseQuery(fields, cfg.SinkNames(), time.Now())
+	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
+		err = usageError{fmt.Errorf("--%s: %s", strings.ReplaceAll(wrong.Field, "_", "-"), wrong.Problem)}
 	}
-	if f.since > 0 {
-		filter.Since = time.Now().Add(-f.since)
-	}
-	return filter, nil
-}
-
-// words are the flags as the audit log keeps them.
-func (f *letterFlags) words() map[string]string {
-	words := map[string]string{"sink": f.sink, "table": f.filter.Table, "class": f.class, "key": f.filter.Key, "fingerprint": f.filter.Fingerprint}
-	if f.since > 0 {
-		words["since"] = f.since.String()
-	}
-	return words
+	return fields, q, err
 }
 
 // office is what the dlq commands work with.
 type office struct {
-	*process
+	*desk
 	log   *letterLog
 	audit *audit.Log
 }
@@ -104,7 +101,7 @@ func (a *app) withLetters(ctx context.Context, do func(context.Context, *office)
 		return err
 	}
 	log := p.newLetterLog()
-	o := &office{p, log, &audit.Log{Prefix: cfg.Prefix, Kafka: log}}
+	o := &office{&desk{p, log}, log, &audit.Log{Prefix: cfg.Prefix, Kafka: log}}
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return o.log.publisher.Run(writing) })
@@ -115,37 +112,57 @@ func (a *app) withLetters(ctx context.Context, do func(context.Context, *office)
 	return g.Wait()
 }
 
-// letters is the letter box of a sink.
-func (o *office) letters(sink string) *dlq.Letters {
-	return &dlq.Letters{Sink: sink, Topic: kafka.LettersTopic(o.cfg.Prefix, sink), Log: o.log}
+// desk reads and closes letters of every sink.
+type desk struct {
+	*process
+	log dlq.Log
 }
 
-// list reads the letters of the chosen sinks. A sink that never ran has none.
-func (o *office) list(ctx context.Context, a *app, sink string, filter dlq.Filter) ([]dlq.Letter, error) {
-	names := o.cfg.SinkNames()
-	if sink != "" {
-		if _, err := a.sinkNamed(o.cfg, sink); err != nil {
-			return nil, err
-		}
-		names = []string{sink}
+// box is the letter box of a sink.
+func (d *desk) box(sink string) *dlq.Letters {
+	return &dlq.Letters{Sink: sink, Topic: kafka.LettersTopic(d.cfg.Prefix, sink), Log: d.log}
+}
+
+// Sinks are the names of the sinks there are.
+func (d *desk) Sinks() []string { return d.cfg.SinkNames() }
+
+// Choose reads the letters of the chosen sinks. A sink that never ran has none.
+func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
+	names := d.cfg.SinkNames()
+	if q.Sink != "" {
+		names = []string{q.Sink}
 	}
-	topics, err := o.kafka.Topics(ctx)
+	topics, err := d.kafka.Topics(ctx)
 	if err != nil {
 		return nil, err
 	}
 	all := []dlq.Letter{}
 	for _, name := range names {
-		box := o.letters(name)
+		box := d.box(name)
 		if !slices.Contains(topics, box.Topic) {
 			continue
 		}
-		some, err := box.List(ctx, filter)
+		some, err := box.Choose(ctx, q)
 		if err != nil {
 			return nil, fmt.Errorf("sink %s: %w", name, err)
 		}
 		all = append(all, some...)
 	}
 	return all, nil
+}
+
+// Record is the record that a letter holds.
+func (d *desk) Record(ctx context.Context, l dlq.Letter) (record kafka.Record, err error) {
+	err = d.box(l.Sink).Records(ctx, []dlq.Letter{l}, func(_ dlq.Letter, r kafka.Record) error {
+		record = r
+		return nil
+	})
+	return record, err
+}
+
+// Skip closes a letter and leaves the row stale.
+func (d *desk) Skip(ctx context.Context, l dlq.Letter, reason string) error {
+	return d.box(l.Sink).Skip(ctx, l, reason)
 }
 
 func newDLQListCommand(a *app) *cobra.Command {
@@ -158,12 +175,12 @@ func newDLQListCommand(a *app) *cobra.Command {
   lockstep dlq list -o json | jq -r '.[].fingerprint' | sort | uniq -c`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			filter, err := flags.chosen()
+			_, query, err := flags.chosen(a, cmd)
 			if err != nil {
 				return err
 			}
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letters, err := o.list(ctx, a, flags.sink, filter)
+				letters, err := o.Choose(ctx, query)
 				if err != nil {
 					return err
 				}
@@ -171,8 +188,50 @@ func newDLQListCommand(a *app) *cobra.Command {
 			})
 		},
 	}
-	flags.add(a, cmd)
+	flags = addLetterFlags(a, cmd)
 	return cmd
+}
+
+func newDLQGroupCommand(a *app) *cobra.Command {
+	var flags letterFlags
+	cmd := &cobra.Command{
+		Use:   "group",
+		Short: "Group the open dead letters by their cause",
+		Long: `Group puts letters together whose fingerprint is the same: those of one sink and table
+that were refused in the same words, whatever the values in them. Show the example,
+mend the cause, and replay the fingerprint.`,
+		Example: `  lockstep dlq group
+  lockstep dlq group --sink search --since 2h -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, query, err := flags.chosen(a, cmd)
+			if err != nil {
+				return err
+			}
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letters, err := o.Choose(ctx, query)
+				if err != nil {
+					return err
+				}
+				groups := dlq.Groups(letters)
+				return a.show(groups, func(w io.Writer) { printGroups(w, groups) })
+			})
+		},
+	}
+	flags = addLetterFlags(a, cmd)
+	return cmd
+}
+
+func printGroups(w io.Writer, groups []dlq.Group) {
+	if len(groups) == 0 {
+		fmt.Fprintln(w, "no dead letters")
+		return
+	}
+	fmt.Fprintln(w, "FINGERPRINT\tCOUNT\tSINK\tTABLES\tCLASS\tFIRST SEEN\tLAST SEEN\tEXAMPLE\tREASON")
+	for _, g := range groups {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", dash(g.Fingerprint), g.Count, g.Sink, dash(strings.Join(g.Tables, ", ")), g.Class,
+			g.FirstSeen.Local().Format("01-02 15:04:05"), g.LastSeen.Local().Format("01-02 15:04:05"), g.Example, shorten(oneLine(g.Reason), 100))
+	}
 }
 
 func printLetters(w io.Writer, letters []dlq.Letter) {
@@ -203,21 +262,23 @@ func newDLQShowCommand(a *app) *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letter, err := o.find(ctx, a, args[0])
+				letter, err := o.find(ctx, args[0])
 				if err != nil {
 					return err
 				}
-				return o.letters(letter.Sink).Records(ctx, []dlq.Letter{letter}, func(l dlq.Letter, r kafka.Record) error {
-					return a.showLetter(l, r)
-				})
+				record, err := o.Record(ctx, letter)
+				if err != nil {
+					return err
+				}
+				return a.showLetter(letter, record)
 			})
 		},
 	}
 }
 
 // find returns the open letter with this ID.
-func (o *office) find(ctx context.Context, a *app, id string) (dlq.Letter, error) {
-	letters, err := o.list(ctx, a, "", dlq.Filter{ID: id})
+func (o *office) find(ctx context.Context, id string) (dlq.Letter, error) {
+	letters, err := o.Choose(ctx, dlq.Query{Filter: dlq.Filter{ID: id}})
 	if err != nil {
 		return dlq.Letter{}, err
 	}
@@ -228,16 +289,7 @@ func (o *office) find(ctx context.Context, a *app, id string) (dlq.Letter, error
 }
 
 func (a *app) showLetter(l dlq.Letter, r kafka.Record) error {
-	shown := struct {
-		dlq.Letter
-		RecordKey   any               `json:"record_key"`
-		RecordValue any               `json:"record_value"`
-		Headers     map[string]string `json:"headers"`
-	}{Letter: l, RecordKey: readable(r.Key), RecordValue: readable(r.Value), Headers: map[string]string{}}
-	for _, h := range r.Headers {
-		shown.Headers[h.Key] = string(h.Value)
-	}
-	return a.show(shown, func(w io.Writer) {
+	return a.show(admin.Show(l, r), func(w io.Writer) {
 		for _, line := range [][2]string{
 			{"id", l.ID}, {"sink", l.Sink}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
 			{"class", string(l.Class)}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
@@ -247,14 +299,6 @@ func (a *app) showLetter(l dlq.Letter, r kafka.Record) error {
 			fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
 		}
 	})
-}
-
-// readable is b as JSON when it is JSON, else as text.
-func readable(b []byte) any {
-	if json.Valid(b) {
-		return json.RawMessage(b)
-	}
-	return string(b)
 }
 
 // outcome is what a replay did with one letter.
@@ -294,15 +338,15 @@ It exits with 1 when a letter stays.`,
   lockstep dlq replay --sink search --class mapping`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			filter, err := flags.chosen()
+			chosen, query, err := flags.chosen(a, cmd)
 			if err != nil {
 				return err
 			}
-			if len(args) == 0 && !all && flags == (letterFlags{}) {
+			if len(args) == 0 && !all && len(chosen) == 0 {
 				return usageError{errors.New("name letters by ID, choose them with flags, or say --all")}
 			}
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letters, err := o.list(ctx, a, flags.sink, filter)
+				letters, err := o.Choose(ctx, query)
 				if err != nil {
 					return err
 				}
@@ -313,7 +357,6 @@ It exits with 1 when a letter stays.`,
 					_, err := o.replay(ctx, a, letters, true)
 					return err
 				}
-				chosen := flags.words()
 				chosen["id"] = strings.Join(args, ",")
 				return o.act(ctx, a, "dlq.replay", chosen, "", func() (map[string]int, error) {
 					return o.replay(ctx, a, letters, false)
@@ -321,7 +364,7 @@ It exits with 1 when a letter stays.`,
 			})
 		},
 	}
-	flags.add(a, cmd)
+	flags = addLetterFlags(a, cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be replayed and change nothing")
 	cmd.Flags().BoolVar(&all, "all", false, "replay every open letter")
 	a.addActor(cmd)
@@ -373,7 +416,7 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
 			counts[string(r.State)]++
 		}}
-		err = o.letters(name).Replay(ctx, bySink[name], s, opt)
+		err = o.box(name).Replay(ctx, bySink[name], s, opt)
 		s.close()
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("sink %s: %w", name, err))
@@ -414,12 +457,12 @@ func newDLQSkipCommand(a *app) *cobra.Command {
 				return usageError{errors.New("--reason is missing; say why the row may stay stale")}
 			}
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letter, err := o.find(ctx, a, args[0])
+				letter, err := o.find(ctx, args[0])
 				if err != nil {
 					return err
 				}
 				err = o.act(ctx, a, "dlq.skip", map[string]string{"id": letter.ID}, reason, func() (map[string]int, error) {
-					return map[string]int{"skipped": 1}, o.letters(letter.Sink).Skip(ctx, letter, reason)
+					return map[string]int{"skipped": 1}, o.Skip(ctx, letter, reason)
 				})
 				if err != nil {
 					return err

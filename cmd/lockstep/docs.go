@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"lockstep/admin"
 )
 
 //go:generate go run . docs ../../docs
@@ -18,7 +20,7 @@ import (
 func newDocsCommand(*app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "docs DIR",
-		Short:   "Write the pages of all commands and metrics",
+		Short:   "Write the pages of all commands, metrics and HTTP operations",
 		Example: `  lockstep docs docs`,
 		Hidden:  true,
 		Args:    cobra.ExactArgs(1),
@@ -40,7 +42,8 @@ func newDocsCommand(*app) *cobra.Command {
 // generatedPages gives each page its file's name.
 func generatedPages(root *cobra.Command) (map[string][]byte, error) {
 	metrics, err := metricsReference()
-	return map[string][]byte{"cli.md": cliReference(root), "metrics.md": metrics}, err
+	api := admin.Document((&process{}).routes(nil))
+	return map[string][]byte{"cli.md": cliReference(root), "metrics.md": metrics, "openapi.json": api}, err
 }
 
 // cliReference is the page: one section per command, in the order of the help.

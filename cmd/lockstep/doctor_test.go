@@ -15,6 +15,7 @@ import (
 
 	kafkago "github.com/segmentio/kafka-go"
 
+	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/internal/testenv"
 	"lockstep/kafka"
@@ -382,7 +383,7 @@ func TestTheDoctorFindsTopicsThatWouldLoseOrRefuseRecords(t *testing.T) {
 		"topic "+topic+": max.message.bytes is 1000000", "topic "+topic+": retention.ms is 60000", "topic "+topic+": retention.bytes is 1000000",
 		"topic "+topic+": message.timestamp.type is CreateTime", "topic "+topic+": min.insync.replicas is 2",
 		"topic "+kafka.CheckpointTopic(p.name)+": cleanup.policy is delete and must be compact", "topic "+kafka.CheckpointTopic(p.name)+": 1 replicas and kafka.replication_factor is 2",
-		"topic "+kafka.LettersTopic(p.name, "cache")+": it cannot be made")
+		"topic "+kafka.LettersTopic(p.name, "cache")+": it cannot be made", "topic "+audit.TopicOf(p.name)+": it cannot be made")
 }
 
 func TestTheDoctorFindsAStoreThatWillNotDo(t *testing.T) {

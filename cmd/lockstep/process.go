@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"lockstep/admin"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/config"
@@ -37,6 +38,7 @@ type process struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
 		elastic *elastic.Metrics
+		admin   *admin.Metrics
 	}
 }
 
@@ -50,6 +52,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
 	p.metrics.sinks = sinks.NewMetrics(p.registry)
 	p.metrics.elastic = elastic.NewMetrics(p.registry)
+	p.metrics.admin = admin.NewMetrics(p.registry)
 	return p, nil
 }
 
@@ -76,13 +79,13 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if err != nil {
 		return err
 	}
-	admin, err := p.listenAdmin()
+	server, err := p.listenAdmin()
 	if err != nil {
 		return err
 	}
-	log.Info("lockstep starts", "version", version, "admin", admin.addr())
+	log.Info("lockstep starts", "version", version, "admin", server.addr())
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return admin.run(ctx) })
+	g.Go(func() error { return server.run(ctx) })
 	if what.capture != nil {
 		g.Go(func() error { return p.standby(ctx, *what.capture) })
 	}
@@ -511,12 +514,16 @@ func (p *process) group(sink string) string { return p.cfg.Prefix + "." + sink }
 type letterLog struct {
 	*kafka.Client
 	publisher *kafka.Publisher
+	fresh     func() *kafka.Publisher // makes another one
 }
 
 func (p *process) newLetterLog() *letterLog {
 	cfg := p.cfg.Kafka
 	cfg.MaxRecordBytes += dlq.HeaderBytes // a letter is its record and what is said of it
-	return &letterLog{Client: p.kafka, publisher: kafka.NewPublisher(p.kafka, cfg, p.metrics.kafka, p.log.With("part", "dead letters"))}
+	fresh := func() *kafka.Publisher {
+		return kafka.NewPublisher(p.kafka, cfg, p.metrics.kafka, p.log.With("part", "dead letters"))
+	}
+	return &letterLog{p.kafka, fresh(), fresh}
 }
 
 // Produce writes a record and returns when it is acknowledged.

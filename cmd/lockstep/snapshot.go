@@ -40,17 +40,17 @@ now or when it runs the next time.`,
 	return cmd
 }
 
-// desk is what the snapshot commands work with.
-type desk struct {
+// snapshotDesk is what the snapshot commands work with.
+type snapshotDesk struct {
 	*office
 	requests *kafka.SnapshotRequests
 	asked    map[string]cdc.SnapshotRequest // those whose snapshot is not known to have ended
 	pos      cdc.Position
 }
 
-func (a *app) withSnapshots(ctx context.Context, do func(context.Context, *desk) error) error {
+func (a *app) withSnapshots(ctx context.Context, do func(context.Context, *snapshotDesk) error) error {
 	return a.withLetters(ctx, func(ctx context.Context, o *office) error {
-		d := &desk{office: o, requests: kafka.NewSnapshotRequests(o.kafka, o.log.publisher, o.cfg.Prefix, a.quiet()), asked: map[string]cdc.SnapshotRequest{}}
+		d := &snapshotDesk{office: o, requests: kafka.NewSnapshotRequests(o.kafka, o.log.publisher, o.cfg.Prefix, a.quiet()), asked: map[string]cdc.SnapshotRequest{}}
 		if err := d.look(ctx); err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (a *app) withSnapshots(ctx context.Context, do func(context.Context, *desk)
 
 // look brings d up to date. The requests come first: one that is gone when its
 // snapshot is looked for has ended.
-func (d *desk) look(ctx context.Context) error {
+func (d *snapshotDesk) look(ctx context.Context) error {
 	news, err := d.requests.Poll(ctx)
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ type listedSnapshot struct {
 }
 
 // all lists the snapshots of the position and behind them what is only asked for.
-func (d *desk) all() []listedSnapshot {
+func (d *snapshotDesk) all() []listedSnapshot {
 	list := []listedSnapshot{}
 	known := map[string]bool{}
 	for _, sn := range d.pos.Snapshots {
@@ -104,7 +104,7 @@ func (d *desk) all() []listedSnapshot {
 }
 
 // named are the snapshots with this ID, and the parts of one with many keys.
-func (d *desk) named(id string) (found []listedSnapshot) {
+func (d *snapshotDesk) named(id string) (found []listedSnapshot) {
 	part := regexp.MustCompile(`^` + regexp.QuoteMeta(id) + `(\.[0-9]+)?$`)
 	for _, sn := range d.all() {
 		if part.MatchString(sn.ID) {
@@ -138,7 +138,7 @@ they are done, unless --all asks for them.`,
   lockstep snapshot list -o json | jq -r '.[] | select(.state == "failed") | .problem'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withSnapshots(cmd.Context(), func(ctx context.Context, d *desk) error {
+			return a.withSnapshots(cmd.Context(), func(ctx context.Context, d *snapshotDesk) error {
 				if watch {
 					return a.watchSnapshots(ctx, d, a.stdout, d.all)
 				}
@@ -182,7 +182,7 @@ func printSnapshots(w io.Writer, list []listedSnapshot) {
 }
 
 // watchSnapshots shows a bar for each of the chosen snapshots until none is running.
-func (a *app) watchSnapshots(ctx context.Context, d *desk, out io.Writer, chosen func() []listedSnapshot) error {
+func (a *app) watchSnapshots(ctx context.Context, d *snapshotDesk, out io.Writer, chosen func() []listedSnapshot) error {
 	redraw := isTerminal(out)
 	began := map[string]listedSnapshot{}
 	start := time.Now()
@@ -360,7 +360,7 @@ func (a *app) startSnapshot(ctx context.Context, f snapshotFlags) error {
 	if f.dryRun {
 		return a.showPlan(f, plan)
 	}
-	return a.withSnapshots(ctx, func(ctx context.Context, d *desk) error {
+	return a.withSnapshots(ctx, func(ctx context.Context, d *snapshotDesk) error {
 		if len(d.named(f.id)) > 0 {
 			return usageError{fmt.Errorf("--id %s is the name of another snapshot; see lockstep snapshot list", f.id)}
 		}
@@ -499,7 +499,7 @@ func (a *app) showPlan(f snapshotFlags, plan mysql.SnapshotPlan) error {
 }
 
 // awaitSnapshots shows how far a snapshot is until it has ended.
-func (a *app) awaitSnapshots(ctx context.Context, d *desk, id string) error {
+func (a *app) awaitSnapshots(ctx context.Context, d *snapshotDesk, id string) error {
 	if err := d.look(ctx); err != nil { // what was asked for just now
 		return err
 	}
@@ -538,7 +538,7 @@ func newSnapshotChangeCommand(a *app, verb, short string, want cdc.SnapshotState
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withSnapshots(cmd.Context(), func(ctx context.Context, d *desk) error { return d.change(ctx, a, verb, args[0], want) })
+			return a.withSnapshots(cmd.Context(), func(ctx context.Context, d *snapshotDesk) error { return d.change(ctx, a, verb, args[0], want) })
 		},
 	}
 	a.addActor(cmd)
@@ -546,7 +546,7 @@ func newSnapshotChangeCommand(a *app, verb, short string, want cdc.SnapshotState
 }
 
 // change asks for another state of a snapshot and all its parts.
-func (d *desk) change(ctx context.Context, a *app, verb, id string, want cdc.SnapshotState) error {
+func (d *snapshotDesk) change(ctx context.Context, a *app, verb, id string, want cdc.SnapshotState) error {
 	found := d.named(id)
 	if len(found) == 0 {
 		return fmt.Errorf("no snapshot has the ID %s; see lockstep snapshot list", id)

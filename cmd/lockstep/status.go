@@ -17,6 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lockstep/admin"
+	"lockstep/config"
 	"lockstep/sinks"
 )
 
@@ -101,13 +103,6 @@ func (p *process) status() processStatus {
 	}
 	slices.SortFunc(s.Parts, func(a, b partStatus) int { return strings.Compare(a.Name, b.Name) })
 	return s
-}
-
-func (p *process) serveStatus(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	_ = e.Encode(p.status())
 }
 
 // unwell names what an operator should look at; none when all is well.
@@ -258,7 +253,7 @@ const (
 )
 
 func newStatusCommand(a *app) *cobra.Command {
-	var address string
+	var address, tokenFile string
 	var watch bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -280,6 +275,9 @@ alone, and the capture may be behind: see lockstep_capture_lag_seconds.
 
 The JSON is that of GET /v1/status; docs/operating.md names its fields.
 
+A process that has tokens (admin.tokens) is asked with the one in --token-file, else in
+$LOCKSTEP_TOKEN, else in the first of those files that can be read.
+
 It exits with 0 when all is well, with 1 when the process cannot be asked, and with 3
 when a part is not ready, a breaker is not closed, a table is held or a partition waits.`,
 		Example: `  lockstep status -c lockstep.yaml
@@ -291,8 +289,8 @@ when a part is not ready, a breaker is not closed, a table is held or a partitio
   lockstep status -o json | jq '.sinks[].tables[] | select(.held) | {table, held}'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.loadConfig()
 			if address == "" {
-				cfg, err := a.loadConfig()
 				if err != nil {
 					return err
 				}
@@ -300,15 +298,46 @@ when a part is not ready, a breaker is not closed, a table is held or a partitio
 					return err
 				}
 			}
-			if !watch {
-				return a.status(cmd.Context(), address)
+			at := processAt{address, ""}
+			if at.token, err = a.token(tokenFile, cfg); err != nil {
+				return err
 			}
-			return a.watchStatus(cmd.Context(), address)
+			if !watch {
+				return a.status(cmd.Context(), at)
+			}
+			return a.watchStatus(cmd.Context(), at)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", "", "host:port of the process to ask (default admin.listen of the configuration)")
+	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file of the token to ask with")
 	cmd.Flags().BoolVar(&watch, "watch", false, "ask again every two seconds until interrupted")
 	return cmd
+}
+
+// processAt is a process to ask.
+type processAt struct{ address, token string }
+
+// token is what to ask a process with; none is an empty text.
+func (a *app) token(file string, cfg *config.Config) (string, error) {
+	if file != "" {
+		token, err := admin.ReadToken(file)
+		if err != nil {
+			return "", usageError{fmt.Errorf("--token-file: %w", err)}
+		}
+		return token, nil
+	}
+	if token, _ := a.env("LOCKSTEP_TOKEN"); token != "" || cfg == nil {
+		return token, nil
+	}
+	var last error
+	for _, t := range cfg.Admin.Tokens {
+		token, err := admin.ReadToken(t.File)
+		if err == nil {
+			return token, nil
+		}
+		last = err
+	}
+	return "", last
 }
 
 // askAt is where a process that listens there can be asked from its own machine.
@@ -324,8 +353,8 @@ func askAt(listen string) (string, error) {
 }
 
 // status asks once. Its error says what is not well.
-func (a *app) status(ctx context.Context, address string) error {
-	s, err := askStatus(ctx, address)
+func (a *app) status(ctx context.Context, at processAt) error {
+	s, err := askStatus(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -339,7 +368,7 @@ func (a *app) status(ctx context.Context, address string) error {
 }
 
 // watchStatus asks until ctx ends, and returns what the last answer says.
-func (a *app) watchStatus(ctx context.Context, address string) error {
+func (a *app) watchStatus(ctx context.Context, at processAt) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	var last error
@@ -347,7 +376,7 @@ func (a *app) watchStatus(ctx context.Context, address string) error {
 		if a.output == "table" && terminal(a.stdout) {
 			fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
 		}
-		err := a.status(ctx, address)
+		err := a.status(ctx, at)
 		if ctx.Err() != nil {
 			return last
 		}
@@ -372,12 +401,16 @@ func terminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-func askStatus(ctx context.Context, address string) (*processStatus, error) {
+func askStatus(ctx context.Context, at processAt) (*processStatus, error) {
+	address := at.address
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/v1/status", nil)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--address %q is not host:port", address)}
+	}
+	if at.token != "" {
+		req.Header.Set("Authorization", "Bearer "+at.token)
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -385,6 +418,9 @@ func askStatus(ctx context.Context, address string) (*processStatus, error) {
 	}
 	defer res.Body.Close()
 	var s processStatus
+	if p := new(admin.Problem); res.StatusCode != http.StatusOK && json.NewDecoder(res.Body).Decode(p) == nil && p.Detail != "" {
+		return nil, fmt.Errorf("the process at %s answers %s: %s", address, res.Status, p.Detail)
+	}
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("the process at %s answers %s; is it lockstep, and no older than this one?", address, res.Status)
 	}

@@ -102,7 +102,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	go func() { done <- worker.RunPartition(ctx, part) }()
 	await := func(code int) result {
 		t.Helper()
-		for until := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for until := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 			if got := ask(); got.code == code && strings.Contains(got.stderr, "partitions wait") == (code == 3) || time.Now().After(until) {
 				return got
 			}
@@ -220,7 +220,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	watching, stop := context.WithTimeout(ctx, watchInterval*5/4)
 	defer stop()
 	var out bytes.Buffer
-	if err := (&app{output: "json", stdout: &out, stderr: io.Discard}).watchStatus(watching, admin.addr()); err != nil || strings.Count(out.String(), `"pipeline"`) != 2 {
+	if err := (&app{output: "json", stdout: &out, stderr: io.Discard}).watchStatus(watching, processAt{address: admin.addr()}); err != nil || strings.Count(out.String(), `"pipeline"`) != 2 {
 		t.Errorf("%v; watched for one interval and a bit:\n%s", err, out.String())
 	}
 	cancel()
@@ -238,12 +238,12 @@ func TestStatusOfWhatCannotBeAskedIsExitCodeOne(t *testing.T) {
 	defer other.Close()
 	old := httptest.NewServer(http.NotFoundHandler())
 	defer old.Close()
-	gone := file(t, "gone.yaml", strings.Replace(string(config.Example), "listen: 127.0.0.1:8080", "listen: 0.0.0.0:1", 1))
+	gone := file(t, "gone.yaml", strings.Replace(string(config.Example), "listen: 127.0.0.1:8080", "listen: 127.0.0.1:1", 1))
 	for name, tc := range map[string]struct {
 		args []string
 		want string
 	}{
-		"nobody listens":  {[]string{"-c", gone}, "ask the process at localhost:1: "},
+		"nobody listens":  {[]string{"-c", gone}, "ask the process at 127.0.0.1:1: "},
 		"another program": {[]string{"--address", strings.TrimPrefix(other.URL, "http://")}, "answers what is no status"},
 		"an older one":    {[]string{"--address", strings.TrimPrefix(old.URL, "http://")}, "answers 404 Not Found; is it lockstep"},
 	} {

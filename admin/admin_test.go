@@ -1,0 +1,683 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"lockstep/audit"
+	"lockstep/cdc"
+	"lockstep/dlq"
+	"lockstep/kafka"
+)
+
+// memory is the Kafka of an audit log.
+type memory struct {
+	mu      sync.Mutex
+	records []kafka.Record
+	down    error
+}
+
+func (m *memory) EnsureTopic(context.Context, kafka.TopicSpec) error { return nil }
+
+func (m *memory) Produce(_ context.Context, r kafka.Record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.down != nil {
+		return m.down
+	}
+	r.Offset, r.Time = int64(len(m.records)), time.Now()
+	m.records = append(m.records, r)
+	return nil
+}
+
+func (m *memory) ReadFrom(_ context.Context, _ string, _ int, from int64, fn func(kafka.Record) error) (int64, error) {
+	m.mu.Lock()
+	some := slices.Clone(m.records[from:])
+	m.mu.Unlock()
+	for _, r := range some {
+		if err := fn(r); err != nil {
+			return from, err
+		}
+	}
+	return from + int64(len(some)), nil
+}
+
+// shelf is a Desk with some letters.
+type shelf struct {
+	mu      sync.Mutex
+	letters []dlq.Letter
+	skips   int
+	fail    error
+	asked   dlq.Query
+	gate    *sync.WaitGroup // who looks for a letter waits there for the others
+}
+
+func (s *shelf) Sinks() []string { return []string{"cache", "search"} }
+
+func (s *shelf) Choose(_ context.Context, q dlq.Query) (chosen []dlq.Letter, err error) {
+	if s.gate != nil {
+		s.gate.Done()
+		s.gate.Wait()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = q
+	for _, l := range s.letters {
+		if q.ID == "" || q.ID == l.ID {
+			chosen = append(chosen, l)
+		}
+	}
+	return chosen, s.fail
+}
+
+func (s *shelf) Record(_ context.Context, l dlq.Letter) (kafka.Record, error) {
+	return kafka.Record{Key: []byte(`{"id":1}`), Value: []byte("\xff"), Headers: []cdc.Header{{Key: "h", Value: []byte("v")}}}, nil
+}
+
+func (s *shelf) Skip(_ context.Context, l dlq.Letter, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return s.fail
+	}
+	s.skips++
+	s.letters = slices.DeleteFunc(s.letters, func(other dlq.Letter) bool { return other.ID == l.ID })
+	return nil
+}
+
+const (
+	viewer   = "viewer-0123456789abcdef"
+	operator = "operator-0123456789abcdef"
+)
+
+// api is a server with a viewer and an operator.
+type api struct {
+	t       *testing.T
+	shelf   *shelf
+	log     *memory
+	config  Config
+	handler http.Handler
+}
+
+func newAPI(t *testing.T) *api {
+	t.Helper()
+	a := &api{t: t, shelf: &shelf{}, log: &memory{}, config: Config{Tokens: []Token{
+		{"victor", Viewer, tokenFile(t, viewer+"\n", 0o600)}, {"olga", Operator, tokenFile(t, operator, 0o640)},
+	}}}
+	at := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	for i := range 5 {
+		a.shelf.letters = append(a.shelf.letters, dlq.Letter{ID: fmt.Sprint("search-", i), Sink: "search", Table: "bank.questions", Key: fmt.Sprint(i), Version: 7, Class: "mapping", FirstFailed: at.Add(time.Duration(i/2) * time.Second), LastFailed: at, Fingerprint: "f"})
+	}
+	a.restart()
+	return a
+}
+
+// restart is another process of the pipeline.
+func (a *api) restart() {
+	a.t.Helper()
+	tokens, err := OpenTokens(a.config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	s := &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
+	a.handler = s.Handler(LetterRoutes(a.shelf)...)
+}
+
+func tokenFile(t *testing.T, text string, mode os.FileMode) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// answer is what came of a request.
+type answer struct {
+	status int
+	code   string // of a problem
+	detail string
+	body   []byte
+	header http.Header
+}
+
+// ask sends a request; header is "Name: value" each, and token goes in one of its own.
+func (a *api) ask(method, path, token, body string, headers ...string) answer {
+	a.t.Helper()
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Add(name, value)
+	}
+	w := httptest.NewRecorder()
+	a.handler.ServeHTTP(w, r)
+	got := answer{status: w.Code, body: w.Body.Bytes(), header: w.Header()}
+	if w.Code >= 400 {
+		var p Problem
+		if err := json.Unmarshal(got.body, &p); err != nil || w.Header().Get("Content-Type") != "application/problem+json" || p.Status != w.Code || p.Title == "" || p.Detail == "" || p.Type != "about:blank" || p.RequestID != w.Header().Get("X-Request-ID") {
+			a.t.Errorf("%s %s: no problem body: %v %s", method, path, err, got.body)
+		}
+		got.code, got.detail = p.Code, p.Detail
+	}
+	return got
+}
+
+const skipPath, skipReason, jsonType = "/v1/dlq/search-1/skip", `{"reason":"test data"}`, "Content-Type: application/json"
+
+func (a *api) skip(id, body string, headers ...string) answer {
+	a.t.Helper()
+	return a.ask("POST", skipPath, operator, body, append(headers, jsonType, "X-Request-ID: "+id)...)
+}
+
+func (a *api) acts() (n int) {
+	a.t.Helper()
+	acts, breaks, err := audit.List(a.t.Context(), a.log, "shop", audit.Filter{})
+	if err != nil || breaks > 0 {
+		a.t.Fatal(err, breaks)
+	}
+	for _, act := range acts {
+		if act.Outcome != audit.Unconfirmed { // else it was late, and then found that it was done
+			n++
+		}
+	}
+	return n
+}
+
+func TestOnlyARightTokenMayReadAndOnlyAnOperatorMayWrite(t *testing.T) {
+	a := newAPI(t)
+	for name, tc := range map[string]struct {
+		token, header string
+		status        int
+		code          string
+	}{
+		"none":              {"", "", 401, "token_missing"},
+		"a wrong one":       {strings.Repeat("x", 30), "", 401, "token_unknown"},
+		"a part of one":     {viewer[:len(viewer)-1], "", 401, "token_unknown"},
+		"one with more":     {viewer + "0", "", 401, "token_unknown"},
+		"another scheme":    {"", "Authorization: Basic " + viewer, 401, "token_malformed"},
+		"no characters":     {"", "Authorization: Bearer ", 401, "token_malformed"},
+		"strange":           {"", "Authorization: Bearer " + viewer + "\u00e9", 401, "token_malformed"},
+		"two":               {viewer, "Authorization: Bearer " + operator, 401, "token_malformed"},
+		"of a viewer":       {viewer, "", 403, "role_viewer"},
+		"of an operator":    {operator, "", 400, "request_id_missing"}, // it got that far
+		"the word in small": {"", "Authorization: bearer " + operator, 400, "request_id_missing"},
+	} {
+		headers := []string{jsonType}
+		if tc.header != "" {
+			headers = append(headers, tc.header)
+		}
+		if got := a.ask("POST", skipPath, tc.token, skipReason, headers...); got.status != tc.status || got.code != tc.code {
+			t.Errorf("%s: a write gets %d %s: %s", name, got.status, got.code, got.detail)
+		}
+		want := 200
+		if tc.status == 401 {
+			want = 401
+		}
+		for _, path := range []string{"/v1/dlq", "/v1/dlq/groups", "/v1/dlq/search-1", "/v1/openapi.json"} {
+			got := a.ask("GET", path, tc.token, "", headers...)
+			if got.status != want {
+				t.Errorf("%s: GET %s gets %d %s", name, path, got.status, got.detail)
+			}
+			if want == 401 && got.header.Get("WWW-Authenticate") == "" {
+				t.Errorf("%s: no WWW-Authenticate", name)
+			}
+			a.restart() // so that nobody asks too often
+		}
+	}
+	if a.shelf.skips != 0 || a.acts() != 0 {
+		t.Errorf("%d letters were skipped", a.shelf.skips)
+	}
+}
+
+func TestWithoutTokensThisMachineReadsAndNobodyWrites(t *testing.T) {
+	a := newAPI(t)
+	a.config = Config{}
+	a.restart()
+	for host, want := range map[string]int{"127.0.0.1:8080": 200, "localhost": 200, "[::1]:8080": 200, "evil.example:8080": 421, "": 421} {
+		r := httptest.NewRequest("GET", "/v1/dlq", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		a.handler.ServeHTTP(w, r)
+		if w.Code != want {
+			t.Errorf("host %q gets %d", host, w.Code)
+		}
+	}
+	r := httptest.NewRequest("POST", skipPath, strings.NewReader(skipReason))
+	r.Host = "localhost"
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Request-ID", "a")
+	w := httptest.NewRecorder()
+	a.handler.ServeHTTP(w, r)
+	if w.Code != 403 || !strings.Contains(w.Body.String(), "nothing can be written without a token") || a.shelf.skips != 0 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestATokenThatIsChangedOrTakenAwayCountsAtOnce(t *testing.T) {
+	a := newAPI(t)
+	path := a.config.Tokens[0].File
+	read := func(token string) int { return a.ask("GET", "/v1/dlq", token, "").status }
+	write := func(text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := strings.ToUpper(viewer)
+	write(other)
+	if old, now := read(viewer), read(other); old != 401 || now != 200 {
+		t.Errorf("changed: the old one gets %d, the new one %d", old, now)
+	}
+	write("")
+	if got := read(other); got != 401 {
+		t.Errorf("emptied: %d", got)
+	}
+	write(other)
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(other); got != 401 {
+		t.Errorf("open to all: %d", got)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(other); got != 401 {
+		t.Errorf("removed: %d", got)
+	}
+	if got := read(operator); got != 200 {
+		t.Errorf("the other token gets %d", got)
+	}
+}
+
+func TestAFileThatHoldsNoTokenIsRefusedAtTheStart(t *testing.T) {
+	good := tokenFile(t, viewer, 0o600)
+	for want, path := range map[string]string{
+		"is empty; put a token into it":                    tokenFile(t, "\n", 0o600),
+		"has mode 0644, so others than its owner can":      tokenFile(t, viewer, 0o644),
+		"has mode 0620, so others than its owner can":      tokenFile(t, viewer, 0o620),
+		"holds no token: 20 to 4096 letters":               tokenFile(t, "secret", 0o600),
+		"holds no token: 20 to 4096 ":                      tokenFile(t, viewer+"\n"+viewer, 0o600),
+		"holds no token: 20 ":                              tokenFile(t, strings.Repeat("x", 4097), 0o600),
+		"is no file":                                       t.TempDir(),
+		"no such file or directory":                        filepath.Join(t.TempDir(), "nowhere"),
+		"holds the token of another file, so nobody could": tokenFile(t, viewer+"\n", 0o600),
+	} {
+		_, err := OpenTokens(Config{Tokens: []Token{{"a", Viewer, good}, {"b", Operator, path}}}, slog.New(slog.DiscardHandler))
+		if err == nil || !strings.HasPrefix(err.Error(), "admin.tokens[1].file: ") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "0123456789") || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%v; want %q and no token", err, want)
+		}
+	}
+}
+
+func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
+	one := []Token{{"ann", Viewer, "/a"}}
+	for want, c := range map[string]Config{
+		"": {Listen: "127.0.0.1:8080"}, " ": {}, "  ": {Listen: "0.0.0.0:8080", Tokens: one}, "   ": {Listen: "[::1]:0"},
+		`listen: "localhost" is not host:port; write for example 127.0.0.1:8080`:                                                                    {Listen: "localhost"},
+		"listen: 0.0.0.0:8080 can be reached from other machines and no tokens say who may; name some in admin.tokens, or listen on 127.0.0.1:8080": {Listen: "0.0.0.0:8080"},
+		"listen: :8080 can be reached from other machines and no tokens say who may; name some in admin.tokens, or listen on 127.0.0.1:8080":        {Listen: ":8080"},
+		"listen: db-1:80 can be reached from other machines and no tokens say who may; name some in admin.tokens, or listen on 127.0.0.1:80":        {Listen: "db-1:80"},
+		`tokens[0].name: "a b" is no name; use 1 to 100 letters, digits, dots, @, _ and -`:                                                          {Tokens: []Token{{"a b", Viewer, "/a"}}},
+		"tokens[1].name: ann has a token already; give each holder a name of his own":                                                               {Tokens: []Token{one[0], {"ann", Viewer, "/b"}}},
+		"tokens[1].file: /a is another token's already; each needs its own":                                                                         {Tokens: []Token{one[0], {"bob", Viewer, "/a"}}},
+		"tokens[0].file: is empty; give the path of the file that holds the token":                                                                  {Tokens: []Token{{"ann", Viewer, ""}}},
+		`tokens[0].role: "admin" is not known; use viewer or operator`:                                                                              {Tokens: []Token{{"ann", "admin", "/a"}}},
+	} {
+		got := ""
+		if err := c.Check(); err != nil {
+			got = err.Error()
+		}
+		if got != strings.TrimSpace(want) {
+			t.Errorf("%+v: %q, want %q", c, got, want)
+		}
+	}
+}
+
+// A comparison that stops at the first wrong byte cannot be written: the compiler refuses
+// == between digests. And whichever token it is, all are looked at.
+func TestTokensAreComparedInConstantTime(t *testing.T) {
+	if reflect.TypeFor[digest]().Comparable() {
+		t.Error("digests can be compared with ==")
+	}
+	text, err := os.ReadFile("token.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := string(text)[bytes.Index(text, []byte("\nfunc match(")):]
+	body = body[:strings.Index(body, "\n}\n")]
+	loop := body[strings.Index(body, "for "):]
+	if !strings.Contains(loop, "subtle.ConstantTimeCompare") || strings.Contains(loop, "if ") || strings.Contains(loop, "break") || strings.Count(loop, "return") != 1 || strings.Count(string(text), ".sum[:]") != 2 {
+		t.Errorf("match may stop early:\n%s", body)
+	}
+	all := []digest{digestOf([]byte("a")), digestOf([]byte("b")), digestOf([]byte("c"))}
+	for i, token := range []string{"a", "b", "c"} {
+		if got := match(digestOf([]byte(token)), all); got != i {
+			t.Errorf("%s is %d", token, got)
+		}
+	}
+	if got := match(digestOf([]byte("d")), all); got != -1 {
+		t.Errorf("d is %d", got)
+	}
+}
+
+func TestAWriteIsDoneOnceForItsRequestID(t *testing.T) {
+	a := newAPI(t)
+	first := a.skip("r-1", skipReason)
+	if first.status != 200 || a.shelf.skips != 1 || a.acts() != 1 {
+		t.Fatalf("%+v", first)
+	}
+	for range 2 {
+		again := a.skip("r-1", skipReason)
+		if again.status != 200 || !bytes.Equal(bytes.TrimSpace(again.body), bytes.TrimSpace(compact(first.body))) && !bytes.Equal(again.body, first.body) || again.header.Get("Idempotent-Replayed") != "true" {
+			t.Errorf("again: %d %s, first %s", again.status, again.body, first.body)
+		}
+		a.restart()
+	}
+	for name, got := range map[string]answer{
+		"another body": a.skip("r-1", `{"reason":"other"}`),
+		"another path": a.ask("POST", "/v1/dlq/search-2/skip", operator, skipReason, jsonType, "X-Request-ID: r-1"),
+	} {
+		if got.status != 409 || got.code != "request_id_reused" {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	if got := a.skip("r-2", skipReason); got.status != 404 || got.code != "no_letter" { // it is skipped
+		t.Errorf("%+v", got)
+	}
+	if a.shelf.skips != 1 || a.acts() != 1 {
+		t.Errorf("%d skips, %d acts", a.shelf.skips, a.acts())
+	}
+}
+
+func compact(body []byte) []byte {
+	var b bytes.Buffer
+	_ = json.Compact(&b, body)
+	return b.Bytes()
+}
+
+func TestOfManyEqualWritesAtOnceOneIsDone(t *testing.T) {
+	a := newAPI(t)
+	handlers := []http.Handler{}
+	for range 4 { // processes
+		a.restart()
+		handlers = append(handlers, a.handler)
+	}
+	var all, gate sync.WaitGroup
+	gate.Add(12) // nobody begins before all have seen that nobody has begun
+	a.shelf.gate = &gate
+	for i := range 12 {
+		all.Go(func() {
+			r := httptest.NewRequest("POST", skipPath, strings.NewReader(skipReason))
+			r.Header = http.Header{"Authorization": {"Bearer " + operator}, "Content-Type": {"application/json"}, "X-Request-Id": {"r-1"}}
+			w := httptest.NewRecorder()
+			handlers[i%4].ServeHTTP(w, r)
+			if w.Code != 200 && (w.Code != 409 || w.Header().Get("Retry-After") == "") {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+		})
+	}
+	all.Wait()
+	if a.shelf.skips != 1 || a.acts() != 1 {
+		t.Errorf("%d skips, %d acts", a.shelf.skips, a.acts())
+	}
+}
+
+func TestAWriteThatFailedMayBeTriedAgain(t *testing.T) {
+	a := newAPI(t)
+	a.shelf.fail = fmt.Errorf("no broker: %w", context.DeadlineExceeded)
+	if got := a.skip("r-1", skipReason); got.status != 503 || got.code != "timeout" {
+		t.Errorf("%+v", got)
+	}
+	a.shelf.fail = nil
+	a.log.down = io.ErrUnexpectedEOF
+	if got := a.skip("r-1", skipReason); got.status != 500 || !strings.HasPrefix(got.detail, "nothing was done, because it cannot be written down first: ") || a.shelf.skips != 0 {
+		t.Errorf("%+v", got)
+	}
+	a.log.down = nil
+	if got := a.skip("r-1", skipReason); got.status != 200 || a.shelf.skips != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestWhatIsWrongWithARequestIsOneSentenceAndChangesNothing(t *testing.T) {
+	a := newAPI(t)
+	long := strings.Repeat("x", 129)
+	for want, got := range map[string]answer{
+		"400 request_id_missing":    a.ask("POST", skipPath, operator, skipReason, jsonType),
+		"400 request_id_invalid":    a.skip("a b", skipReason),
+		"400 request_id_invalid ":   a.skip(long, skipReason),
+		"400 request_id_invalid  ":  a.skip("r-1", skipReason, "X-Request-ID: r-0"),
+		"415 not_json":              a.ask("POST", skipPath, operator, skipReason, "X-Request-ID: r-1"),
+		"415 not_json ":             a.ask("POST", skipPath, operator, skipReason, "X-Request-ID: r-1", "Content-Type: text/plain"),
+		"400 body_invalid":          a.skip("r-1", ``),
+		"400 body_invalid ":         a.skip("r-1", `{"reason":"x"`),
+		"400 body_invalid  ":        a.skip("r-1", `{"reason":7}`),
+		"400 body_invalid   ":       a.skip("r-1", `{"reason":"x","why":"y"}`),
+		"400 body_invalid    ":      a.skip("r-1", `{"reason":"x"} {}`),
+		"400 reason_missing":        a.skip("r-1", `{"reason":" "}`),
+		"413 body_too_large":        a.skip("r-1", `{"reason":"`+strings.Repeat("x", bodyBytes)+`"}`),
+		"412 changed":               a.skip("r-1", skipReason, `If-Match: "0000000000000000"`),
+		"404 no_letter":             a.ask("POST", "/v1/dlq/search-9/skip", operator, skipReason, jsonType, "X-Request-ID: r-1"),
+		"404 no_letter ":            a.ask("GET", "/v1/dlq/search-9", operator, ""),
+		"404 not_found":             a.ask("GET", "/v1/nothing", operator, ""),
+		"404 not_found ":            a.ask("POST", "/v1/dlq/search-1/skip/more", operator, ""),
+		"405 method_not_allowed":    a.ask("DELETE", "/v1/dlq/search-1", operator, ""),
+		"405 method_not_allowed ":   a.ask("GET", skipPath, operator, ""),
+		"400 parameter_unknown":     a.ask("GET", "/v1/dlq?tabel=x", operator, ""),
+		"400 parameter_unknown ":    a.ask("GET", "/v1/dlq/search-1?x=y", operator, ""),
+		"400 parameter_unknown  ":   a.ask("GET", "/v1/dlq/groups?limit=1", operator, ""),
+		"400 parameter_invalid":     a.ask("GET", "/v1/dlq?sink=cash", operator, ""),
+		"400 parameter_invalid ":    a.ask("GET", "/v1/dlq?table=a.b&table=c.d", operator, ""),
+		"400 parameter_invalid  ":   a.ask("GET", "/v1/dlq?limit=0", operator, ""),
+		"400 parameter_invalid   ":  a.ask("GET", "/v1/dlq?limit=1001", operator, ""),
+		"400 parameter_invalid    ": a.ask("GET", "/v1/dlq/groups?since=monday", operator, ""),
+		"400 cursor_invalid":        a.ask("GET", "/v1/dlq?cursor=x", operator, ""),
+	} {
+		if has := fmt.Sprint(got.status, " ", got.code); has != strings.TrimSpace(want) || strings.Contains(got.detail, "\n") {
+			t.Errorf("%s (%s), want %s", has, got.detail, want)
+		}
+	}
+	if got := a.ask("DELETE", "/v1/dlq/search-1", operator, ""); got.header.Get("Allow") != "GET, HEAD" {
+		t.Errorf("Allow is %q", got.header.Get("Allow"))
+	}
+	if a.shelf.skips != 0 || a.acts() != 0 {
+		t.Errorf("%d skips, %d acts", a.shelf.skips, a.acts())
+	}
+}
+
+func TestALetterThatChangedMeanwhileIsNotSkipped(t *testing.T) {
+	a := newAPI(t)
+	got := a.ask("GET", "/v1/dlq/search-1", viewer, "")
+	etag := got.header.Get("ETag")
+	if got.status != 200 || etag == "" || !strings.Contains(string(got.body), `"record_value": "\ufffd"`) {
+		t.Fatalf("%+v %s", got, got.body)
+	}
+	if got := a.ask("GET", "/v1/dlq/search-1", viewer, "", "If-None-Match: "+etag); got.status != 304 || len(got.body) > 0 {
+		t.Errorf("%+v", got)
+	}
+	a.shelf.letters[1].Retries++
+	if got := a.skip("r-1", skipReason, "If-Match: "+etag); got.status != 412 || a.shelf.skips != 0 {
+		t.Errorf("%+v", got)
+	}
+	a.shelf.letters[1].Retries--
+	if got := a.skip("r-1", skipReason, "If-Match: W/"+etag); got.status != 412 {
+		t.Errorf("a weak one counts: %+v", got)
+	}
+	if got := a.skip("r-1", skipReason, `If-Match: "0", `+etag); got.status != 200 || a.shelf.skips != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestPagesHoldEveryLetterOnce(t *testing.T) {
+	a := newAPI(t)
+	var ids []string
+	path := "/v1/dlq?limit=2&class=mapping"
+	for next := ""; ; {
+		got := a.ask("GET", path+next, viewer, "")
+		var page letterPage
+		if err := json.Unmarshal(got.body, &page); err != nil || got.status != 200 {
+			t.Fatalf("%v %s", err, got.body)
+		}
+		for _, l := range page.Letters {
+			ids = append(ids, l.ID)
+		}
+		if page.Next == "" {
+			break
+		}
+		// One that was shown is closed meanwhile, which moves no other.
+		a.shelf.letters = slices.DeleteFunc(a.shelf.letters, func(l dlq.Letter) bool { return l.ID == page.Letters[0].ID })
+		if got := a.ask("GET", "/v1/dlq?limit=2&class=key&cursor="+page.Next, viewer, ""); got.code != "cursor_invalid" || !strings.Contains(got.detail, "other parameters") {
+			t.Errorf("%+v", got)
+		}
+		next = "&cursor=" + page.Next
+	}
+	if diff := cmp.Diff([]string{"search-0", "search-1", "search-2", "search-3", "search-4"}, ids); diff != "" {
+		t.Error(diff)
+	}
+	if a.shelf.asked.Class != "mapping" {
+		t.Errorf("asked for %+v", a.shelf.asked)
+	}
+}
+
+func TestWhoAsksTooOftenWaitsAndNobodyElse(t *testing.T) {
+	a := newAPI(t)
+	for range rateBurst {
+		if got := a.ask("GET", "/v1/nothing", viewer, ""); got.status != 404 {
+			t.Fatalf("%+v", got)
+		}
+	}
+	for got := (answer{}); got.status != 429; got = a.ask("GET", "/v1/nothing", viewer, "") {
+		if got.status != 0 && got.status != 404 {
+			t.Fatalf("%+v", got)
+		}
+		if got.status == 429 && got.header.Get("Retry-After") != "1" {
+			t.Errorf("%+v", got)
+		}
+	}
+	if got := a.ask("GET", "/v1/dlq", operator, ""); got.status != 200 {
+		t.Errorf("%+v", got)
+	}
+	var l limits
+	now := time.Now()
+	for range rateBurst {
+		l.take("x", now)
+	}
+	if wait := l.take("x", now); wait <= 0 || wait > time.Second/ratePerSecond+time.Millisecond {
+		t.Errorf("wait is %s", wait)
+	}
+	if wait := l.take("x", now.Add(time.Second/ratePerSecond+time.Millisecond)); wait != 0 {
+		t.Errorf("wait is %s", wait)
+	}
+}
+
+func TestARouteThatWritesWithoutAnActIsABug(t *testing.T) {
+	for _, r := range []Route{
+		{Method: "POST", Path: "/v1/x", Read: func(context.Context, *Request) (any, error) { return nil, nil }},
+		{Method: "POST", Path: "/v1/x", Write: func(context.Context, *Request) (*Work, error) { return nil, nil }},
+		{Method: "GET", Path: "/v1/x", Act: "x", Write: func(context.Context, *Request) (*Work, error) { return nil, nil }},
+		{Method: "GET", Path: "/v1/x"},
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%+v is served", r)
+				}
+			}()
+			(&Server{}).Handler(r)
+		}()
+	}
+}
+
+// What the document says of the answers is true of real ones, and it says something of
+// every operation.
+func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
+	a := newAPI(t)
+	a.shelf.letters[2].GTID, a.shelf.letters[3].Fingerprint = "g:1", "other"
+	raw := a.ask("GET", "/v1/openapi.json", viewer, "").body
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	if err := c.AddResource("openapi.json", doc); err != nil {
+		t.Fatal(err)
+	}
+	check := func(method, path, status, kind string, body []byte) {
+		t.Helper()
+		at := fmt.Sprintf("openapi.json#/paths/%s/%s/responses/%s/content/%s/schema", strings.ReplaceAll(path, "/", "~1"), method, status, strings.ReplaceAll(kind, "/", "~1"))
+		at = strings.NewReplacer("{", "%7B", "}", "%7D").Replace(at)
+		s, err := c.Compile(at)
+		if err != nil {
+			t.Errorf("%s %s: %v", method, path, err)
+			return
+		}
+		value, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
+		if err == nil {
+			err = s.Validate(value)
+		}
+		if err != nil {
+			t.Errorf("%s %s %s: %v\n%s", method, path, status, err, body)
+		}
+	}
+	const ok, bad = "application/json", "application/problem+json"
+	check("get", "/v1/dlq", "200", ok, a.ask("GET", "/v1/dlq?limit=3", viewer, "").body)
+	check("get", "/v1/dlq/groups", "200", ok, a.ask("GET", "/v1/dlq/groups", viewer, "").body)
+	check("get", "/v1/dlq/{id}", "200", ok, a.ask("GET", "/v1/dlq/search-1", viewer, "").body)
+	check("get", "/v1/dlq/{id}", "404", bad, a.ask("GET", "/v1/dlq/search-9", viewer, "").body)
+	check("post", "/v1/dlq/{id}/skip", "412", bad, a.skip("r-0", skipReason, `If-Match: "0"`).body)
+	check("post", "/v1/dlq/{id}/skip", "200", ok, a.skip("r-1", skipReason).body)
+
+	var paths struct {
+		Paths map[string]map[string]struct {
+			OperationID, Summary, Description string
+			Parameters                        []struct{ Name, In, Description string }
+		}
+	}
+	if err := json.Unmarshal(raw, &paths); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for path, operations := range paths.Paths {
+		for method, op := range operations {
+			if op.OperationID == "" || op.Summary == "" || op.Description == "" || seen[op.OperationID] {
+				t.Errorf("%s %s: %+v", method, path, op)
+			}
+			seen[op.OperationID] = true
+			for _, p := range op.Parameters {
+				if p.Description == "" {
+					t.Errorf("%s %s: parameter %s has no description", method, path, p.Name)
+				}
+			}
+		}
+	}
+	for _, r := range LetterRoutes(a.shelf) {
+		if !seen[r.ID] {
+			t.Errorf("%s is not in the document", r.ID)
+		}
+	}
+}

@@ -1,0 +1,259 @@
+package admin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"lockstep/dlq"
+	"lockstep/kafka"
+)
+
+// Desk is what the operations on dead letters work with.
+type Desk interface {
+	// Sinks are the names of the sinks there are.
+	Sinks() []string
+	// Choose lists the open letters of all sinks that q takes.
+	Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error)
+	// Record is the record that a letter holds, as it stood in its own topic.
+	Record(ctx context.Context, l dlq.Letter) (kafka.Record, error)
+	// Skip closes a letter.
+	Skip(ctx context.Context, l dlq.Letter, reason string) error
+}
+
+// Letter is a dead letter with the record that it holds.
+type Letter struct {
+	dlq.Letter
+	RecordKey   any               `json:"record_key" doc:"the key of the refused record: JSON where it is JSON, else text"`
+	RecordValue any               `json:"record_value" doc:"the value of the refused record, likewise"`
+	Headers     map[string]string `json:"headers" doc:"the headers of the refused record"`
+}
+
+// Show joins a letter and its record.
+func Show(l dlq.Letter, r kafka.Record) Letter {
+	shown := Letter{Letter: l, RecordKey: readable(r.Key), RecordValue: readable(r.Value), Headers: map[string]string{}}
+	for _, h := range r.Headers {
+		shown.Headers[h.Key] = string(h.Value)
+	}
+	return shown
+}
+
+// readable is b as JSON when it is JSON, else as text.
+func readable(b []byte) any {
+	if json.Valid(b) {
+		return json.RawMessage(b)
+	}
+	return string(b)
+}
+
+// letterPage is a part of the list.
+type letterPage struct {
+	Letters []dlq.Letter `json:"letters" doc:"oldest failure first"`
+	Next    string       `json:"next,omitempty" doc:"the cursor of the page behind this one; missing on the last page"`
+}
+
+type groupList struct {
+	Groups []dlq.Group `json:"groups" doc:"largest first"`
+}
+
+type skipBody struct {
+	Reason string `json:"reason" doc:"why the row may stay stale"`
+}
+
+type skipped struct {
+	ID     string    `json:"id"`
+	State  dlq.State `json:"state"`
+	Reason string    `json:"reason"`
+}
+
+const (
+	pageDefault = 100
+	pageMost    = 1000
+)
+
+// LetterRoutes are the operations on dead letters.
+func LetterRoutes(d Desk) []Route {
+	var chosen []Param
+	for _, f := range dlq.QueryFields() {
+		chosen = append(chosen, Param{Name: f.Name, Doc: f.Doc, Enum: f.Values})
+	}
+	listed := append(slices.Clone(chosen),
+		Param{Name: "limit", Type: "integer", Doc: fmt.Sprintf("how many at most, 1 to %d; %d when it is left out", pageMost, pageDefault)},
+		Param{Name: "cursor", Doc: "next of the page before; everything else must be as it was there"})
+	id := []Param{{Name: "id", Doc: "the letter's ID, such as search-5f0c2a91d37e"}}
+	wrong := []Code{{http.StatusBadRequest, "parameter_unknown", ""}, {http.StatusBadRequest, "parameter_invalid", ""}}
+	none := Code{http.StatusNotFound, "no_letter", "it is not open, or never was"}
+	return []Route{
+		{
+			Method: http.MethodGet, Path: "/v1/dlq", ID: "listLetters", Short: "List open dead letters", Query: listed, Answer: letterPage{},
+			Long:  "Letters that are written meanwhile come on a later page, or with the next list; none that stays open is left out.",
+			Codes: append(slices.Clone(wrong), Code{http.StatusBadRequest, "cursor_invalid", ""}),
+			Read:  func(ctx context.Context, r *Request) (any, error) { return listLetters(ctx, r, d, listed) },
+		},
+		{
+			Method: http.MethodGet, Path: "/v1/dlq/groups", ID: "groupLetters", Short: "Group open dead letters by their cause", Query: chosen, Answer: groupList{}, Codes: wrong,
+			Read: func(ctx context.Context, r *Request) (any, error) {
+				fields, err := r.fields(chosen)
+				if err != nil {
+					return nil, err
+				}
+				letters, err := choose(ctx, d, fields)
+				return groupList{dlq.Groups(letters)}, err
+			},
+		},
+		{
+			Method: http.MethodGet, Path: "/v1/dlq/{id}", ID: "getLetter", Short: "Show an open dead letter with its record", Wildcards: id, Answer: Letter{}, Tagged: true,
+			Codes: append(slices.Clone(wrong[:1]), none),
+			Read: func(ctx context.Context, r *Request) (any, error) {
+				if _, err := r.fields(nil); err != nil {
+					return nil, err
+				}
+				l, err := find(ctx, r, d)
+				if err != nil {
+					return nil, err
+				}
+				record, err := d.Record(ctx, l)
+				return Show(l, record), err
+			},
+		},
+		{
+			Method: http.MethodPost, Path: "/v1/dlq/{id}/skip", ID: "skipLetter", Short: "Close a dead letter and leave the row stale", Wildcards: id, Body: skipBody{}, Answer: skipped{}, Tagged: true,
+			Long:  "The row stays as it is in the store until it changes again. A letter of a newer version that comes meanwhile stays open.",
+			Codes: append(slices.Clone(wrong[:1]), none, Code{http.StatusPreconditionFailed, "changed", ""}, Code{http.StatusBadRequest, "reason_missing", ""}),
+			Act:   "dlq.skip",
+			Write: func(ctx context.Context, r *Request) (*Work, error) {
+				if _, err := r.fields(nil); err != nil {
+					return nil, err
+				}
+				var body skipBody
+				if err := r.Decode(&body); err != nil {
+					return nil, err
+				}
+				if strings.TrimSpace(body.Reason) == "" {
+					return nil, problem(http.StatusBadRequest, "reason_missing", "reason is missing; say why the row may stay stale")
+				}
+				l, err := find(ctx, r, d)
+				if err != nil {
+					return nil, err
+				}
+				return &Work{Filter: map[string]string{"id": l.ID}, Reason: body.Reason, Do: func(ctx context.Context) (any, map[string]int, error) {
+					return skipped{l.ID, dlq.Skipped, body.Reason}, map[string]int{"skipped": 1}, d.Skip(ctx, l, body.Reason)
+				}}, nil
+			},
+		},
+	}
+}
+
+// find is the open letter of the path, with its ETag.
+func find(ctx context.Context, r *Request, d Desk) (dlq.Letter, error) {
+	id := r.PathValue("id")
+	letters, err := d.Choose(ctx, dlq.Query{Filter: dlq.Filter{ID: id}})
+	if err != nil {
+		return dlq.Letter{}, err
+	}
+	if len(letters) == 0 {
+		return dlq.Letter{}, problem(http.StatusNotFound, "no_letter", "no open dead letter has the ID %s", id)
+	}
+	return letters[0], r.Tag(letters[0])
+}
+
+// choose lists the letters that the fields of a query take.
+func choose(ctx context.Context, d Desk, fields map[string]string) ([]dlq.Letter, error) {
+	q, err := dlq.ParseQuery(fields, d.Sinks(), time.Now())
+	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
+		return nil, problem(http.StatusBadRequest, "parameter_invalid", "%s", wrong.Error())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d.Choose(ctx, q)
+}
+
+// cursor is the place behind the last letter of a page, and of which list.
+type cursor struct {
+	At time.Time `json:"t"`
+	ID string    `json:"i"`
+	Of string    `json:"q"`
+}
+
+func (c cursor) String() string {
+	text, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // a time of a letter
+	}
+	return base64.RawURLEncoding.EncodeToString(text)
+}
+
+// parseCursor reads a cursor of the list with these fields.
+func parseCursor(text, of string) (c cursor, err error) {
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	if err == nil {
+		err = json.Unmarshal(raw, &c)
+	}
+	switch {
+	case err != nil || c.ID == "":
+		return c, problem(http.StatusBadRequest, "cursor_invalid", "the cursor is none that a page gave; begin without one")
+	case c.Of != of:
+		return c, problem(http.StatusBadRequest, "cursor_invalid", "the cursor belongs to a list with other parameters; begin without one, or give the same ones")
+	}
+	return c, nil
+}
+
+// listOf stands for the fields of a list.
+func listOf(fields map[string]string) string {
+	sum := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		fmt.Fprintf(sum, "%q=%q\n", name, fields[name])
+	}
+	return base64.RawURLEncoding.EncodeToString(sum.Sum(nil)[:6])
+}
+
+func listLetters(ctx context.Context, r *Request, d Desk, known []Param) (any, error) {
+	fields, err := r.fields(known)
+	if err != nil {
+		return nil, err
+	}
+	limit := pageDefault
+	if text, given := fields["limit"]; given {
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > pageMost {
+			return nil, problem(http.StatusBadRequest, "parameter_invalid", "limit: %q is not 1 to %d", text, pageMost)
+		}
+	}
+	from, goesOn := fields["cursor"]
+	delete(fields, "limit")
+	delete(fields, "cursor")
+	var behind cursor
+	if goesOn {
+		if behind, err = parseCursor(from, listOf(fields)); err != nil {
+			return nil, err
+		}
+	}
+	letters, err := choose(ctx, d, fields)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(letters, dlq.Order)
+	if goesOn {
+		last := dlq.Letter{FirstFailed: behind.At, ID: behind.ID}
+		letters = slices.DeleteFunc(letters, func(l dlq.Letter) bool { return dlq.Order(l, last) <= 0 })
+	}
+	page := letterPage{Letters: letters}
+	if len(letters) > limit {
+		page.Letters = letters[:limit]
+		last := page.Letters[limit-1]
+		page.Next = cursor{last.FirstFailed, last.ID, listOf(fields)}.String()
+	}
+	if page.Letters == nil {
+		page.Letters = []dlq.Letter{}
+	}
+	return page, nil
+}

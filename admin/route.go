@@ -1,0 +1,179 @@
+package admin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Route is one operation of the API, and what its page says of it. Who may use it follows
+// from what it is: reading needs a viewer, writing an operator.
+type Route struct {
+	Method    string
+	Path      string // as http.ServeMux has it, below /v1
+	ID        string // operationId
+	Short     string // one line
+	Long      string // the rest
+	Query     []Param
+	Wildcards []Param // of Path
+	// Body and Answer are zero values of what is sent and answered, in JSON.
+	Body, Answer any
+	// Tagged answers carry an ETag; a write then takes If-Match.
+	Tagged bool
+	// Codes are the problems that it can answer with beside those of every operation.
+	Codes []Code
+
+	// Read answers a request that changes nothing.
+	Read func(context.Context, *Request) (any, error)
+	// Act is what a write is called in the audit log, and Write prepares it: it checks
+	// everything, changes nothing and says what is to be done.
+	Act   string
+	Write func(context.Context, *Request) (*Work, error)
+}
+
+// Param is a parameter of the query or the path.
+type Param struct {
+	Name, Doc string
+	Type      string   // of JSON; string when empty
+	Enum      []string // the values there are; any when empty
+}
+
+// Code is a problem an operation can answer with.
+type Code struct {
+	Status int
+	Code   string
+	Doc    string
+}
+
+// Work is what a write is about to do.
+type Work struct {
+	Filter map[string]string // for the audit log: on what
+	Reason string
+	// Do does it. It may be done again after it was cut off, and must not mind.
+	Do func(ctx context.Context) (answer any, counts map[string]int, err error)
+}
+
+// Request is what a route is asked.
+type Request struct {
+	*http.Request
+	Identity Identity
+	ID       string // X-Request-ID, or one that was made up for it
+
+	body []byte
+	etag string
+}
+
+const (
+	// bodyBytes bounds what a request may carry, answerBytes what is kept of an answer.
+	bodyBytes   = 64 << 10
+	answerBytes = 64 << 10
+)
+
+var legalRequestID = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
+
+// Decode reads the body into v and refuses fields that v does not have.
+func (r *Request) Decode(v any) error {
+	bad := func(format string, args ...any) error {
+		return problem(http.StatusBadRequest, "body_invalid", "the body is not what is asked for: "+format, args...)
+	}
+	d := json.NewDecoder(strings.NewReader(string(r.body)))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); errors.Is(err, io.EOF) {
+		return bad("it is empty; send a JSON object")
+	} else if err != nil {
+		return bad("%s", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return bad("there is more behind the JSON object")
+	}
+	return nil
+}
+
+// Tag gives the answer the ETag of v, and fails when the request has an If-Match that is
+// of another state.
+func (r *Request) Tag(v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(text)
+	r.etag = `"` + hex.EncodeToString(sum[:8]) + `"`
+	wanted := r.Header.Values("If-Match")
+	if len(wanted) > 0 && !holds(wanted, r.etag) {
+		return problem(http.StatusPreconditionFailed, "changed", "it has changed since: its ETag is %s now; read it again and decide anew", r.etag)
+	}
+	return nil
+}
+
+// holds reports whether a list of entity tags has this one. A weak one never counts.
+func holds(lists []string, etag string) bool {
+	for _, list := range lists {
+		for tag := range strings.SplitSeq(list, ",") {
+			if tag = strings.TrimSpace(tag); tag == "*" || tag == etag {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Fields are the parameters of the query. One that the route does not have, or that is
+// there twice, is a problem.
+func (r *Request) fields(known []Param) (map[string]string, error) {
+	fields := map[string]string{}
+	names := make([]string, len(known))
+	for i, p := range known {
+		names[i] = p.Name
+	}
+	for name, values := range r.URL.Query() {
+		switch {
+		case !slices.Contains(names, name):
+			return nil, problem(http.StatusBadRequest, "parameter_unknown", "the parameter %q is not known; %s", name, thereAre(names))
+		case len(values) > 1:
+			return nil, problem(http.StatusBadRequest, "parameter_invalid", "the parameter %s is there %d times; give it once", name, len(values))
+		}
+		fields[name] = values[0]
+	}
+	return fields, nil
+}
+
+func thereAre(names []string) string {
+	if len(names) == 0 {
+		return "there is none here"
+	}
+	return "there are " + strings.Join(names, ", ")
+}
+
+// readBody reads what a write carries, which is JSON and not too much.
+func (r *Request) readBody(w http.ResponseWriter) error {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return problem(http.StatusUnsupportedMediaType, "not_json", "the body is %q; send application/json", r.Header.Get("Content-Type"))
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyBytes))
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return problem(http.StatusRequestEntityTooLarge, "body_too_large", "the body has more than %d bytes", bodyBytes)
+	}
+	if err != nil {
+		return problem(http.StatusBadRequest, "body_invalid", "the body cannot be read: %v", err)
+	}
+	r.body = body
+	return nil
+}
+
+// hash is what makes a request the same one when it comes again: who, to what, with what.
+func (r *Request) hash() string {
+	sum := sha256.New()
+	for _, part := range []string{r.Identity.Name, r.Method, r.URL.RequestURI(), string(r.body)} {
+		fmt.Fprintf(sum, "%d:%s", len(part), part)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"lockstep/audit"
+	"lockstep/dlq"
+	"lockstep/internal/testenv"
+)
+
+// serving is a process of c that serves the API and runs nothing else.
+func (c *counter) serving() (address string) {
+	c.t.Helper()
+	a := &app{configPath: c.path, stderr: c.t.Output(), env: func(string) (string, bool) { return "", false }}
+	cfg, err := a.loadConfig()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	p, err := newProcess(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	server, err := p.listenAdmin()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	p.ready.add("sink search", func() bool { return true })
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- server.run(ctx) }()
+	c.t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			c.t.Error(err)
+		}
+		p.kafka.Close()
+	})
+	return server.addr()
+}
+
+func newGuarded(t *testing.T) (c *counter, viewer, operator string) {
+	t.Helper()
+	viewer, operator = file(t, "viewer", "viewer-0123456789abcdef\n"), file(t, "operator", "operator-0123456789abcdef\n")
+	return newCounter(t, fmt.Sprintf(`listen: "127.0.0.1:0", tokens: [{name: victor, role: viewer, file: %q}, {name: olga, role: operator, file: %q}]`, viewer, operator)), viewer, operator
+}
+
+// The examples of the page do what it says, on a real Kafka, and the act is in the audit
+// log, which commands read.
+func TestTheExamplesOfTheAPIPageWork(t *testing.T) {
+	c, _, operator := newGuarded(t)
+	c.bury("search", refused(1, "no field n", "2026-11-22T08:00:00Z"), refused(2, "no field n", "2026-11-22T09:00:00Z"))
+	address := c.serving()
+	page, err := os.ReadFile(filepath.Join(testenv.Root(t), "docs", "api.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script strings.Builder
+	for _, part := range strings.Split(string(page), "```sh\n")[1:] {
+		block, _, _ := strings.Cut(part, "```")
+		script.WriteString(block)
+	}
+	if strings.Count(script.String(), "curl") < 6 {
+		t.Errorf("the page has only these examples:\n%s", &script)
+	}
+	token, err := os.ReadFile(operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script.String())
+	cmd.Env = append(os.Environ(), "API=http://"+address, "TOKEN="+strings.TrimSpace(string(token)))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{`"pipeline": "` + c.prefix, `"key": "1"`, `"count": 2`, `"state": "skipped"`} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s is not in\n%s", want, out)
+		}
+	}
+	if left := c.letters(); len(left) != 1 || left[0].Key != "2" {
+		t.Errorf("%+v", left)
+	}
+	var acts []audit.Listed
+	got := c.run("audit", "list", "-o", "json")
+	if err := json.Unmarshal([]byte(got.stdout), &acts); err != nil || len(acts) != 1 || acts[0].Actor != "olga" || acts[0].Via != "http" || acts[0].Act != "dlq.skip" || acts[0].RequestID != "ticket-4711" || acts[0].Outcome != audit.Done || acts[0].Reason != "test data" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	// Another process gives the first answer, though the letter is closed.
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+c.serving()+"/v1/dlq/"+strings.Split(acts[0].Filter["id"], " ")[0]+"/skip", strings.NewReader(`{"reason": "test data"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Authorization": {"Bearer " + strings.TrimSpace(string(token))}, "X-Request-Id": {"ticket-4711"}, "Content-Type": {"application/json"}}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if body, _ := io.ReadAll(res.Body); res.StatusCode != 200 || res.Header.Get("Idempotent-Replayed") != "true" || !strings.Contains(string(body), `"skipped"`) {
+		t.Errorf("%s %s", res.Status, body)
+	}
+	if got := c.run("audit", "verify"); got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestStatusSendsATokenAndProbesNeedNone(t *testing.T) {
+	c, viewer, _ := newGuarded(t)
+	address := c.serving()
+	for path, want := range map[string]int{"/metrics": 200, "/healthz": 200, "/readyz": 200, "/v1/status": 401, "/v1/dlq": 401} {
+		res, err := http.Get("http://" + address + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("%s: %s", path, res.Status)
+		}
+	}
+	if got := c.run("status", "--address", address); got.code != 0 {
+		t.Errorf("with a token of the configuration: %+v", got)
+	}
+	if got := lockstep(t, nil, "status", "--address", address, "-c", "nowhere.yaml"); got.code != 1 || !strings.Contains(got.stderr, "answers 401 Unauthorized: send a token: ") {
+		t.Errorf("without: %+v", got)
+	}
+	if got := lockstep(t, nil, "status", "--address", address, "-c", "nowhere.yaml", "--token-file", viewer); got.code != 0 {
+		t.Errorf("with --token-file: %+v", got)
+	}
+	if got := lockstep(t, map[string]string{"LOCKSTEP_TOKEN": "viewer-0123456789abcdef"}, "status", "--address", address, "-c", "nowhere.yaml"); got.code != 0 {
+		t.Errorf("with LOCKSTEP_TOKEN: %+v", got)
+	}
+	if got := lockstep(t, nil, "status", "--address", address, "-c", "nowhere.yaml", "--token-file", "nowhere"); got.code != 2 || !strings.Contains(got.stderr, "--token-file: ") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAProcessWithATokenFileThatIsOpenToAllDoesNotStart(t *testing.T) {
+	open := file(t, "token", "viewer-0123456789abcdef")
+	if err := os.Chmod(open, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := newCounter(t, fmt.Sprintf(`listen: "127.0.0.1:0", tokens: [{name: victor, role: viewer, file: %q}]`, open))
+	if got := c.run("run"); got.code != 1 || got.stderr != fmt.Sprintf("lockstep: admin.tokens[0].file: %s has mode 0644, so others than its owner can read or change it; chmod 600 it, or 640\n", open) {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestLettersAreChosenAndGrouped(t *testing.T) {
+	c := newCounter(t, "")
+	c.bury("search", refused(1, "no field 'a' of 1", "2026-11-22T08:00:00Z"), refused(2, "no field 'b' of 2", "2026-11-22T09:00:00Z"), refused(3, "other", "2026-11-22T10:00:00Z"))
+	c.bury("cache", refused(4, "no field 'a' of 1", "1h"))
+	version := c.letters("--key", "2")[0].Version
+	for want, args := range map[string][]string{
+		"1 2 3 4": {}, "1 2 3": {"--sink", "search"}, "4": {"--since", "2h"}, "1 2 3 ": {"--until", "2h"},
+		"2 3": {"--since", "2026-11-22T09:00:00Z", "--until", "2h"}, "1": {"--until", "2026-11-22T09:00:00Z"},
+		"2 3 4": {"--min-version", fmt.Sprint(version)}, "1 2": {"--max-version", fmt.Sprint(version)}, "2": {"--min-version", fmt.Sprint(version), "--max-version", fmt.Sprint(version)},
+	} {
+		keys := map[string]bool{}
+		for _, l := range c.letters(args...) {
+			keys[l.Key] = true
+		}
+		got := ""
+		for _, key := range []string{"1", "2", "3", "4"} {
+			if keys[key] {
+				got += " " + key
+			}
+		}
+		if strings.TrimSpace(got) != strings.TrimSpace(want) {
+			t.Errorf("%q chooses %s, want %s", args, got, want)
+		}
+	}
+	var groups []dlq.Group
+	got := c.run("dlq", "group", "-o", "json")
+	if err := json.Unmarshal([]byte(got.stdout), &groups); err != nil || len(groups) != 3 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	g, first := groups[0], c.letters("--key", "1")[0]
+	if g.Count != 2 || g.Sink != "search" || g.Example != first.ID || !g.FirstSeen.Equal(first.FirstFailed) || !g.LastSeen.Equal(first.FirstFailed.Add(time.Hour)) || fmt.Sprint(g.Tables) != "[bank.questions]" || g.Fingerprint != first.Fingerprint {
+		t.Errorf("%+v", g)
+	}
+	if got := c.run("dlq", "group", "--sink", "search"); got.code != 0 || strings.Count(got.stdout, "\n") != 3 || !strings.Contains(got.stdout, g.Fingerprint+"  2") {
+		t.Errorf("%+v", got)
+	}
+	if got := c.run("dlq", "list", "-o", "yaml", "--key", "1"); got.code != 0 || !strings.HasPrefix(got.stdout, "- id: "+first.ID+"\n  sink: search\n") || !strings.Contains(got.stdout, fmt.Sprintf("version: %d\n", first.Version)) {
+		t.Errorf("%+v", got)
+	}
+	for want, args := range map[string][]string{
+		`--sink: there is no sink "cash"; there are cache, search`:                                                         {"--sink", "cash"},
+		`--table: "orders" is not db.table; write for example shop.orders`:                                                 {"--table", "orders"},
+		`--class: "poison" is not known; use one of [mapping too_large undecodable key wrong_type shape no_table refused]`: {"--class", "poison"},
+		`--since: "monday" is no time; write how long ago, such as 2h, or a time such as 2026-11-26T03:00:00Z`:             {"--since", "monday"},
+		`--until: "-2h" is no time; write how long ago, such as 2h, or a time such as 2026-11-26T03:00:00Z`:                {"--until", "-2h"},
+		`--until: is not after since, so no letter can be chosen`:                                                          {"--since", "1h", "--until", "2h"},
+		`--min-version: "0" is no version; use a number from 1 to 2^53-1`:                                                  {"--min-version", "0"},
+		`--max-version: 1 is below min_version, so no letter can be chosen`:                                                {"--min-version", "2", "--max-version", "1"},
+		`--key: is empty; leave it out to choose all`:                                                                      {"--key", ""},
+		`unknown flag --fingerprnt; did you mean --fingerprint?; see lockstep dlq replay --help`:                           {"--fingerprnt", "x"},
+	} {
+		if got := c.run(append([]string{"dlq", "replay"}, args...)...); got.code != 2 || got.stderr != "lockstep: "+want+"\n" {
+			t.Errorf("%q: %+v, want %s", args, got, want)
+		}
+	}
+	if got := c.run("audit", "list"); got.stdout != "no acts\n" {
+		t.Errorf("a mistake became an act: %+v", got)
+	}
+}
