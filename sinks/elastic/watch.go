@@ -164,7 +164,11 @@ func (s *Sink) restore(ctx context.Context, t *table) error {
 		return err
 	}
 	t.work.Lock()
-	lost, err := s.refill(ctx, t)
+	index, err := s.look(ctx, t) // a change may have made it since
+	lost := false
+	if err == nil && index == nil {
+		lost, err = s.refill(ctx, t)
+	}
 	t.work.Unlock()
 	if lost {
 		t.forget()

@@ -260,3 +260,22 @@ func TestAnAlteredTableIsComparedWithItsIndexBeforeItsFirstRow(t *testing.T) {
 		t.Errorf("troubles after the rebuild: %+v", all)
 	}
 }
+
+// A change may make the index while the watch asks the source for its table.
+func TestAnIndexThatIsMadeUnderTheWatchIsNotLost(t *testing.T) {
+	s := openStore(t, nil)
+	told := 0
+	s.Refill = func(context.Context, cdc.TableName, bool) (bool, error) { told++; return false, nil }
+	describe := s.describe
+	s.describe = func(ctx context.Context, n cdc.TableName) (cdc.Table, error) {
+		s.describe = describe
+		if out := verdictOf(t, s, sinktest.Upsert(1, 1, "x")); out.Verdict != sinks.Applied {
+			t.Error(out)
+		}
+		return describe(ctx, n)
+	}
+	err := s.watch(t.Context(), func(context.Context) ([]cdc.TableName, error) { return []cdc.TableName{sinktest.Questions.Name}, nil })
+	if err != nil || told != 1 {
+		t.Errorf("told %d times that there is no index, %v; want once, before it was made", told, err)
+	}
+}
