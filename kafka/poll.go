@@ -110,6 +110,9 @@ func (p *poller) request(asks []*ask) {
 			a.end(nil, err)
 		case answer == nil:
 			a.end(nil, protocol.ErrNoPartition)
+		case silent(a, answer) && answer.HighWatermark > a.offset && len(asks) > 1:
+			// A batch larger than was asked for goes only to the first that has news.
+			go p.request([]*ask{a})
 		case silent(a, answer) && soon.Before(a.until):
 			again = append(again, a)
 		default:
