@@ -311,8 +311,12 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 				f.Detail = strings.Join(notes, "; ")
 			}
 			if err == nil && len(notes) == 0 && known != nil { // no index yet, or no more
+				var written bool
 				var done int64
-				if done, err = p.committed(ctx, name, t.Name); err == nil && done > 0 {
+				if written, err = p.hasRecords(ctx, t.Name); err == nil && written {
+					done, err = p.committed(ctx, name, t.Name)
+				}
+				if err == nil && done > 0 {
 					err = fmt.Errorf("its index is gone; run the sink (lockstep sink %s): within a minute it makes the index again and has the capture copy the table", name)
 				}
 			}

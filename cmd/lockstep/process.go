@@ -456,11 +456,11 @@ func (p *process) newRefill(sink string, log *letterLog) refill {
 
 // committed is how many changes of a table were committed for a sink.
 func (p *process) committed(ctx context.Context, sink string, t cdc.TableName) (done int64, err error) {
-	topics, err := p.topicsOf(ctx, func(other cdc.TableName) bool { return other == t })
-	if err != nil || len(topics) == 0 {
+	topic, err := kafka.ChangeTopic(p.cfg.Prefix, t)
+	if err != nil {
 		return 0, err
 	}
-	_, committed, err := p.kafka.Progress(ctx, p.group(sink), topics[0])
+	_, committed, err := p.kafka.Progress(ctx, p.group(sink), topic)
 	for _, offset := range committed {
 		done += offset
 	}
