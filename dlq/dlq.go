@@ -3,9 +3,8 @@
 // A dead letter is a row that has gone stale in one store, not a lost message:
 // the refused record stands untouched in the letters' topic of the sink, with
 // headers that say why, until the store has that change or a newer one, or until
-// a person decides to leave it. Every step is a record at the end of that topic,
-// so nothing is ever changed in place and a crash between two steps repeats one
-// that the store's guard makes harmless.
+// a person decides to leave it. The topic is compacted: the newest record of a key is
+// the letter of that row, whole, or its end, which Kafka forgets after a week.
 package dlq
 
 import (
@@ -38,21 +37,35 @@ type Log interface {
 type Letters struct {
 	Sink  string // the sink's name
 	Topic string // kafka.LettersTopic of the pipeline's prefix and the sink
+	App   string // the version of this program
 	Log   Log
 }
 
-// Topic says what the letters' topic of a sink must be. It keeps letters for ever
-// and has the partitions of the change topics, because a letter goes to the
-// partition its record came from. maxRecordBytes is the largest record of a change
-// topic; the publisher of letters must take HeaderBytes more as well.
+const (
+	// History is how long the end of a letter can be read.
+	History = 7 * 24 * time.Hour
+	// unsettled is how long the topic keeps every record. A letter that was overwritten
+	// by what an older writer had to say of its row is found and written again by the
+	// owner of its partition; this is the time it has for that.
+	unsettled = 24 * time.Hour
+)
+
+// Topic says what the letters' topic of a sink must be. It keeps the newest record of
+// each key for ever and the end of a letter for a week, and has the partitions of the
+// change topics, because a letter goes to the partition its record came from.
+// maxRecordBytes is the largest record of a change topic; the publisher of letters must
+// take HeaderBytes more as well.
 func Topic(prefix, sink string, partitions, maxRecordBytes int) kafka.TopicSpec {
 	return kafka.TopicSpec{
 		Name:       kafka.LettersTopic(prefix, sink),
 		Partitions: partitions,
+		Compacted:  true,
+		Mend:       "a topic of dead letters that is not compacted was made by an older lockstep, with letters of format 1: settle them with that one (lockstep dlq replay, lockstep dlq skip), then delete the topic; it is made again",
 		Configs: map[string]string{
-			"retention.ms":      "-1",
-			"retention.bytes":   "-1",
-			"max.message.bytes": strconv.Itoa(maxRecordBytes + HeaderBytes + 1024),
+			"delete.retention.ms":   strconv.FormatInt(History.Milliseconds(), 10),
+			"min.compaction.lag.ms": strconv.FormatInt(unsettled.Milliseconds(), 10),
+			"segment.ms":            strconv.FormatInt(unsettled.Milliseconds(), 10), // only older segments are compacted
+			"max.message.bytes":     strconv.Itoa(maxRecordBytes + HeaderBytes + 1024),
 		},
 	}
 }
@@ -60,17 +73,32 @@ func Topic(prefix, sink string, partitions, maxRecordBytes int) kafka.TopicSpec 
 // Bury writes the letter of a refused record and returns when it is safe, so that
 // the record's offset may be committed. Burying again makes no second letter.
 func (l *Letters) Bury(ctx context.Context, r sinks.Refusal) error {
-	return l.bury(ctx, r.Record, refused(l.Sink, r))
+	return l.bury(ctx, r.Record, l.refused(r))
 }
 
 func (l *Letters) bury(ctx context.Context, record kafka.Record, letter Letter) error {
-	record.Topic = l.Topic // and the partition stays
-	record.Time = time.Time{}
-	record.Headers = append(slices.Clip(record.Headers), letter.headers(Parked)...)
-	if err := l.Log.Produce(ctx, record); err != nil {
+	if err := l.Log.Produce(ctx, l.open(record, letter)); err != nil {
 		return fmt.Errorf("bury %s: %w", letter.Source, err)
 	}
 	return nil
+}
+
+// open is the record of an open letter, which holds a refused record.
+func (l *Letters) open(record kafka.Record, letter Letter) kafka.Record {
+	record.Topic = l.Topic // and the partition stays
+	record.Time = time.Time{}
+	record.Key = []byte(letter.key)
+	if record.Value == nil {
+		record.Value = []byte{} // without one Kafka would take it for an end
+	}
+	record.Headers = append(slices.Clip(record.Headers), letter.headers()...)
+	return record
+}
+
+// end is the record that closes a letter.
+func (l *Letters) end(letter Letter, state State, reason string) kafka.Record {
+	letter.State, letter.Closed, letter.App = state, clip(reason, textBytes), clip(l.App, nameBytes)
+	return kafka.Record{Topic: l.Topic, Partition: letter.place.Partition, Key: []byte(letter.key), Headers: letter.headers()}
 }
 
 // Skip closes a letter and leaves the store without the change. The reason is for
@@ -82,14 +110,9 @@ func (l *Letters) Skip(ctx context.Context, letter Letter, reason string) error 
 	return l.finish(ctx, letter, Skipped, reason)
 }
 
-// finish writes the record that closes a letter.
+// finish closes a letter.
 func (l *Letters) finish(ctx context.Context, letter Letter, state State, reason string) error {
-	letter.Reason = clip(reason, textBytes)
-	r := kafka.Record{Topic: l.Topic, Partition: letter.place.Partition, Headers: letter.headers(state)}
-	if !letter.noKey {
-		r.Key = []byte(letter.key)
-	}
-	if err := l.Log.Produce(ctx, r); err != nil {
+	if err := l.Log.Produce(ctx, l.end(letter, state, reason)); err != nil {
 		return fmt.Errorf("close letter %s as %s: %w", letter.ID, state, err)
 	}
 	return nil
@@ -120,7 +143,11 @@ func (f Filter) takes(l *Letter) bool {
 func (l *Letters) List(ctx context.Context, f Filter) ([]Letter, error) {
 	open := make(map[identity]entry)
 	err := l.Log.ReadAll(ctx, l.Topic, func(r kafka.Record) error {
-		fold(open, read(l.Sink, r), f)
+		letter, err := l.read(r)
+		if err != nil {
+			return err
+		}
+		fold(open, letter, f)
 		return nil
 	})
 	if err != nil {
@@ -145,15 +172,15 @@ type entry struct {
 	letter  *Letter
 }
 
-// fold takes the next record of the topic into the open letters. A closing record
-// closes what stands before it: a row that is refused again later is a letter
-// again.
+// fold takes the next record of the topic into the open letters. What an older writer
+// has to say of a row does not overwrite a newer letter; the end of a letter closes what
+// stands before it: a row that is refused again later is a letter again.
 func fold(open map[identity]entry, l Letter, f Filter) {
 	id := l.identity()
 	e, known := open[id]
 	switch {
-	case known && e.version > l.Version: // an older change, or the end of one
-	case l.state != Parked:
+	case known && e.version > l.Version:
+	case !l.State.Open():
 		delete(open, id)
 	case f.takes(&l):
 		open[id] = entry{l.Version, &l}

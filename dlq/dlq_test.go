@@ -58,14 +58,14 @@ func (m *memory) ReadAll(_ context.Context, topic string, fn func(kafka.Record) 
 
 func newLetters() (*Letters, *memory) {
 	m := &memory{}
-	return &Letters{Sink: "es", Topic: "shop.dlq.es", Log: m}, m
+	return &Letters{Sink: "es", Topic: "shop.dlq.es", App: "1.2.3", Log: m}, m
 }
 
 // refusal is what a worker buries: a real record of the change.
 func refusal(id int, v cdc.Version, reason string) sinks.Refusal {
 	c := &cdc.Change{
 		Table: questions, Op: cdc.OpUpdate, Version: v, GTID: "a-b-c:7",
-		CommitMicros: time.Now().UnixMicro(),
+		CommitMicros: failed.Add(-time.Second).UnixMicro(),
 		Key:          fmt.Appendf(nil, `{"id":%d}`, id),
 		After:        fmt.Appendf(nil, `{"id":%d,"title":"t%d"}`, id, v),
 	}
@@ -130,7 +130,7 @@ func TestALetterIsTheUntouchedRecordWithItsReason(t *testing.T) {
 
 	got := log.records["shop.dlq.es"][0]
 	expect(t, "partition", got.Partition, 3)
-	expect(t, "key", string(got.Key), string(r.Record.Key))
+	expect(t, "key", string(got.Key), `bank.questions/{"id":7}`)
 	expect(t, "value", string(got.Value), string(r.Record.Value))
 	expect(t, "own headers", got.Headers[:len(own)], own)
 	headers := map[string]string{}
@@ -139,26 +139,32 @@ func TestALetterIsTheUntouchedRecordWithItsReason(t *testing.T) {
 	}
 	const reason = "mapper_parsing_exception: failed to parse field [price] of type [long]. Preview of field's value: '?'"
 	expect(t, "headers", headers, map[string]string{
-		"lockstep.letter.format":                "1",
+		"lockstep.letter.format":                "2",
 		"lockstep.letter.state":                 "parked",
 		"lockstep.letter.sink":                  "es",
 		"lockstep.letter.topic":                 "shop.bank.questions",
 		"lockstep.letter.partition":             "3",
 		"lockstep.letter.offset":                "5",
+		"lockstep.letter.record_key":            `{"id":7}`,
 		"lockstep.letter.table":                 "bank.questions",
 		"lockstep.letter.key":                   "7",
 		"lockstep.letter.version":               "4398046511109",
 		"lockstep.letter.gtid":                  "a-b-c:7",
+		"lockstep.letter.committed":             "2026-11-22T08:15:29.123456Z",
 		"lockstep.letter.class":                 "mapping",
+		"lockstep.letter.stage":                 "apply",
 		"lockstep.letter.reason":                reason,
 		"lockstep.letter.first_failed":          "2026-11-22T08:15:30.123456Z",
 		"lockstep.letter.last_failed":           "2026-11-22T08:15:31.123456Z",
 		"lockstep.letter.fingerprint":           headers["lockstep.letter.fingerprint"],
 		"x-retry-count":                         "5",
+		"lockstep.letter.app":                   "1.2.3",
 		"__connect.errors.topic":                "shop.bank.questions",
 		"__connect.errors.partition":            "3",
 		"__connect.errors.offset":               "5",
 		"__connect.errors.connector.name":       "es",
+		"__connect.errors.task.id":              "3",
+		"__connect.errors.stage":                "TASK_PUT",
 		"__connect.errors.exception.class.name": "mapping",
 		"__connect.errors.exception.message":    reason,
 	})
@@ -171,16 +177,20 @@ func TestALetterIsTheUntouchedRecordWithItsReason(t *testing.T) {
 	expect(t, "listed", string(text), `{
  "id": "`+letter.ID+`",
  "sink": "es",
+ "state": "parked",
  "table": "bank.questions",
  "key": "7",
  "version": 4398046511109,
  "gtid": "a-b-c:7",
+ "committed": "2026-11-22T08:15:29.123456Z",
  "class": "mapping",
+ "stage": "apply",
  "reason": "`+reason+`",
  "retries": 5,
  "first_failed": "2026-11-22T08:15:30.123456Z",
  "last_failed": "2026-11-22T08:15:31.123456Z",
  "fingerprint": "`+headers["lockstep.letter.fingerprint"]+`",
+ "app": "1.2.3",
  "source": {
   "topic": "shop.bank.questions",
   "partition": 3,
@@ -205,17 +215,30 @@ func TestTheLargestHeadersFitTheRoomTheyAreGiven(t *testing.T) {
 	r.Change.Table = cdc.TableName{DB: strings.Repeat("€", 64), Table: strings.Repeat("€", 64)}
 	r.Change.Key = fmt.Appendf(nil, `{"id":"%s"}`, strings.Repeat("€", 1000))
 	r.Change.GTID = strings.Repeat("g", 5000)
+	r.Record.Key = r.Change.Key
+	for range 20 {
+		r.Change.Left = append(r.Change.Left, bytes.Repeat([]byte("x"), leftBytes/10))
+	}
+	l.App = strings.Repeat("v", 5000)
 	bury(t, l, r)
 	got := log.records[l.Topic][0]
 	if grown := got.Size() - r.Record.Size(); grown > HeaderBytes {
 		t.Errorf("a letter is %d bytes larger than its record, HeaderBytes is %d", grown, HeaderBytes)
 	}
-	for _, h := range got.Headers {
+	for _, h := range got.Headers[len(r.Record.Headers):] {
+		if h.Key == HeaderLeft || h.Key == HeaderRecordKey {
+			continue
+		}
 		if !utf8.Valid(h.Value) || len(h.Value) > textBytes {
 			t.Errorf("header %s is not valid text of at most %d bytes: %q", h.Key, textBytes, h.Value)
 		}
 	}
-	expect(t, "table", list(t, l, Filter{})[0].Table, r.Change.Table.String())
+	if len(got.Key) > keyBytes {
+		t.Errorf("the key has %d bytes", len(got.Key))
+	}
+	letter := list(t, l, Filter{})[0]
+	expect(t, "table", letter.Table, r.Change.Table.String())
+	expect(t, "images that it stands for", len(letter.left), 10)
 }
 
 func TestOneLetterIsOpenPerRowTheNewest(t *testing.T) {
@@ -249,8 +272,10 @@ func TestAClosedLetterIsGoneUntilTheRowIsRefusedAgain(t *testing.T) {
 
 func TestUndecodableRecordsStandForThemselves(t *testing.T) {
 	l, log := newLetters()
-	bury(t, l, undecodable(1, nil), undecodable(2, nil), undecodable(3, []byte("k")), undecodable(4, []byte("k")), undecodable(4, []byte("k")))
-	if err := log.Produce(t.Context(), kafka.Record{Topic: l.Topic, Value: []byte("by hand")}); err != nil {
+	empty := undecodable(6, nil)
+	empty.Record.Value = nil
+	bury(t, l, undecodable(1, nil), undecodable(2, nil), undecodable(3, []byte("k")), undecodable(4, []byte("k")), undecodable(4, []byte("k")), empty)
+	if err := log.Produce(t.Context(), kafka.Record{Topic: l.Topic, Key: []byte("k"), Value: []byte("by hand")}); err != nil {
 		t.Fatal(err)
 	}
 	letters := list(t, l, Filter{})
@@ -260,8 +285,16 @@ func TestUndecodableRecordsStandForThemselves(t *testing.T) {
 	}
 	slices.Sort(places)
 	expect(t, "open", places, []string{
-		"shop.bank.questions/1/1", "shop.bank.questions/1/2", "shop.bank.questions/1/3", "shop.bank.questions/1/4", "shop.dlq.es/0/5",
+		"shop.bank.questions/1/1", "shop.bank.questions/1/2", "shop.bank.questions/1/3", "shop.bank.questions/1/4", "shop.bank.questions/1/6", "shop.dlq.es/0/6",
 	})
+	if err := l.Records(t.Context(), letters, func(letter Letter, r kafka.Record) error {
+		if letter.Source.Offset == 6 && letter.Source.Topic != l.Topic {
+			expect(t, "a record without key and value keeps having none", []bool{r.Key == nil, r.Value == nil}, []bool{true, true})
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.Replay(t.Context(), letters, nil, ReplayOptions{Progress: func(l Letter, r Result) {
 		if r.State != Parked || !strings.Contains(r.Reason, "could not be decoded") {
 			t.Errorf("replay of %s says %+v", l.ID, r)
@@ -275,6 +308,36 @@ func TestUndecodableRecordsStandForThemselves(t *testing.T) {
 		}
 	}
 	expect(t, "open after skipping", len(list(t, l, Filter{})), 0)
+}
+
+// A letter of another format means what nobody here knows: nothing is done with any.
+func TestALetterOfAnotherFormatIsRefusedByName(t *testing.T) {
+	l, log := newLetters()
+	bury(t, l, refusal(1, base+1, "a"))
+	for _, format := range []string{"1", "3"} {
+		r := refusal(2, base+1, "a").Record
+		r.Topic, r.Key = l.Topic, []byte("k")
+		r.Headers = append(r.Headers, cdc.Header{Key: HeaderFormat, Value: []byte(format)}, cdc.Header{Key: HeaderApp, Value: []byte("0.9")})
+		log.records[l.Topic] = append(log.records[l.Topic][:1], r)
+		_, err := l.List(t.Context(), Filter{})
+		if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), `has format "`+format+`" and this lockstep knows 2; settle it with the lockstep that wrote it (header lockstep.letter.app: "0.9")`) {
+			t.Errorf("format %s: %v", format, err)
+		}
+	}
+}
+
+// What a stranger writes over a letter, a bare end of its key too, hides no row.
+func TestWhatIsNoLetterHidesNone(t *testing.T) {
+	l, log := newLetters()
+	bury(t, l, refusal(1, base+1, "a"))
+	key := log.records[l.Topic][0].Key
+	for _, r := range []kafka.Record{{Key: key}, {Key: key, Value: []byte("?")}} {
+		r.Topic = l.Topic
+		if err := log.Produce(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(t, "open", rows(list(t, l, Filter{})), "1@1")
 }
 
 func TestALetterThatLandedInASourceTopicIsBuriedWholeAsWell(t *testing.T) {
@@ -440,7 +503,13 @@ func TestAReplayClosesWhatTheStoreTakesAndBuriesTheRestAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	closing := log.records[l.Topic][6]
-	expect(t, "closing record", []string{string(closing.Key), fmt.Sprint(closing.Value == nil), fmt.Sprint(closing.Partition)}, []string{`{"id":1}`, "true", "3"})
+	expect(t, "closing record", []string{string(closing.Key), fmt.Sprint(closing.Value == nil), fmt.Sprint(closing.Partition)}, []string{`bank.questions/{"id":1}`, "true", "3"})
+	end, err := l.read(closing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "the end tells everything but the row", []any{end.State, end.Closed, end.Reason, end.Version, end.GTID, end.Key, end.FirstFailed},
+		[]any{Resolved, "replayed", "a", base + 1, "a-b-c:7", "1", failed})
 }
 
 // What a barrier has taken away comes back by no replay, and the store need not be

@@ -3,8 +3,10 @@ package dlq
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,16 +17,16 @@ import (
 	"lockstep/sinks"
 )
 
-// A letter is the refused record itself, key, value and headers untouched, with
-// these headers behind its own. HeaderFormat is the first of them: everything
-// before its last occurrence belongs to the refused record.
+// An open letter is one record of the letters' topic: its value is the refused record's
+// value, and behind that record's own headers stand these. HeaderFormat is the first of
+// them: everything before its last occurrence belongs to the refused record. The record
+// that closes a letter has its key, these headers and no value, so that Kafka forgets it
+// some time later (History).
 const (
-	// HeaderFormat is the format number of the letter's headers, now 1.
+	// HeaderFormat is the format number of the letter's headers, now 2. Format 1 was that
+	// of a topic that was not compacted.
 	HeaderFormat = "lockstep.letter.format"
-	// HeaderState is parked for a letter. A record with another state closes the
-	// letters of its key that stand before it and are not newer: resolved (the
-	// store has the change), superseded (the store has a newer one) or skipped (a
-	// person decided to leave it).
+	// HeaderState is one of the States.
 	HeaderState = "lockstep.letter.state"
 	// HeaderSink is the name of the sink that refused the record.
 	HeaderSink = "lockstep.letter.sink"
@@ -33,26 +35,38 @@ const (
 	HeaderTopic     = "lockstep.letter.topic"
 	HeaderPartition = "lockstep.letter.partition"
 	HeaderOffset    = "lockstep.letter.offset"
+	// HeaderRecordKey is the key of the refused record; it is missing when that has
+	// none. HeaderNoValue is there when that has no value.
+	HeaderRecordKey = "lockstep.letter.record_key"
+	HeaderNoValue   = "lockstep.letter.no_value"
+	// HeaderLeft is there once for each row image of an older change that the refused
+	// one stands for, of a table whose rows move in the store.
+	HeaderLeft = "lockstep.letter.left"
 	// HeaderTable ("db.table"), HeaderKey (the primary key as text, cut at 1 KiB),
-	// HeaderVersion and HeaderGTID are missing when the record could not be decoded.
-	HeaderTable   = "lockstep.letter.table"
-	HeaderKey     = "lockstep.letter.key"
-	HeaderVersion = "lockstep.letter.version"
-	HeaderGTID    = "lockstep.letter.gtid"
-	// HeaderClass is one of sinks.Classes.
+	// HeaderVersion, HeaderGTID and HeaderCommitted (the commit time in the source) are
+	// missing when the record could not be decoded.
+	HeaderTable     = "lockstep.letter.table"
+	HeaderKey       = "lockstep.letter.key"
+	HeaderVersion   = "lockstep.letter.version"
+	HeaderGTID      = "lockstep.letter.gtid"
+	HeaderCommitted = "lockstep.letter.committed"
+	// HeaderClass is one of sinks.Classes, and HeaderStage one of decode, shape and apply.
 	HeaderClass = "lockstep.letter.class"
-	// HeaderReason is the store's own answer, without quoted values, cut at 1 KiB;
-	// in a record that closes letters it is why they were closed.
+	HeaderStage = "lockstep.letter.stage"
+	// HeaderReason is the store's own answer, without quoted values, cut at 1 KiB.
 	HeaderReason = "lockstep.letter.reason"
-	// HeaderFirstFailed and HeaderLastFailed are times in RFC 3339.
+	// HeaderFirstFailed and HeaderLastFailed are times in RFC 3339, as all here are.
 	HeaderFirstFailed = "lockstep.letter.first_failed"
 	HeaderLastFailed  = "lockstep.letter.last_failed"
 	// HeaderFingerprint is the same for letters with the same cause: a hash of
 	// sink, table, class and the reason without its numbers and values.
 	HeaderFingerprint = "lockstep.letter.fingerprint"
-	// HeaderRetryCount is how often the record was tried again: by the worker before
-	// it became a letter, and by every replay since.
+	// HeaderRetryCount is how often the record was tried again.
 	HeaderRetryCount = "x-retry-count"
+	// HeaderApp is the version of lockstep that wrote the letter.
+	HeaderApp = "lockstep.letter.app"
+	// HeaderClosed is why a letter was closed.
+	HeaderClosed = "lockstep.letter.closed"
 )
 
 // The names by which Kafka Connect describes a dead letter, for tools that know
@@ -62,6 +76,8 @@ const (
 	ConnectPartition = "__connect.errors.partition"
 	ConnectOffset    = "__connect.errors.offset"
 	ConnectSink      = "__connect.errors.connector.name"
+	ConnectTask      = "__connect.errors.task.id"
+	ConnectStage     = "__connect.errors.stage"
 	ConnectClass     = "__connect.errors.exception.class.name"
 	ConnectReason    = "__connect.errors.exception.message"
 )
@@ -69,24 +85,32 @@ const (
 // HeaderBytes is more than a letter is larger than the record it holds. The
 // letters' topic and its publisher must take records that much larger than the
 // change topics do, or the largest row could not be buried.
-const HeaderBytes = 8 << 10
+const HeaderBytes = 16<<10 + leftBytes
 
 const (
-	letterFormat = "1"
+	letterFormat = "2"
 	// textBytes bounds the key and the reason in a header.
 	textBytes = 1 << 10
 	// nameBytes bounds a name: MySQL's are at most 64 characters of 3 bytes.
 	nameBytes = 512
+	// keyBytes bounds the key of a letter: of a longer one its hash stands there.
+	keyBytes = 1536
+	// leftBytes bounds the images of HeaderLeft. What is beyond is not kept.
+	leftBytes = 64 << 10
 )
 
-// State of a letter, or of the record that closes one.
+// State of a letter.
 type State string
 
+// A letter is parked, or retrying and then exhausted, until it is closed by one of the
+// others.
 const (
-	Parked     State = "parked"
-	Resolved   State = "resolved"
-	Superseded State = "superseded"
-	Skipped    State = "skipped"
+	Parked     State = "parked"     // refused for good: it waits for a change of its row, or for a person
+	Retrying   State = "retrying"   // refused for now: it is tried again by itself
+	Exhausted  State = "exhausted"  // it was, as often as worker.retries says, and waits as a parked one does
+	Resolved   State = "resolved"   // the store has the change
+	Superseded State = "superseded" // the store has a newer one of the row, or the row is gone
+	Skipped    State = "skipped"    // a person, or the configuration, has decided to leave it
 )
 
 // What a dry run says of a letter that a replay would not leave parked. No letter is
@@ -95,6 +119,12 @@ const (
 	WouldApply     State = "would be applied"
 	WouldSupersede State = "would be superseded"
 )
+
+// States lists every State: first the open ones, in the order of a letter's life.
+var States = []State{Parked, Retrying, Exhausted, Resolved, Superseded, Skipped}
+
+// Open reports whether a letter in this state waits for something.
+func (s State) Open() bool { return s == Parked || s == Retrying || s == Exhausted }
 
 // Place is a record's place in Kafka.
 type Place struct {
@@ -109,129 +139,212 @@ func (p Place) String() string { return fmt.Sprintf("%s/%d/%d", p.Topic, p.Parti
 type Letter struct {
 	// ID names the letter within its pipeline, "search-5f0c2a91d37e". It is made of
 	// sink, table and key, so that it stays when a replay is refused again.
-	ID   string `json:"id"`
-	Sink string `json:"sink"`
-	// Table, Key and Version are empty when the record could not be decoded.
+	ID    string `json:"id"`
+	Sink  string `json:"sink"`
+	State State  `json:"state"`
+	// Table, Key, Version, GTID and Committed are empty when the record could not be
+	// decoded.
 	Table       string      `json:"table,omitempty"` // db.table
 	Key         string      `json:"key,omitempty"`   // the primary key as text
 	Version     cdc.Version `json:"version,omitempty"`
 	GTID        string      `json:"gtid,omitempty"`
+	Committed   time.Time   `json:"committed,omitzero"`
 	Class       sinks.Class `json:"class"`
+	Stage       string      `json:"stage"`
 	Reason      string      `json:"reason"`
 	Retries     int         `json:"retries"`
 	FirstFailed time.Time   `json:"first_failed"`
 	LastFailed  time.Time   `json:"last_failed"`
 	Fingerprint string      `json:"fingerprint"`
+	App         string      `json:"app,omitempty"`    // the version of lockstep that wrote it
+	Closed      string      `json:"closed,omitempty"` // why, when it is
 	// Source is the place of the refused record.
 	Source Place `json:"source"`
 	// Bytes of the refused record's key and value.
 	Bytes int `json:"bytes"`
 
-	place Place
-	state State
-	key   string // the record's key, byte for byte
-	noKey bool   // the record has no key
+	place     Place    // in the letters' topic
+	key       string   // of the letter
+	recordKey []byte   // of the refused record; nil when it has none
+	noValue   bool     // the refused record has none
+	left      [][]byte // see HeaderLeft
 }
 
 // Replayable reports whether the letter holds a change that can be applied. A
 // record that could not be decoded can only be looked at and skipped.
 func (l Letter) Replayable() bool { return l.Table != "" }
 
+// rowKey is the key of a row's letter: of (table, primary key) one can be open.
+func rowKey(table cdc.TableName, key []byte) string {
+	text := table.String() + "/" + string(key)
+	if len(text) > keyBytes {
+		return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(text)))
+	}
+	return text
+}
+
 // refused is the letter of a refusal; it has no place yet.
-func refused(sink string, r sinks.Refusal) Letter {
-	l := Letter{
-		Sink:        sink,
+func (l *Letters) refused(r sinks.Refusal) Letter {
+	letter := Letter{
+		Sink:        l.Sink,
+		State:       Parked,
 		Class:       r.Class,
+		Stage:       stage(r.Class),
 		Reason:      clip(redact(r.Class, r.Reason), textBytes),
 		Retries:     r.Retries,
 		FirstFailed: r.FirstFailed,
 		LastFailed:  r.LastFailed,
+		App:         clip(l.App, nameBytes),
 		Source:      Place{r.Record.Topic, r.Record.Partition, r.Record.Offset},
+		recordKey:   r.Record.Key,
+		noValue:     r.Record.Value == nil,
 	}
+	letter.key = letter.Source.String() // what nobody can read stands for itself
 	if c := r.Change; c != nil {
-		l.Table = clip(c.Table.String(), nameBytes)
-		l.Version = c.Version
-		l.GTID = clip(c.GTID, nameBytes)
+		letter.key = rowKey(c.Table, c.Key)
+		letter.Table = clip(c.Table.String(), nameBytes)
+		letter.Version = c.Version
+		letter.GTID = clip(c.GTID, nameBytes)
+		if c.CommitMicros > 0 {
+			letter.Committed = time.UnixMicro(c.CommitMicros).UTC()
+		}
 		if text, err := cdc.KeyText(c.Key); err == nil {
-			l.Key = clip(text, textBytes)
+			letter.Key = clip(text, textBytes)
+		}
+		room := leftBytes
+		for _, image := range c.Left {
+			if room -= len(image); room < 0 {
+				break
+			}
+			letter.left = append(letter.left, image)
 		}
 	}
-	l.Fingerprint = fingerprint(l.Sink, l.Table, l.Class, l.Reason)
-	return l
+	letter.Fingerprint = fingerprint(letter.Sink, letter.Table, letter.Class, letter.Reason)
+	return letter
 }
 
-// headers are those of the letter, in the state it is to have.
-func (l Letter) headers(state State) []cdc.Header {
+// stage is how far a refused record had come.
+func stage(c sinks.Class) string {
+	switch c {
+	case sinks.ClassUndecodable:
+		return "decode"
+	case sinks.ClassShape:
+		return "shape"
+	}
+	return "apply"
+}
+
+// connectStages are Kafka Connect's names of the stages.
+var connectStages = map[string]string{"decode": "VALUE_CONVERTER", "shape": "TRANSFORMATION", "apply": "TASK_PUT"}
+
+// headers are those of the letter in its state.
+func (l Letter) headers() []cdc.Header {
 	var h []cdc.Header
 	add := func(key, value string) {
 		if value != "" {
 			h = append(h, cdc.Header{Key: key, Value: []byte(value)})
 		}
 	}
+	when := func(key string, t time.Time) {
+		if !t.IsZero() {
+			add(key, t.UTC().Format(time.RFC3339Nano))
+		}
+	}
 	add(HeaderFormat, letterFormat)
-	add(HeaderState, string(state))
+	add(HeaderState, string(l.State))
 	add(HeaderSink, l.Sink)
 	add(HeaderTopic, l.Source.Topic)
 	add(HeaderPartition, strconv.Itoa(l.Source.Partition))
 	add(HeaderOffset, strconv.FormatInt(l.Source.Offset, 10))
+	if l.recordKey != nil {
+		h = append(h, cdc.Header{Key: HeaderRecordKey, Value: l.recordKey})
+	}
+	if l.noValue {
+		add(HeaderNoValue, "true")
+	}
 	add(HeaderTable, l.Table)
 	add(HeaderKey, l.Key)
 	if l.Version != 0 {
 		add(HeaderVersion, l.Version.String())
 	}
 	add(HeaderGTID, l.GTID)
+	when(HeaderCommitted, l.Committed)
 	add(HeaderClass, string(l.Class))
+	add(HeaderStage, l.Stage)
 	add(HeaderReason, l.Reason)
-	add(HeaderFirstFailed, l.FirstFailed.UTC().Format(time.RFC3339Nano))
-	add(HeaderLastFailed, l.LastFailed.UTC().Format(time.RFC3339Nano))
+	when(HeaderFirstFailed, l.FirstFailed)
+	when(HeaderLastFailed, l.LastFailed)
 	add(HeaderFingerprint, l.Fingerprint)
 	add(HeaderRetryCount, strconv.Itoa(l.Retries))
-	if state == Parked {
-		add(ConnectTopic, l.Source.Topic)
-		add(ConnectPartition, strconv.Itoa(l.Source.Partition))
-		add(ConnectOffset, strconv.FormatInt(l.Source.Offset, 10))
-		add(ConnectSink, l.Sink)
-		add(ConnectClass, string(l.Class))
-		add(ConnectReason, l.Reason)
+	add(HeaderApp, l.App)
+	add(HeaderClosed, l.Closed)
+	if !l.State.Open() {
+		return h
 	}
+	for _, image := range l.left {
+		h = append(h, cdc.Header{Key: HeaderLeft, Value: image})
+	}
+	add(ConnectTopic, l.Source.Topic)
+	add(ConnectPartition, strconv.Itoa(l.Source.Partition))
+	add(ConnectOffset, strconv.FormatInt(l.Source.Offset, 10))
+	add(ConnectSink, l.Sink)
+	add(ConnectTask, strconv.Itoa(l.Source.Partition))
+	add(ConnectStage, connectStages[l.Stage])
+	add(ConnectClass, string(l.Class))
+	add(ConnectReason, l.Reason)
 	return h
 }
 
+// ErrFormat is wrapped when a letter has another format number than this program knows.
+// Nobody can tell what it means, so whatever was to be done is not.
+var ErrFormat = errors.New("letter of another format")
+
 // read is the letter in a record of the letters' topic. What is none counts as an
 // undecodable record that was refused where it stands, so that it is seen.
-func read(sink string, r kafka.Record) Letter {
-	l := readHeaders(sink, r)
-	id := l.identity()
-	l.ID = fmt.Sprintf("%s-%x", sink, id[:6])
-	return l
+func (l *Letters) read(r kafka.Record) (Letter, error) {
+	letter, err := readHeaders(l.Sink, r)
+	letter.ID = letterID(l.Sink, letter.identity())
+	return letter, err
 }
 
-func readHeaders(sink string, r kafka.Record) Letter {
+func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	l := Letter{
-		Sink:  sink,
-		Bytes: len(r.Key) + len(r.Value),
-		place: Place{r.Topic, r.Partition, r.Offset},
-		key:   string(r.Key),
-		noKey: r.Key == nil,
+		Sink:      sink,
+		place:     Place{r.Topic, r.Partition, r.Offset},
+		key:       string(r.Key),
+		recordKey: r.Key,
 	}
 	own := ownHeaders(r.Headers)
 	values := make(map[string]string, len(r.Headers)-own)
 	for _, h := range r.Headers[own:] {
-		values[h.Key] = string(h.Value)
+		if values[h.Key] = string(h.Value); h.Key == HeaderLeft {
+			l.left = append(l.left, h.Value)
+		}
 	}
-	fail := func(reason string) Letter {
-		l.state, l.Class, l.Reason = Parked, sinks.ClassUndecodable, reason
+	fail := func(format string, args ...any) (Letter, error) {
+		l.Reason = "not a letter: " + fmt.Sprintf(format, args...)
+		l.State, l.Class, l.Stage = Parked, sinks.ClassUndecodable, stage(sinks.ClassUndecodable)
 		l.Source, l.FirstFailed, l.LastFailed = l.place, r.Time, r.Time
-		return l
+		l.Fingerprint = fingerprint(sink, "", l.Class, l.Reason)
+		if r.Value == nil {
+			l.State = Skipped // the end of what has no version; else it says nothing
+		}
+		return l, nil
 	}
-	if format := values[HeaderFormat]; format != letterFormat {
-		return fail(fmt.Sprintf("not a letter: header %s is %q, not %s", HeaderFormat, format, letterFormat))
+	format, ok := values[HeaderFormat]
+	switch {
+	case !ok:
+		return fail("header %s is missing", HeaderFormat)
+	case format != letterFormat:
+		return l, fmt.Errorf("%w: %s has format %q and this lockstep knows %s; settle it with the lockstep that wrote it (header %s: %q)",
+			ErrFormat, l.place, format, letterFormat, HeaderApp, values[HeaderApp])
 	}
-	l.state = State(values[HeaderState])
-	switch l.state {
-	case Parked, Resolved, Superseded, Skipped:
-	default:
-		return fail(fmt.Sprintf("not a letter: header %s is %q", HeaderState, l.state))
+	l.State = State(values[HeaderState])
+	if !slices.Contains(States, l.State) {
+		return fail("header %s is %q", HeaderState, l.State)
+	}
+	if l.State.Open() != (r.Value != nil) {
+		return fail("header %s is %q, and it has a value: %t", HeaderState, l.State, r.Value != nil)
 	}
 	var bad string
 	number := func(header string) int64 {
@@ -248,28 +361,43 @@ func readHeaders(sink string, r kafka.Record) Letter {
 		}
 		return t
 	}
+	l.recordKey = nil
+	if key, ok := values[HeaderRecordKey]; ok {
+		l.recordKey = []byte(key)
+	}
+	_, l.noValue = values[HeaderNoValue]
+	l.Bytes = len(l.recordKey) + len(r.Value)
 	l.Table = values[HeaderTable]
 	l.Key = values[HeaderKey]
 	l.GTID = values[HeaderGTID]
 	l.Class = sinks.Class(values[HeaderClass])
+	l.Stage = values[HeaderStage]
 	l.Reason = values[HeaderReason]
 	l.Retries = int(number(HeaderRetryCount))
 	l.FirstFailed = when(HeaderFirstFailed)
 	l.LastFailed = when(HeaderLastFailed)
 	l.Fingerprint = values[HeaderFingerprint]
+	l.App, l.Closed = values[HeaderApp], values[HeaderClosed]
 	l.Source = Place{values[HeaderTopic], int(number(HeaderPartition)), number(HeaderOffset)}
-	if text := values[HeaderVersion]; text != "" {
+	if values[HeaderVersion] != "" {
 		l.Version = cdc.Version(number(HeaderVersion))
 	}
-	if bad != "" {
-		return fail(fmt.Sprintf("not a letter: header %s is %q", bad, values[bad]))
+	if values[HeaderCommitted] != "" {
+		l.Committed = when(HeaderCommitted)
 	}
-	return l
+	if bad != "" {
+		return fail("header %s is %q", bad, values[bad])
+	}
+	return l, nil
 }
 
 // original is the refused record as it stood in its own topic.
 func original(l Letter, r kafka.Record) kafka.Record {
 	r.Topic, r.Partition, r.Offset = l.Source.Topic, l.Source.Partition, l.Source.Offset
+	r.Key = l.recordKey
+	if l.noValue {
+		r.Value = nil
+	}
 	r.Headers = r.Headers[:ownHeaders(r.Headers)]
 	return r
 }
@@ -285,18 +413,17 @@ func ownHeaders(headers []cdc.Header) int {
 	return len(headers)
 }
 
-// identity is equal for letters of which only one can be open: those of one row.
-// A record that could not be decoded stands for itself alone.
+// identity stands for the key of a letter. Of a key one letter can be open.
 type identity [16]byte
 
-func (l *Letter) identity() identity {
-	text := "row\x00" + l.Table + "\x00" + l.key
-	if l.Table == "" || l.noKey {
-		text = "record\x00" + l.Source.String()
-	}
-	sum := sha256.Sum256([]byte(text))
+func identify(key string) identity {
+	sum := sha256.Sum256([]byte(key))
 	return identity(sum[:16])
 }
+
+func (l *Letter) identity() identity { return identify(l.key) }
+
+func letterID(sink string, id identity) string { return fmt.Sprintf("%s-%x", sink, id[:6]) }
 
 var (
 	// Greedy, and only behind something that is no letter: "field's value: 'it's'".

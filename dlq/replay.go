@@ -105,6 +105,7 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 	if err != nil {
 		return stays("%v", err)
 	}
+	change.Left = letter.left
 	if change.Version <= r.opt.Barriers[change.Table.String()] {
 		return r.superseded(ctx, letter, "the table was emptied, dropped or copied anew since")
 	}
@@ -246,7 +247,7 @@ func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Resu
 		reason := cmp.Or(outcome.Reason, "the sink does not take this table any more")
 		return Result{Skipped, reason}, r.finish(ctx, letter, Skipped, reason)
 	case sinks.Transient, sinks.Poison:
-		again := refused(r.Sink, sinks.Refusal{
+		again := r.refused(sinks.Refusal{
 			Record: r.records[i], Change: &r.changes[i],
 			Class: outcome.Class, Reason: outcome.Reason,
 			Retries: letter.Retries + 1, FirstFailed: letter.FirstFailed, LastFailed: time.Now(),

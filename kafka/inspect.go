@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -113,7 +114,11 @@ func (c *Client) inspectTopic(ctx context.Context, spec TopicSpec, topic kafkago
 		switch key {
 		case "cleanup.policy", "message.timestamp.type":
 			if is[key] != want[key] {
-				fail(alter(key), "%s is %s and must be %s, or records would go missing", key, is[key], want[key])
+				fix := alter(key)
+				if key == "cleanup.policy" {
+					fix = cmp.Or(spec.Mend, fix)
+				}
+				fail(fix, "%s is %s and must be %s, or records would go missing", key, is[key], want[key])
 			}
 		case "max.message.bytes":
 			if got < wanted {

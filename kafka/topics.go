@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,6 +124,9 @@ type TopicSpec struct {
 	// Compacted topics keep the newest record of each key for ever; others keep
 	// every record for Config.Retention.
 	Compacted bool
+	// Mend is what is to be done when the topic exists with another cleanup policy; when
+	// empty, that the policy be changed.
+	Mend string
 	// Configs are set on a new topic beside or instead of what the client sets.
 	Configs map[string]string
 }
@@ -250,8 +254,8 @@ func (c *Client) checkCleanup(ctx context.Context, spec TopicSpec) error {
 				want = "compact"
 			}
 			if e.ConfigValue != want {
-				return final{fmt.Errorf("%w: %s has cleanup.policy=%s and must have %s, or records would go missing; change it with kafka-configs.sh --entity-type topics --entity-name %s --alter --add-config cleanup.policy=%s",
-					ErrTopic, spec.Name, e.ConfigValue, want, spec.Name, want)}
+				mend := cmp.Or(spec.Mend, fmt.Sprintf("change it with kafka-configs.sh --entity-type topics --entity-name %s --alter --add-config cleanup.policy=%s", spec.Name, want))
+				return final{fmt.Errorf("%w: %s has cleanup.policy=%s and must have %s, or records would go missing; %s", ErrTopic, spec.Name, e.ConfigValue, want, mend)}
 			}
 		}
 	}

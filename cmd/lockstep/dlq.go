@@ -120,7 +120,7 @@ type desk struct {
 
 // box is the letter box of a sink.
 func (d *desk) box(sink string) *dlq.Letters {
-	return &dlq.Letters{Sink: sink, Topic: kafka.LettersTopic(d.cfg.Prefix, sink), Log: d.log}
+	return &dlq.Letters{Sink: sink, Topic: kafka.LettersTopic(d.cfg.Prefix, sink), App: version, Log: d.log}
 }
 
 // Sinks are the names of the sinks there are.
@@ -239,9 +239,9 @@ func printLetters(w io.Writer, letters []dlq.Letter) {
 		fmt.Fprintln(w, "no dead letters")
 		return
 	}
-	fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tCLASS\tRETRIES\tSINCE\tREASON")
+	fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tSTATE\tCLASS\tRETRIES\tSINCE\tREASON")
 	for _, l := range letters {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.ID, l.Sink, l.Table, l.Key, l.Class, l.Retries,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.ID, l.Sink, l.Table, l.Key, l.State, l.Class, l.Retries,
 			l.FirstFailed.Local().Format("01-02 15:04:05"), shorten(oneLine(l.Reason), 100))
 	}
 }
@@ -291,14 +291,22 @@ func (o *office) find(ctx context.Context, id string) (dlq.Letter, error) {
 func (a *app) showLetter(l dlq.Letter, r kafka.Record) error {
 	return a.show(admin.Show(l, r), func(w io.Writer) {
 		for _, line := range [][2]string{
-			{"id", l.ID}, {"sink", l.Sink}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
-			{"class", string(l.Class)}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
-			{"first failed", l.FirstFailed.Format(time.RFC3339Nano)}, {"last failed", l.LastFailed.Format(time.RFC3339Nano)},
-			{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"record key", string(r.Key)}, {"record value", string(r.Value)},
+			{"id", l.ID}, {"sink", l.Sink}, {"state", string(l.State)}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
+			{"committed", moment(l.Committed)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
+			{"first failed", moment(l.FirstFailed)}, {"last failed", moment(l.LastFailed)},
+			{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"written by", l.App}, {"record key", string(r.Key)}, {"record value", string(r.Value)},
 		} {
 			fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
 		}
 	})
+}
+
+// moment is a time as text, and empty for none.
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Format(time.RFC3339Nano)
 }
 
 // outcome is what a replay did with one letter.

@@ -363,7 +363,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	if store.refill != nil {
 		store.refill(p.lostIndex(name, began, again))
 	}
-	letters := &dlq.Letters{Sink: name, Topic: spec.Name, Log: log}
+	letters := &dlq.Letters{Sink: name, Topic: spec.Name, App: version, Log: log}
 	tuning := p.cfg.Worker
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
 	worker := &sinks.Worker{
