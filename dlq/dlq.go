@@ -70,14 +70,11 @@ func Topic(prefix, sink string, partitions, maxRecordBytes int) kafka.TopicSpec 
 	}
 }
 
-// Bury writes the letter of a refused record and returns when it is safe, so that
-// the record's offset may be committed. Burying again makes no second letter.
+// Bury writes the letter of a refused record and returns when it is safe. It does not look
+// for others of the row: the owner of the partition does (Posts).
 func (l *Letters) Bury(ctx context.Context, r sinks.Refusal) error {
-	return l.bury(ctx, r.Record, l.refused(r))
-}
-
-func (l *Letters) bury(ctx context.Context, record kafka.Record, letter Letter) error {
-	if err := l.Log.Produce(ctx, l.open(record, letter)); err != nil {
+	letter := l.refused(r)
+	if err := l.Log.Produce(ctx, l.open(r.Record, letter)); err != nil {
 		return fmt.Errorf("bury %s: %w", letter.Source, err)
 	}
 	return nil

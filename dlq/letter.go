@@ -1,6 +1,7 @@
 package dlq
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -191,9 +192,8 @@ func (l *Letters) refused(r sinks.Refusal) Letter {
 		Class:       r.Class,
 		Stage:       stage(r.Class),
 		Reason:      clip(redact(r.Class, r.Reason), textBytes),
-		Retries:     r.Retries,
-		FirstFailed: r.FirstFailed,
-		LastFailed:  r.LastFailed,
+		FirstFailed: r.Failed,
+		LastFailed:  r.Failed,
 		App:         clip(l.App, nameBytes),
 		Source:      Place{r.Record.Topic, r.Record.Partition, r.Record.Offset},
 		recordKey:   r.Record.Key,
@@ -211,16 +211,24 @@ func (l *Letters) refused(r sinks.Refusal) Letter {
 		if text, err := cdc.KeyText(c.Key); err == nil {
 			letter.Key = clip(text, textBytes)
 		}
-		room := leftBytes
-		for _, image := range c.Left {
-			if room -= len(image); room < 0 {
-				break
-			}
-			letter.left = append(letter.left, image)
-		}
+		letter.stand(c.Left...)
 	}
 	letter.Fingerprint = fingerprint(letter.Sink, letter.Table, letter.Class, letter.Reason)
 	return letter
+}
+
+// stand notes row images of older changes that the letter stands for, while there is room.
+func (l *Letter) stand(images ...[]byte) {
+	room := leftBytes
+	for _, image := range l.left {
+		room -= len(image)
+	}
+	for _, image := range images {
+		same := func(other []byte) bool { return bytes.Equal(image, other) }
+		if room -= len(image); image != nil && room >= 0 && !slices.ContainsFunc(l.left, same) {
+			l.left = append(l.left, image)
+		}
+	}
 }
 
 // stage is how far a refused record had come.

@@ -13,7 +13,7 @@ func TestLettersAreChosenByTimeAndVersion(t *testing.T) {
 	l, _ := newLetters()
 	for i := range 4 { // each a version and a minute later than the one before
 		r := refusal(i, base+10+cdc.Version(i), "a")
-		r.FirstFailed = failed.Add(time.Duration(i) * time.Minute)
+		r.Failed = failed.Add(time.Duration(i) * time.Minute)
 		bury(t, l, r)
 	}
 	for want, fields := range map[string]map[string]string{
@@ -53,14 +53,14 @@ func TestAFieldThatIsNotUnderstoodIsOneSentence(t *testing.T) {
 func TestGroupsAreTheCausesLargestFirst(t *testing.T) {
 	l, _ := newLetters()
 	other := refusal(3, base+3, "b of '1'")
-	other.FirstFailed, other.LastFailed = failed.Add(-time.Hour), failed.Add(-time.Hour)
+	other.Failed = failed.Add(-time.Hour)
 	bury(t, l, refusal(1, base+1, "a of '1'"), refusal(2, base+2, "a of '2'"), other, undecodable(9, nil))
 	var said []string
 	for _, g := range Groups(list(t, l, Filter{})) {
 		said = append(said, fmt.Sprint(g.Count, " ", g.Class, " ", g.Tables, " ", g.FirstSeen.Sub(failed), " ", g.LastSeen.Sub(failed), " ", g.Example != "", " ", g.Reason))
 	}
 	got := strings.Join(said, "\n")
-	for _, want := range []string{"2 mapping [bank.questions] 0s 1s true a of '?'\n", "1 mapping [bank.questions] -1h0m0s -1h0m0s true b of '?'", "1 undecodable [] 0s 0s true header"} {
+	for _, want := range []string{"2 mapping [bank.questions] 0s 0s true a of '?'\n", "1 mapping [bank.questions] -1h0m0s -1h0m0s true b of '?'", "1 undecodable [] 0s 0s true header"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in\n%s", want, got)
 		}

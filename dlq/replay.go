@@ -25,7 +25,7 @@ const (
 
 // Result says what became of a letter in a replay.
 type Result struct {
-	// State is resolved, superseded or skipped when the letter is closed, and parked
+	// State is resolved, superseded or skipped when the letter is closed, and an open one
 	// when it stays; of a dry run WouldApply, WouldSupersede or parked.
 	State State `json:"state"`
 	// Reason is why it stays, was skipped, or is superseded for what the source says.
@@ -60,7 +60,7 @@ type ReplayOptions struct {
 // change the store now has is closed as resolved, one whose row is newer there as
 // superseded; so are one from before the newest barrier of its table and one whose row
 // the source does not have any more, without asking the store, or where rows move as a
-// delete of where it was. One that is refused again is buried again with a higher retry
+// delete of where it was. One that is refused again is written again with a higher retry
 // count. A record that could not be decoded stays: only Skip closes it.
 //
 // The letters are those of one List. An error says that it stopped: the store is
@@ -247,12 +247,20 @@ func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Resu
 		reason := cmp.Or(outcome.Reason, "the sink does not take this table any more")
 		return Result{Skipped, reason}, r.finish(ctx, letter, Skipped, reason)
 	case sinks.Transient, sinks.Poison:
-		again := r.refused(sinks.Refusal{
-			Record: r.records[i], Change: &r.changes[i],
-			Class: outcome.Class, Reason: outcome.Reason,
-			Retries: letter.Retries + 1, FirstFailed: letter.FirstFailed, LastFailed: time.Now(),
-		})
-		return Result{Parked, again.Reason}, r.bury(ctx, r.records[i], again)
+		again := r.refused(sinks.Refusal{Record: r.records[i], Change: &r.changes[i], Class: outcome.Class, Reason: outcome.Reason, Failed: time.Now()})
+		again.Retries, again.FirstFailed = letter.Retries+1, letter.FirstFailed
+		if outcome.Verdict == sinks.Transient {
+			again.State = Exhausted // whoever replays it looks at it
+			if letter.State == Retrying {
+				again.State = Retrying // it has attempts left
+			}
+		}
+		record := r.open(r.records[i], again)
+		record.Partition = letter.place.Partition
+		if err := r.Log.Produce(ctx, record); err != nil {
+			return Result{}, fmt.Errorf("letter %s: %w", letter.ID, err)
+		}
+		return Result{again.State, again.Reason}, nil
 	}
 	return Result{}, fmt.Errorf("letter %s: the store answered verdict %d", letter.ID, outcome.Verdict)
 }

@@ -28,12 +28,12 @@ type fetched struct {
 }
 
 // fetch asks once for the records of a partition from offset on. No record is
-// the answer of a partition without news; next may move all the same, over
+// the answer of a partition without news, after wait; next may move all the same, over
 // offsets that compaction or a transaction has left empty.
-func (c *Client) fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int) (fetched, error) {
+func (c *Client) fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, wait time.Duration) (fetched, error) {
 	res, err := c.api.Fetch(ctx, &kafkago.FetchRequest{
 		Topic: topic, Partition: partition, Offset: offset,
-		MinBytes: 1, MaxBytes: int64(maxBytes), MaxWait: fetchWait,
+		MinBytes: 1, MaxBytes: int64(maxBytes), MaxWait: wait,
 	})
 	if err != nil {
 		return fetched{}, err

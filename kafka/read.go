@@ -71,7 +71,7 @@ func (c *Client) readRange(ctx context.Context, topic string, partition int, fro
 	for next, empty := from, 0; next < end; {
 		var f fetched
 		err := c.retry(ctx, what, func() (err error) {
-			f, err = c.fetch(ctx, topic, partition, next, c.cfg.FetchMaxBytes)
+			f, err = c.fetch(ctx, topic, partition, next, c.cfg.FetchMaxBytes, fetchWait)
 			if missing(err) && c.gone(ctx, topic) {
 				return final{err}
 			}

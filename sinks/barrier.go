@@ -23,18 +23,16 @@ const (
 func (l *lane) barrier(barrier *item) {
 	t := barrier.change.Table
 	l.barriers[t] = max(l.barriers[t], barrier.change.Version)
+	l.met(barrier, Applied)
 	var void []*item
 	for it := l.first; it != nil; it = it.next {
-		if (it.place == ready || it.place == behind || it.place == waiting) && l.behindBarrier(it) {
+		if (it.place == ready || it.place == behind) && l.behindBarrier(it) {
 			void = append(void, it)
 		}
 	}
 	for _, it := range void {
-		switch it.place {
-		case ready:
+		if it.place == ready {
 			l.ready.remove(it)
-		case waiting:
-			l.queue.remove(it)
 		}
 		delete(l.rows, it.row)
 		l.settle(it, outcomeSuperseded)

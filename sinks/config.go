@@ -12,13 +12,13 @@ type Config struct {
 	BatchChanges int `yaml:"batch_changes"`
 	// BatchBytes is how many bytes of records go to the store in one call at most; a larger record travels alone. It is 1024 to 104857600 bytes; the default is 8388608. Lower it when memory is short.
 	BatchBytes int `yaml:"batch_bytes"`
-	// Retries is the list of waits after which a change is tried again that the store refused for a reason that may pass. When the list is used up the change becomes a dead letter. The default is 1s, 2s, 4s, 8s, 16s; an empty list makes a dead letter at once.
+	// Retries is the list of waits after which a dead letter is tried again that the store refused for a reason that may pass; each is lengthened or shortened by up to a quarter, by chance. When the list is used up the letter waits for a change of its row, or for a person. The default is 1s, 2s, 4s, 8s, 16s; with an empty list nothing is tried again.
 	Retries []time.Duration `yaml:"retries"`
 	// CallsMin is how many calls of each store may be under way at a time when it is slow or has complained. All partitions of a sink share them. It is 1 to 256; the default is 4.
 	CallsMin int `yaml:"calls_min"`
 	// CallsMax is how many calls of each store may be under way at a time while there is a backlog and the store does not get slower. It is 1 to 256; the default is 12.
 	CallsMax int `yaml:"calls_max"`
-	// MemoryBytes is how many bytes of records the sinks of a process hold before they stop reading: fetched, in a call, or waiting for a retry. A partition that holds none may always fetch a little, so it can be passed by half. It is 1048576 to 68719476736 bytes; the default is 268435456.
+	// MemoryBytes is how many bytes of records the sinks of a process hold before they stop reading: fetched, waiting, or in a call. A partition that holds none may always fetch a little, so it can be passed by half. It is 1048576 to 68719476736 bytes; the default is 268435456.
 	MemoryBytes int `yaml:"memory_bytes"`
 	// HoldMin is the first wait of a partition whose store is unavailable; each further wait is twice as long. The default is 100ms.
 	HoldMin time.Duration `yaml:"hold_min"`

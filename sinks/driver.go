@@ -37,7 +37,6 @@ type driver struct {
 	commitAfter time.Time
 	commitFails int // in a row
 	held        bool
-	counted     int       // retries of this lane inside the number of all lanes
 	caughtUp    bool      // Kafka had no more
 	heard       time.Time // from Kafka
 	reached     bound     // as it was told last
@@ -76,6 +75,11 @@ func (w *Worker) newDriver(p Partition) *driver {
 		buriers: make(chan struct{}, buriers),
 	}
 	d.lane.filter, d.lane.moves, d.lane.applied = w.Filter, w.Moves, d.observe
+	d.lane.met = func(it *item, v Verdict) {
+		if w.Settled != nil {
+			w.Settled(id, &it.change, v)
+		}
+	}
 	w.mu.Lock()
 	if d.table = w.tables[topic]; d.table == nil {
 		d.table = newTableBreaker(w.Name, tableLabel(topic), w.Config, w.Metrics, w.Log)
@@ -208,17 +212,12 @@ func (d *driver) drain(ctx, work context.Context) error {
 // nothing happens until then; zero for never.
 func (d *driver) act(ctx, work context.Context) time.Time {
 	now := time.Now()
-	d.lane.retry(now)
 	d.bury(ctx, work, now)
 	why, at := d.send(work, now)
 	d.hold(why, at)
 	d.startSweep(ctx)
-	d.countRetrying()
 	if next := d.startCommit(work, now); !next.IsZero() && (at.IsZero() || next.Before(at)) {
 		at = next
-	}
-	if heap := d.lane.queue.heap; len(heap) > 0 && (at.IsZero() || heap[0].due.Before(at)) {
-		at = heap[0].due
 	}
 	return at
 }
@@ -352,19 +351,20 @@ func (d *driver) answer(a answer) error {
 	return nil
 }
 
-// signs says what each outcome means for the table. A refusal that may pass counts
-// only when there is no other retry, or in a try.
+// signs says what each outcome means for the table. A refusal that may pass counts, too,
+// but not where its mend is known to stand behind it: a row from before a column or a
+// table was dropped.
 func (d *driver) signs(a answer) []sign {
 	signs := make([]sign, len(a.items))
 	if len(a.outcomes) != len(a.items) {
 		return signs
 	}
-	for i, it := range a.items {
+	for i := range a.items {
 		switch out := a.outcomes[i]; out.Verdict {
 		case Applied, Duplicate, Stale:
 			signs[i].taken = true
 		case Transient, Poison:
-			if out.Verdict == Poison || a.probe || it.refusals >= len(d.Config.Retries) {
+			if out.Verdict == Poison || a.probe || known(out.Class) == ClassRefused {
 				signs[i] = sign{print: fingerprint(out.Class, out.Reason), class: out.Class, reason: out.Reason}
 			}
 		}
@@ -453,19 +453,8 @@ func (d *driver) lastCommit(work context.Context) {
 // leave gives the rest back.
 func (d *driver) leave() {
 	d.lane.leave()
-	d.lane.queue = retryQueue{}
-	d.countRetrying()
 	d.hold(hold{}, time.Time{})
 	d.share.close()
 	d.table.enter(-1)
 	d.reach.drop(d)
-}
-
-// countRetrying brings the gauge, which all partitions share, up to date.
-func (d *driver) countRetrying() {
-	if now := len(d.lane.queue.heap); now != d.counted {
-		d.retrying.Add(int64(now - d.counted))
-		d.Metrics.retrying.WithLabelValues(d.Name).Add(float64(now - d.counted))
-		d.counted = now
-	}
 }

@@ -146,32 +146,6 @@ func TestASinkThatLeavesAChangeOutStopsThePartition(t *testing.T) {
 	})
 }
 
-func TestAPartitionStopsReadingWhenItsRetriesFillTheirBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, _ := plain(func(_ context.Context, c []cdc.Change) []Outcome { return all(Transient, len(c)) }).
-			worker(t, func(context.Context, Refusal) error { return nil })
-		w.Memory = NewMemory(10 << 10)
-		p := &list{records: rows(1000)}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- w.RunPartition(ctx, p) }()
-		synctest.Wait()
-		if p.fetches.Load() > 20 {
-			t.Errorf("%d records were read; want a few, of 5 KiB", p.fetches.Load())
-		}
-		few := p.fetches.Load()
-		time.Sleep(32 * time.Second) // the retries are used up
-		synctest.Wait()
-		if p.fetches.Load() <= few {
-			t.Errorf("still %d records read; want more after the first ones were buried", p.fetches.Load())
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
-	})
-}
-
 func TestPartitionsShareTheBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex

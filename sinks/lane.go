@@ -28,16 +28,17 @@ type lane struct {
 	moves   func(cdc.TableName) bool
 	books   *books
 	applied func(it *item, now time.Time) // told of what the store has now
+	met     func(it *item, v Verdict)     // told of what the store has, or a newer one of its row, and of barriers
 
 	first, last *item // of all that is not settled, in the order of the offsets
 	bytes       int   // of all that is not settled
 
 	ready   line
-	queue   retryQueue
-	rows    map[rowKey]*item // ready, behind a call, or waiting for a retry
+	rows    map[rowKey]*item // ready, or behind a call
 	calling map[rowKey]*item
 	calls   int
-	dead    []*item // refused for good, and no letter is begun
+	dead    []*item // refused, and no letter is begun
+	dying   map[rowKey]*dying
 
 	limit  int       // changes in the next call: shrinks under pressure, grows back
 	held   bool      // the store was unavailable when it was asked last
@@ -70,6 +71,7 @@ func newLane(cfg Config, topic string, id int, books *books) *lane {
 		books:     books,
 		rows:      make(map[rowKey]*item),
 		calling:   make(map[rowKey]*item),
+		dying:     make(map[rowKey]*dying),
 		limit:     cfg.BatchChanges,
 		pause:     pause{min: cfg.HoldMin, max: cfg.HoldMax},
 		barriers:  make(map[cdc.TableName]cdc.Version),
@@ -210,7 +212,7 @@ func (l *lane) carry(older, it *item) {
 func (l *lane) admit(now time.Time, it *item) {
 	if waiting := l.rows[it.row]; waiting != nil {
 		if l.outranks(it, waiting) {
-			l.replace(now, waiting, it)
+			l.replace(waiting, it)
 		}
 		return
 	}
@@ -236,9 +238,8 @@ func (l *lane) makeReady(now time.Time, it *item) {
 	l.ready.push(it)
 }
 
-// replace puts a newer change where its row waits, in favour of the older one. In the
-// place of one that waits for a retry it need not wait.
-func (l *lane) replace(now time.Time, old, it *item) {
+// replace puts a newer change where its row waits, in favour of the older one.
+func (l *lane) replace(old, it *item) {
 	place, load := old.place, old.load()
 	l.supersede(old, it)
 	l.rows[it.row] = it
@@ -248,9 +249,6 @@ func (l *lane) replace(now time.Time, old, it *item) {
 		l.ready.replace(old, load, it)
 	case behind:
 		it.place = behind
-	case waiting:
-		l.queue.remove(old)
-		l.makeReady(now, it)
 	}
 }
 
@@ -276,13 +274,6 @@ func (l *lane) full() bool {
 
 // aheadCalls is how many calls' worth of changes lie ready at most.
 const aheadCalls = 3
-
-// retry makes ready what is due for another attempt.
-func (l *lane) retry(now time.Time) {
-	for _, it := range l.queue.takeDue(now) {
-		l.makeReady(now, it)
-	}
-}
 
 // wants reports whether a call is to be made now; if not, it gives the time at which
 // one is even if nothing happens until then, or zero. A few changes go at once when no
@@ -385,8 +376,8 @@ func (l *lane) release(now time.Time, row rowKey) {
 	}
 }
 
-// answer does what each outcome of a call asks for. What is refused for good is dead
-// afterwards; but when the breaker of the table is open nothing is held against a
+// answer does what each outcome of a call asks for. What is refused is dead afterwards;
+// but when the breaker of the table is open nothing is held against a
 // change, and it is ready again.
 func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool) error {
 	l.calls--
@@ -403,12 +394,15 @@ func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool
 		switch out := outcomes[i]; out.Verdict {
 		case Applied:
 			l.applied(it, now)
+			l.tell(it, Applied)
 			l.settle(it, outcomeApplied)
 			l.release(now, it.row)
 		case Duplicate:
+			l.tell(it, Duplicate)
 			l.settle(it, outcomeDuplicate)
 			l.release(now, it.row)
 		case Stale:
+			l.tell(it, Stale)
 			l.settle(it, outcomeStale)
 			l.release(now, it.row)
 		case Filtered:
@@ -419,7 +413,8 @@ func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool
 			case tableOpen:
 				again = append(again, it)
 			case !l.overtaken(now, it):
-				l.refused(now, it, out)
+				it.refuse(now, out)
+				l.bury(it)
 			}
 		default:
 			if unavailable++; unavailable == 1 || !out.Unasked { // of both kinds the store's own counts
@@ -433,26 +428,47 @@ func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool
 	return nil
 }
 
-// refused counts an attempt, and decides whether there is another one.
-func (l *lane) refused(now time.Time, it *item, out Outcome) {
-	it.refuse(now, out)
-	if out.Verdict == Poison || it.spent(l.cfg) {
-		l.bury(it)
+// bury gives a change up: it waits for its dead letter, which is tried again by others
+// if that may help.
+func (l *lane) bury(it *item) {
+	it.place = dead
+	l.dead = append(l.dead, it)
+	if it.broken != nil {
 		return
 	}
-	it.place, it.due = waiting, now.Add(l.cfg.Retries[it.refusals-1])
-	l.rows[it.row] = it
-	l.queue.add(it)
+	if l.dying[it.row] == nil {
+		l.dying[it.row] = &dying{}
+	}
+	l.dying[it.row].letters++
 }
 
-// bury gives a change up: it waits for its dead letter.
-func (l *lane) bury(it *item) {
-	it.place = dying
-	l.dead = append(l.dead, it)
+// dying is a row of which letters are being written, and the newest change that the store
+// has since.
+type dying struct {
+	letters int
+	newer   *item
+	verdict Verdict
+}
+
+// tell says what the store has. Whoever keeps the letters may not have those of the row
+// yet that are being written: it is told again when it has.
+func (l *lane) tell(it *item, v Verdict) {
+	l.met(it, v)
+	if d := l.dying[it.row]; d != nil && (d.newer == nil || d.newer.change.Version <= it.change.Version) {
+		d.newer, d.verdict = it, v
+	}
 }
 
 // buried ends a change whose letter is safe.
 func (l *lane) buried(it *item) {
+	if d := l.dying[it.row]; d != nil && it.broken == nil {
+		if d.newer != nil {
+			l.met(d.newer, d.verdict)
+		}
+		if d.letters--; d.letters == 0 {
+			delete(l.dying, it.row)
+		}
+	}
 	it.book.dead[it.class].Inc()
 	l.settle(it, outcomeDead)
 }

@@ -27,7 +27,7 @@ import (
 //	open 1 xx    the same, while the breaker of the table is open
 //	probe        the call of one change that an open breaker lets through
 //	undo 1       the first call was not made
-//	later 5ms    time passes; what is due for a retry is ready again
+//	later 5ms    time passes
 //	bury         the letters of what is dead are written
 //	sweep        is the store to be swept now?
 //	swept        it was
@@ -71,7 +71,7 @@ func decide(t *testing.T, script string) string {
 	lane := func() *lane {
 		if l == nil {
 			l = newLane(cfg, "p.shop.q", id, &books{metrics: NewMetrics(reg), sink: "es", byTable: make(map[cdc.TableName]*account)})
-			l.applied = func(*item, time.Time) {}
+			l.applied, l.met = func(*item, time.Time) {}, func(*item, Verdict) {}
 			l.moves = func(cdc.TableName) bool { return moves }
 		}
 		return l
@@ -134,7 +134,6 @@ func decide(t *testing.T, script string) string {
 				t.Fatal(err)
 			}
 			now = now.Add(d)
-			lane().retry(now)
 		case "bury":
 			dead := lane().dead
 			l.dead = nil
@@ -179,7 +178,7 @@ func names(items []*item) string {
 
 // whereabouts says up to where all is settled, and where the rest stands.
 func whereabouts(l *lane) string {
-	places := map[place]string{ready: "ready", behind: "behind", calling: "calling", waiting: "waiting", dying: "dying", sweeping: "sweeping"}
+	places := map[place]string{ready: "ready", behind: "behind", calling: "calling", dead: "dying", sweeping: "sweeping"}
 	at := map[string][]*item{}
 	bytes, items := 0, 0
 	for it := l.first; it != nil; it = it.next {
@@ -191,7 +190,7 @@ func whereabouts(l *lane) string {
 		items++
 	}
 	out := fmt.Sprintf("| %d", l.settledTo())
-	for _, p := range []string{"ready", "behind", "calling", "waiting", "dying", "sweeping"} {
+	for _, p := range []string{"ready", "behind", "calling", "dying", "sweeping"} {
 		if p == "ready" { // in the order in which they go
 			at[p] = slices.DeleteFunc(slices.Clone(l.ready.items), func(it *item) bool { return it == nil })
 		}

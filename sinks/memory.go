@@ -17,7 +17,7 @@ const (
 )
 
 // Memory bounds the bytes of the changes that the workers of a process hold: fetched,
-// in a call, or waiting for a retry.
+// or in a call.
 //
 // A partition may read on while it holds no more than what is free. So one that is
 // alone gets half of the limit, n busy ones the n-th part of it, about, and there is

@@ -39,7 +39,6 @@ type Metrics struct {
 	dead         *prometheus.CounterVec
 	latency      *prometheus.HistogramVec
 	future       *prometheus.CounterVec
-	retrying     *prometheus.GaugeVec
 	held         *prometheus.GaugeVec
 	memory       *prometheus.GaugeVec
 	poolSize     *prometheus.GaugeVec
@@ -77,7 +76,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink", "table", "outcome"}),
 		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_dead_letters_total",
-			Help: "Dead letters written, by the kind of the refusal.",
+			Help: "Changes that became dead letters, by the kind of the refusal. Those that may pass are tried again: see lockstep_dlq_letters.",
 		}, []string{"sink", "table", "class"}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_sink_latency_seconds",
@@ -87,10 +86,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		future: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_commits_from_the_future_total",
 			Help: "Applied changes whose commit time lies ahead of this machine's clock; they are left out of the latency.",
-		}, []string{"sink"}),
-		retrying: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "lockstep_sink_retrying",
-			Help: "Changes that wait for a retry.",
 		}, []string{"sink"}),
 		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_held_partitions",
@@ -167,7 +162,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink", "repair"}),
 	}
 	reg.MustRegister(m.repairs, m.inFlight, m.memory, m.poolSize, m.calls, m.waiting, m.breakerSince, m.breakerNext, m.tableBreaker, m.tableSince, m.tableNext, m.tableHeld, m.tableWaits)
-	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.retrying, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
+	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
 	return m
 }
 
@@ -175,7 +170,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 // the first record arrives.
 func (m *Metrics) Declare(sink string, tables []cdc.TableName) {
 	m.future.WithLabelValues(sink)
-	m.retrying.WithLabelValues(sink)
 	m.held.WithLabelValues(sink)
 	for _, g := range []*prometheus.GaugeVec{m.breaker, m.breakerSince, m.breakerNext, m.memory, m.poolSize, m.calls, m.waiting} {
 		g.WithLabelValues(sink)

@@ -30,11 +30,11 @@ type world struct {
 	tracks  []*track
 	stored  map[string]cdc.Version
 	letters map[string]map[cdc.Version]bool
-	refused map[string]int // transient answers, by row and version
-	poison  map[string]bool
-	late    sync.WaitGroup // writes of calls that were given up
-	calls   int            // under way
-	most    int            // at a time
+	told    map[string]cdc.Version // what the worker said that the store has
+	refused map[string]Verdict     // answers, by row and version
+	late    sync.WaitGroup         // writes of calls that were given up
+	calls   int                    // under way
+	most    int                    // at a time
 	fault   string
 }
 
@@ -107,7 +107,7 @@ func (k *track) kept(r kafka.Record, next int64) bool {
 		return k.broken[r.Offset]
 	}
 	key := string(c.Key)
-	if k.stored[key] >= c.Version {
+	if k.told[key] >= c.Version {
 		return true
 	}
 	for v := range k.letters[key] {
@@ -167,10 +167,10 @@ func (w *world) Apply(ctx context.Context, changes []cdc.Change) []Outcome {
 				})
 			}
 		case !w.calm && mishap == 1:
-			w.refused[this]++
+			w.refused[this] = Transient
 			out[i] = Outcome{Verdict: Transient, Class: ClassRefused, Reason: "not now"}
 		case !w.calm && mishap == 2:
-			w.poison[this] = true
+			w.refused[this] = Poison
 			out[i] = Outcome{Verdict: Poison, Class: ClassMapping, Reason: fmt.Sprintf("no field %c", 'a'+w.draw(3))}
 		default:
 			out[i] = Outcome{Verdict: w.write(key, c.Version)}
@@ -196,6 +196,17 @@ func (w *world) write(key string, v cdc.Version) Verdict {
 
 func (w *world) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
 
+// settled checks that whoever keeps the letters hears only what is true.
+func (w *world) settled(partition int, c *cdc.Change, v Verdict) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	key := string(c.Key)
+	if at := w.stored[key]; at < c.Version || v == Stale && at == c.Version || partition != int(c.Key[len(c.Key)-3])%2 {
+		w.blame("partition %d says %d of %s, of which the store has %d", partition, v, key+c.Version.String(), at)
+	}
+	w.told[key] = max(w.told[key], c.Version)
+}
+
 func (w *world) bury(_ context.Context, r Refusal) error {
 	w.mu.Lock()
 	pause := time.Duration(w.draw(20)) * time.Millisecond
@@ -213,8 +224,8 @@ func (w *world) bury(_ context.Context, r Refusal) error {
 	}
 	key := string(r.Change.Key)
 	this := key + r.Change.Version.String()
-	if !w.poison[this] && w.refused[this] < 6 {
-		w.blame("%s was buried after %d transient answers and no poison", this, w.refused[this])
+	if v := w.refused[this]; v == Unavailable || r.Transient != (v == Transient) {
+		w.blame("%s was buried as transient: %v, and the store said %d", this, r.Transient, v)
 	}
 	if w.letters[key] == nil {
 		w.letters[key] = make(map[cdc.Version]bool)
@@ -245,7 +256,7 @@ func TestWhateverHappensNothingIsLostAndTheBooksBalance(t *testing.T) {
 func live(t *testing.T, seed uint64, records, moves int) *world {
 	w := &world{
 		stored: make(map[string]cdc.Version), letters: make(map[string]map[cdc.Version]bool),
-		refused: make(map[string]int), poison: make(map[string]bool),
+		told: make(map[string]cdc.Version), refused: make(map[string]Verdict),
 	}
 	w.draw = rand.New(rand.NewPCG(seed, seed)).IntN
 	for id := range 2 {
@@ -286,7 +297,7 @@ func live(t *testing.T, seed uint64, records, moves int) *world {
 	for range 2 {
 		reg := prometheus.NewRegistry()
 		books = append(books, reg)
-		processes = append(processes, &Worker{Name: "es", Memory: NewMemory(memory), Sink: w, Bury: w.bury, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Config: cfg})
+		processes = append(processes, &Worker{Name: "es", Memory: NewMemory(memory), Sink: w, Bury: w.bury, Settled: w.settled, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Config: cfg})
 	}
 	var riding sync.WaitGroup
 	cancels := make([]context.CancelFunc, len(w.tracks))
@@ -401,7 +412,7 @@ func unbalanced(t testing.TB, reg *prometheus.Registry, over bool) string {
 				}
 			case "lockstep_sink_dead_letters_total":
 				p.letters += m.GetCounter().GetValue()
-			case "lockstep_sink_pool_calls", "lockstep_sink_pool_waiting", "lockstep_sink_memory_bytes", "lockstep_sink_retrying", "lockstep_sink_held_partitions", "lockstep_sink_sweeping":
+			case "lockstep_sink_pool_calls", "lockstep_sink_pool_waiting", "lockstep_sink_memory_bytes", "lockstep_sink_held_partitions", "lockstep_sink_sweeping":
 				if n := m.GetGauge().GetValue(); n < 0 || over && n != 0 {
 					return fmt.Sprintf("%s is %v", f.GetName(), n)
 				}

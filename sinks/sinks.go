@@ -3,8 +3,8 @@
 //
 // A Sink is a store; Apply answers with exactly one Outcome per change, and Sweep
 // removes what a table no longer has. A Worker feeds it from Kafka: it decodes, keeps the newest change of each key,
-// retries what may pass, hands what the store refuses for good to Bury, and
-// commits an offset only behind changes that are settled.
+// hands what the store refuses to Bury, and commits an offset only behind changes that
+// are settled.
 package sinks
 
 import (
@@ -114,8 +114,7 @@ type Refusal struct {
 	Change *cdc.Change  // nil when the record could not be decoded
 	Class  Class
 	Reason string
-	// Retries is how often the change was tried again after the first refusal.
-	Retries     int
-	FirstFailed time.Time
-	LastFailed  time.Time
+	// Transient is of one that may be taken when it is tried again.
+	Transient bool
+	Failed    time.Time
 }

@@ -19,7 +19,8 @@ type Status struct {
 	HeldPartitions int `json:"held_partitions"`
 	// HeldSince is since when some partition waits without a break.
 	HeldSince *time.Time `json:"held_since,omitempty"`
-	// Retrying is how many changes wait for a retry.
+	// Retrying is how many dead letters are tried again by themselves. A Worker does not
+	// know.
 	Retrying int64      `json:"retrying"`
 	Pool     PoolStatus `json:"pool"`
 	// AppliedUpTo is the time up to which everything that was committed in the source and is
@@ -103,7 +104,7 @@ type SweepStatus struct {
 // Status says how the sink is now. It may be asked at any time.
 func (w *Worker) Status() Status {
 	w.start()
-	s := Status{Breaker: w.breaker.status(), Retrying: w.retrying.Load(), Sweeps: []SweepStatus{}, Tables: []TableStatus{}}
+	s := Status{Breaker: w.breaker.status(), Sweeps: []SweepStatus{}, Tables: []TableStatus{}}
 	var closed time.Time
 	s.Pool.Size, s.Pool.InUse, s.Pool.Waiting, closed = w.pool.state()
 	if time.Now().Before(closed) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"lockstep/cdc"
@@ -26,7 +25,7 @@ type Partition interface {
 	Commit(ctx context.Context, next int64) error
 }
 
-// Worker feeds one sink. All its fields but Filter, Moves and Memory must be set;
+// Worker feeds one sink. All its fields but Settled, Filter, Moves and Memory must be set;
 // they are not to be changed once a partition runs.
 type Worker struct {
 	Name string // of the sink
@@ -34,6 +33,11 @@ type Worker struct {
 	// Bury stores a dead letter. When it returns nil the letter is safe; until
 	// then the partition waits. It is called from several goroutines.
 	Bury func(ctx context.Context, r Refusal) error
+	// Settled, if set, is told of every change that the store has, or of whose row it has
+	// a newer one, and of every barrier when it is met. It is told before the offset may
+	// be committed, by the goroutines of the partitions, and must not wait; and once more
+	// when an older change of the row has been buried since.
+	Settled func(partition int, c *cdc.Change, v Verdict)
 	// Progress gives for each partition of a topic the offset after its last record
 	// and the one that the sink's group has committed. A barrier is swept for when
 	// all partitions have passed it.
@@ -57,7 +61,6 @@ type Worker struct {
 	newest    highest
 	reach     reach
 	holding   holding
-	retrying  atomic.Int64
 	announced sync.Map // table and class of the dead letters that the log has told of
 
 	mu     sync.Mutex
@@ -94,9 +97,8 @@ func (h *holding) add(n int) (edge bool, since time.Time) {
 // settled: applied, stale, duplicate, filtered, superseded by a newer change of the
 // row or by a barrier of its table, or buried; a barrier of partition 0 is settled
 // when the store is swept. When ctx ends calls that are under way may finish within
-// Config.StopWithin and their changes are committed; changes that wait, for a retry or
-// for a store that is unavailable, are given back: whoever owns the partition next
-// reads them again.
+// Config.StopWithin and their changes are committed; changes that wait for a store that
+// is unavailable are given back: whoever owns the partition next reads them again.
 func (w *Worker) RunPartition(ctx context.Context, p Partition) error {
 	w.start()
 	d := w.newDriver(p)

@@ -375,7 +375,11 @@ func (s *stage) bury(_ context.Context, r Refusal) error {
 		s.say("bury %s: Kafka is away", what)
 		return errors.New("Kafka is away")
 	}
-	s.say("bury %s: %s, retries %d, failing for %s", what, r.Class, r.Retries, r.LastFailed.Sub(r.FirstFailed))
+	again := ""
+	if r.Transient {
+		again = ", to be tried again"
+	}
+	s.say("bury %s: %s%s", what, r.Class, again)
 	return nil
 }
 

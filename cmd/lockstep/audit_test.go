@@ -101,7 +101,7 @@ func refused(id int, reason string, failed string) sinks.Refusal {
 	}
 	return sinks.Refusal{
 		Record: kafka.Record{Topic: "t.bank.questions", Partition: id % 2, Offset: int64(id), Key: change.Key, Value: change.AppendValue(nil, "t"), Headers: change.Headers()},
-		Change: change, Class: sinks.ClassMapping, Reason: reason, FirstFailed: at, LastFailed: at,
+		Change: change, Class: sinks.ClassMapping, Reason: reason, Failed: at,
 	}
 }
 

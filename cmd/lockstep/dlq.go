@@ -292,8 +292,8 @@ func (a *app) showLetter(l dlq.Letter, r kafka.Record) error {
 	return a.show(admin.Show(l, r), func(w io.Writer) {
 		for _, line := range [][2]string{
 			{"id", l.ID}, {"sink", l.Sink}, {"state", string(l.State)}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
-			{"committed", moment(l.Committed)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
-			{"first failed", moment(l.FirstFailed)}, {"last failed", moment(l.LastFailed)},
+			{"committed", clock(l.Committed)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
+			{"first failed", clock(l.FirstFailed)}, {"last failed", clock(l.LastFailed)},
 			{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"written by", l.App}, {"record key", string(r.Key)}, {"record value", string(r.Value)},
 		} {
 			fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
@@ -301,8 +301,8 @@ func (a *app) showLetter(l dlq.Letter, r kafka.Record) error {
 	})
 }
 
-// moment is a time as text, and empty for none.
-func moment(t time.Time) string {
+// clock is a time as text, and empty for none.
+func clock(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
@@ -442,7 +442,7 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 	}); err != nil {
 		return counts, errors.Join(failed, err)
 	}
-	if stay := counts[string(dlq.Parked)]; failed == nil && stay > 0 && !dryRun {
+	if stay := counts[string(dlq.Parked)] + counts[string(dlq.Retrying)] + counts[string(dlq.Exhausted)]; failed == nil && stay > 0 && !dryRun {
 		return counts, fmt.Errorf("%d of %d dead letters stay", stay, len(letters))
 	}
 	return counts, failed

@@ -32,6 +32,7 @@ type process struct {
 	kafka    *kafka.Client
 	ready    readiness
 	memory   *sinks.Memory // of all sinks
+	loading  chan struct{} // room for those who read their dead letters
 	workers  workers
 	started  time.Time
 	metrics  struct {
@@ -39,6 +40,7 @@ type process struct {
 		sinks   *sinks.Metrics
 		elastic *elastic.Metrics
 		admin   *admin.Metrics
+		dlq     *dlq.Metrics
 	}
 }
 
@@ -47,12 +49,13 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), started: time.Now()}
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), loading: make(chan struct{}, 2), started: time.Now()}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
 	p.metrics.sinks = sinks.NewMetrics(p.registry)
 	p.metrics.elastic = elastic.NewMetrics(p.registry)
 	p.metrics.admin = admin.NewMetrics(p.registry)
+	p.metrics.dlq = dlq.NewMetrics(p.registry)
 	return p, nil
 }
 
@@ -363,24 +366,36 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	if store.refill != nil {
 		store.refill(p.lostIndex(name, began, again))
 	}
-	letters := &dlq.Letters{Sink: name, Topic: spec.Name, App: version, Log: log}
 	tuning := p.cfg.Worker
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
+	posts := &dlq.Posts{
+		Letters: &dlq.Letters{Sink: name, Topic: spec.Name, App: version, Log: log}, Log: log,
+		Moves: store.moves, Retries: tuning.Retries, HoldMin: tuning.HoldMin, HoldMax: tuning.HoldMax,
+		Loading: p.loading, Metrics: p.metrics.dlq,
+	}
 	worker := &sinks.Worker{
-		Name: name, Sink: store, Bury: letters.Bury, Filter: store.takes,
+		Name: name, Sink: posts.Guard(store), Bury: posts.Bury, Settled: posts.Settled, Filter: store.takes,
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.kafka.Progress(ctx, p.group(name), topic)
 		},
 		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
-	run := func(ctx context.Context, part sinks.KafkaPartition) error { return worker.RunPartition(ctx, part) }
+	posts.Try = worker.Try
+	runPosted := func(ctx context.Context, part sinks.Partition) error {
+		return posts.RunPartition(ctx, part, worker.RunPartition)
+	}
+	run := func(ctx context.Context, part sinks.KafkaPartition) error { return runPosted(ctx, part) }
 	if store.mark != nil {
 		keeper := p.newKeeper(name, store, tuning, again)
 		run = func(ctx context.Context, part sinks.KafkaPartition) error {
-			return keeper.RunPartition(ctx, part, worker.RunPartition)
+			return keeper.RunPartition(ctx, part, runPosted)
 		}
 	}
-	p.workers.add(name, p.cfg.Sinks[name].Store(), func() sinks.Status { return withHeld(worker.Status(), store.held) })
+	p.workers.add(name, p.cfg.Sinks[name].Store(), func() sinks.Status {
+		s := withHeld(worker.Status(), store.held)
+		s.Retrying = posts.Retrying()
+		return s
+	})
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool
 	p.ready.add("sink "+name, member.Load)
@@ -528,8 +543,15 @@ func (p *process) newLetterLog() *letterLog {
 
 // Produce writes a record and returns when it is acknowledged.
 func (l *letterLog) Produce(ctx context.Context, r kafka.Record) error {
-	if err := l.publisher.Publish(ctx, r); err != nil {
-		return err
+	return l.ProduceAll(ctx, r)
+}
+
+// ProduceAll writes records and returns when they are acknowledged.
+func (l *letterLog) ProduceAll(ctx context.Context, records ...kafka.Record) error {
+	for _, r := range records {
+		if err := l.publisher.Publish(ctx, r); err != nil {
+			return err
+		}
 	}
 	return l.publisher.Flush(ctx)
 }

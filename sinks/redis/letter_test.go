@@ -73,7 +73,7 @@ func TestAReplayOfAMoveLeavesNothingWhereTheRowIsNotAnyMore(t *testing.T) {
 					failed := time.Now().Add(-test.age)
 					letters := dlq.Letters{Sink: "cache", Topic: "p.dlq.cache", Log: &letterLog{}}
 					record := kafka.Record{Topic: "p.bank.questions", Key: move.Key, Value: move.AppendValue(nil, "p"), Headers: move.Headers()}
-					if err := letters.Bury(t.Context(), sinks.Refusal{Record: record, Change: &move, Class: sinks.ClassShape, Reason: "no", FirstFailed: failed, LastFailed: failed}); err != nil {
+					if err := letters.Bury(t.Context(), sinks.Refusal{Record: record, Change: &move, Class: sinks.ClassShape, Reason: "no", Failed: failed}); err != nil {
 						t.Fatal(err)
 					}
 					if test.then.Version != 0 {

@@ -1,7 +1,6 @@
 package sinks
 
 import (
-	"container/heap"
 	"context"
 	"time"
 
@@ -30,16 +29,13 @@ type item struct {
 	standsFor  *item     // the oldest change of its row, settled, that the offset waits for until this one is
 	since      time.Time // when it became ready
 	at         int       // its place in what is ready
-	due        time.Time // of the next retry
-	index      int       // its place in the queue of retries
 	probes     int       // how often it was sent to try whether a breaker may close
 
-	refusals    int // by the store, so far
-	firstFailed time.Time
-	lastFailed  time.Time
-	class       Class
-	reason      string
-	unburied    bool // its letter was refused at the first attempt
+	failed    time.Time // when the store refused it
+	transient bool      // for a reason that may pass
+	class     Class
+	reason    string
+	unburied  bool // its letter was refused at the first attempt
 }
 
 // place is where a change stands.
@@ -50,8 +46,7 @@ const (
 	ready                 // it may go into the next call
 	behind                // an older change of its row is in a call
 	calling               // it is in a call
-	waiting               // for a retry
-	dying                 // a dead letter of it is being written
+	dead                  // a dead letter of it is being written
 	sweeping              // it is a barrier, and the store is to be swept
 	settled
 )
@@ -80,27 +75,19 @@ func (it *item) load() int {
 	return n
 }
 
-// refuse notes an attempt that the store, or the decoder, has refused.
+// refuse notes that the store, or the decoder, has refused it.
 func (it *item) refuse(now time.Time, out Outcome) {
-	it.refusals++
-	it.lastFailed = now
-	if it.refusals == 1 {
-		it.firstFailed = now
-	}
+	it.failed, it.transient = now, out.Verdict == Transient
 	it.class, it.reason = known(out.Class), out.Reason
 }
 
-// spent reports whether there is no retry left.
-func (it *item) spent(cfg Config) bool { return it.refusals > len(cfg.Retries) }
-
 func (it *item) refusal() Refusal {
 	r := Refusal{
-		Record:      it.record,
-		Class:       it.class,
-		Reason:      it.reason,
-		Retries:     it.refusals - 1,
-		FirstFailed: it.firstFailed,
-		LastFailed:  it.lastFailed,
+		Record:    it.record,
+		Class:     it.class,
+		Reason:    it.reason,
+		Transient: it.transient,
+		Failed:    it.failed,
 	}
 	if it.broken == nil {
 		r.Change = &it.change
@@ -171,47 +158,6 @@ func (q *line) least(less func(a, b *item) bool) *item {
 		}
 	}
 	return least
-}
-
-// retryQueue holds what waits for another attempt, the next that is due in front.
-type retryQueue struct{ heap dueHeap }
-
-func (q *retryQueue) add(it *item) { heap.Push(&q.heap, it) }
-
-func (q *retryQueue) remove(it *item) { heap.Remove(&q.heap, it.index) }
-
-// takeDue removes and returns what is due, the earliest first.
-func (q *retryQueue) takeDue(now time.Time) []*item {
-	var due []*item
-	for len(q.heap) > 0 && !q.heap[0].due.After(now) {
-		it := q.heap[0]
-		q.remove(it)
-		due = append(due, it)
-	}
-	return due
-}
-
-type dueHeap []*item
-
-func (h dueHeap) Len() int           { return len(h) }
-func (h dueHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h dueHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-
-func (h *dueHeap) Push(x any) {
-	it := x.(*item)
-	it.index = len(*h)
-	*h = append(*h, it)
-}
-
-func (h *dueHeap) Pop() any {
-	last := len(*h) - 1
-	it := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return it
 }
 
 // pause is a wait that doubles.

@@ -1,0 +1,117 @@
+package dlq
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/sinks"
+)
+
+// Metrics tell of the letters of a process. What is counted letter by letter is read off
+// the posts when it is asked for.
+type Metrics struct {
+	attempts *prometheus.CounterVec
+	closed   *prometheus.CounterVec
+	letters  *prometheus.Desc
+	oldest   *prometheus.Desc
+	loading  *prometheus.Desc
+
+	mu    sync.Mutex
+	posts map[*post]bool
+	seen  map[labels]bool // what was once counted is shown as 0 afterwards
+}
+
+// labels are those of letters that are counted together.
+type labels struct{ sink, table, class, state string }
+
+// Results of an attempt, as metric labels.
+const (
+	resultResolved    = "resolved"    // the store has taken the change
+	resultSuperseded  = "superseded"  // the store has a newer one
+	resultSkipped     = "skipped"     // the sink does not take the table any more
+	resultRefused     = "refused"     // the store has refused it again
+	resultExhausted   = "exhausted"   // so it has, and that was the last attempt
+	resultUnavailable = "unavailable" // the store or the table is held, and no attempt is counted
+)
+
+// NewMetrics makes the metrics and registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_dlq_attempts_total",
+			Help: "Dead letters that were tried again by themselves, by what came of it: resolved, superseded, skipped, refused, exhausted (refused for the last time), or unavailable, which counts as no attempt.",
+		}, []string{"sink", "table", "result"}),
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_dlq_closed_total",
+			Help: "Dead letters that were closed by the pipeline itself: resolved, superseded by a newer change of the row, or skipped because the sink does not take the table any more.",
+		}, []string{"sink", "state"}),
+		letters: prometheus.NewDesc("lockstep_dlq_letters", "Open dead letters of the partitions that this process has, by state: retrying (tried again by itself), parked and exhausted (both wait for a change of the row, or for a person).",
+			[]string{"sink", "table", "class", "state"}, nil),
+		oldest: prometheus.NewDesc("lockstep_dlq_oldest_unresolved_seconds", "Time since the first failure of the oldest open dead letter; 0 when there is none.", []string{"sink"}, nil),
+		loading: prometheus.NewDesc("lockstep_dlq_loading_partitions", "Partitions whose dead letters are being read after the process got them. Until they are, no offset is committed there.",
+			[]string{"sink"}, nil),
+		posts: make(map[*post]bool), seen: make(map[labels]bool),
+	}
+	reg.MustRegister(m.attempts, m.closed, m)
+	return m
+}
+
+func (m *Metrics) enter(p *post) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.posts[p] = true
+	for _, s := range States {
+		if !s.Open() {
+			m.closed.WithLabelValues(p.Sink, string(s))
+		}
+	}
+}
+
+func (m *Metrics) leave(p *post) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.posts, p)
+}
+
+// Describe names what Collect gives.
+func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
+	out <- m.letters
+	out <- m.oldest
+	out <- m.loading
+}
+
+// Collect asks the posts.
+func (m *Metrics) Collect(out chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	counts := make(map[labels]int, len(m.seen))
+	for l := range m.seen {
+		counts[l] = 0
+	}
+	oldest, loading := map[string]float64{}, map[string]int{}
+	for p := range m.posts {
+		p.mu.Lock()
+		for c, n := range p.index.counts {
+			counts[labels{p.Sink, p.index.topics[c.origin].table, string(sinks.Classes[c.class]), string(States[c.state])}] += n
+		}
+		age := 0.0
+		if since := p.index.since(); since > 0 {
+			age = max(time.Since(time.Unix(int64(since), 0)).Seconds(), 0)
+		}
+		oldest[p.Sink] = max(oldest[p.Sink], age)
+		if loading[p.Sink] += 0; !p.whole {
+			loading[p.Sink]++
+		}
+		p.mu.Unlock()
+	}
+	for l, n := range counts {
+		m.seen[l] = true
+		out <- prometheus.MustNewConstMetric(m.letters, prometheus.GaugeValue, float64(n), l.sink, l.table, l.class, l.state)
+	}
+	for sink, age := range oldest {
+		out <- prometheus.MustNewConstMetric(m.oldest, prometheus.GaugeValue, age, sink)
+		out <- prometheus.MustNewConstMetric(m.loading, prometheus.GaugeValue, float64(loading[sink]), sink)
+	}
+}
