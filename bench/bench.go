@@ -67,7 +67,7 @@ func (b *bench) say(format string, args ...any) {
 func (b *bench) only(list string) error {
 	b.parts = strings.Split(list, ",")
 	for _, part := range b.parts {
-		if !slices.Contains([]string{"capture", "search", "cache", "latency", "ack", "large"}, part) {
+		if !slices.Contains([]string{"capture", "search", "cache", "latency", "ack", "large", "letters"}, part) {
 			return fmt.Errorf("%q is no part", part)
 		}
 	}
@@ -112,6 +112,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{b.wants("latency"), b.measureLatency},
 		{b.wants("ack"), b.measureAck},
 		{b.wants("large"), b.measureLarge},
+		{b.wants("letters"), b.measureLetters},
 	} {
 		if !step.wanted {
 			continue

@@ -36,6 +36,8 @@ Measures bin/lockstep (make build) on the local servers (make up):
            beside bare produce requests at that rate
   large    the most memory of the capture for a transaction of a million rows, one
            of a gigabyte that is compressed, and a row of 64 MB
+  letters  a start beside a million open dead letters: until rows travel, until the
+           letters are known, and the most memory
 
 Three fifths of the rows are inserts, 100 per transaction, the others updates, one
 per transaction. The table of figures goes to standard output, progress to standard

@@ -24,8 +24,9 @@ func newDLQCommand(a *app) *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "dlq",
 		Short: "List, group, show, replay and skip dead letters",
-		Long: `A dead letter is a row that a sink refused for good, with its record untouched and
-the reason beside it. It stays until it is replayed or skipped.`,
+		Long: `A dead letter is a row that a sink refused, with its record untouched and the reason
+beside it. It stays until its row changes again, or it is replayed or skipped; one that
+was refused for a reason that may pass is tried again by itself.`,
 		Example: `  lockstep dlq list
   lockstep dlq replay --sink search --dry-run`,
 	})
@@ -329,7 +330,7 @@ twice, late or beside the live pipeline without harm. A letter whose change the
 store then has is closed as resolved, one whose row is newer there as superseded, and
 so are one from before the last TRUNCATE, DROP or new copy of its table and one whose
 row the source, which is asked, does not have any more. A letter that is refused again
-stays parked, with a higher retry count: mend what the reason names and replay it once
+stays, with a higher retry count: mend what the reason names and replay it once
 more, or close it with skip.
 
 With --dry-run the result is what a replay would do: "would be applied" (through the
