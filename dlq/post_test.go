@@ -1,0 +1,214 @@
+package dlq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/cdc"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+// quiet is a partition of a change topic of which only commits are of interest.
+type quiet struct{}
+
+func (quiet) Name() (string, int)                                { return "shop.bank.questions", 3 }
+func (quiet) Fetch(context.Context, int) ([]kafka.Record, error) { return nil, nil }
+func (quiet) Commit(context.Context, int64) error                { return nil }
+
+// withPost runs do with the post of a partition whose letters are on tape.
+func withPost(t *testing.T, tape *tape, try func(cdc.Change) sinks.Outcome, do func(ctx context.Context, p *Posts, part sinks.Partition)) *Posts {
+	t.Helper()
+	w := &wire{tape: tape, draw: func(n int) int { return n - 1 }}
+	p := &Posts{
+		Letters: &Letters{Sink: "es", Topic: "shop.dlq.es", Log: w}, Log: w,
+		Retries: sinks.DefaultConfig().Retries, HoldMin: time.Second, HoldMax: time.Second, Loading: make(chan struct{}, 1), Metrics: NewMetrics(prometheus.NewRegistry()),
+		Try: func(_ context.Context, _ string, changes []cdc.Change) (out []sinks.Outcome) {
+			for _, c := range changes {
+				out = append(out, try(c))
+			}
+			return out
+		},
+	}
+	if err := p.RunPartition(t.Context(), quiet{}, func(ctx context.Context, part sinks.Partition) error {
+		do(ctx, p, part)
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	return p
+}
+
+// newestOf is the newest record of a row on tape: its version and its state.
+func newestOf(t *testing.T, tape *tape, id int) string {
+	t.Helper()
+	l := &Letters{Sink: "es"}
+	said := "nothing"
+	for _, r := range tape.records[3] {
+		letter, err := l.read(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if letter.Key == fmt.Sprint(id) {
+			said = fmt.Sprintf("%d %s %d", letter.Version-base, letter.State, letter.Retries)
+		}
+	}
+	return said
+}
+
+func never(cdc.Change) sinks.Outcome {
+	return sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassMapping, Reason: "no"}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A commit covers the end of the letters that it makes void, also of those that were not
+// known yet when their rows were settled.
+func TestACommitWaitsForTheEndOfTheLettersItMakesVoid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tape := newTape()
+		withPost(t, tape, never, func(ctx context.Context, p *Posts, part sinks.Partition) {
+			for id := 1; id <= 4; id++ {
+				must(t, p.Bury(ctx, refusal(id, base+5, "a")))
+			}
+			p.Settled(3, refusal(1, base+5, "").Change, sinks.Duplicate)
+			p.Settled(3, refusal(2, base+4, "").Change, sinks.Applied)
+			must(t, part.Commit(ctx, 1))
+			expect(t, "row 1", newestOf(t, tape, 1), "5 resolved 0")
+			expect(t, "row 2, of which an older change came", newestOf(t, tape, 2), "5 parked 0")
+		})
+		withPost(t, tape, never, func(ctx context.Context, p *Posts, part sinks.Partition) { // the process was killed
+			p.Settled(3, refusal(2, base+6, "").Change, sinks.Applied)
+			p.Settled(3, refusal(3, base+5, "").Change, sinks.Stale)
+			expect(t, "row 2 before the commit", newestOf(t, tape, 2), "5 parked 0")
+			must(t, part.Commit(ctx, 1))
+			expect(t, "row 2", newestOf(t, tape, 2), "5 superseded 0")
+			expect(t, "row 3", newestOf(t, tape, 3), "5 superseded 0")
+			p.Settled(3, &cdc.Change{Table: questions, Op: cdc.OpBarrier, Version: base + 5}, sinks.Applied)
+			must(t, part.Commit(ctx, 2))
+			expect(t, "row 4 behind a barrier", newestOf(t, tape, 4), "5 superseded 0")
+		})
+	})
+}
+
+func TestTheLetterOfANewerChangeIsNotHiddenByAnOlderOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tape := newTape()
+		withPost(t, tape, never, func(ctx context.Context, p *Posts, _ sinks.Partition) {
+			must(t, p.Bury(ctx, refusal(1, base+6, "a")))
+			older := p.refused(refusal(1, base+5, "a"))
+			older.place.Partition = 3
+			must(t, p.Bury(ctx, refusal(1, base+5, "a")))
+			expect(t, "records", len(tape.records[3]), 1)
+			must(t, p.Skip(ctx, older, "an operator, who has an old list"))
+			time.Sleep(time.Minute)
+			expect(t, "after an older letter was closed", newestOf(t, tape, 1), "6 parked 0")
+			must(t, p.Letters.Log.Produce(ctx, p.open(refusal(1, base+4, "a").Record, p.refused(refusal(1, base+4, "a")))))
+			time.Sleep(time.Minute)
+			expect(t, "after an older one was written", newestOf(t, tape, 1), "6 parked 0")
+		})
+		expect(t, "records", len(tape.records[3]), 5)
+	})
+}
+
+// A letter that may pass is tried after 1, 2, 4, 8 and 16 seconds, more or less a quarter,
+// whoever is killed meanwhile; then it waits.
+func TestALetterTriesItselfFiveTimesInAllWhoeverIsKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tape := newTape()
+		var at []time.Time
+		later := func(cdc.Change) sinks.Outcome {
+			at = append(at, time.Now())
+			return sinks.Outcome{Verdict: sinks.Transient, Class: sinks.ClassRefused, Reason: "not now"}
+		}
+		began := time.Now()
+		withPost(t, tape, later, func(ctx context.Context, p *Posts, _ sinks.Partition) {
+			r := refusal(1, base+5, "a")
+			r.Transient, r.Failed = true, time.Now()
+			must(t, p.Bury(ctx, r))
+			expect(t, "at first", newestOf(t, tape, 1), "5 retrying 0")
+			time.Sleep(4 * time.Second)
+			expect(t, "after 1 and 2 seconds", newestOf(t, tape, 1), "5 retrying 2")
+		})
+		withPost(t, tape, later, func(ctx context.Context, p *Posts, _ sinks.Partition) {
+			time.Sleep(15 * time.Second)
+			expect(t, "after 4 and 8 more", newestOf(t, tape, 1), "5 retrying 4")
+			expect(t, "retrying", p.Retrying(), 1)
+		})
+		withPost(t, tape, later, func(ctx context.Context, p *Posts, part sinks.Partition) {
+			time.Sleep(10 * time.Minute)
+			expect(t, "in the end", newestOf(t, tape, 1), "5 exhausted 5")
+			p.Settled(3, refusal(1, base+6, "").Change, sinks.Applied)
+			must(t, part.Commit(ctx, 1))
+			expect(t, "when the row has changed", newestOf(t, tape, 1), "5 superseded 5")
+		})
+		if len(at) != 5 {
+			t.Fatalf("%d attempts, want 5", len(at))
+		}
+		last, exact := began, 0
+		for i, when := range at {
+			wait, want := when.Sub(last), sinks.DefaultConfig().Retries[i]
+			if wait < want*3/4 || wait > want*5/4+time.Second {
+				t.Errorf("attempt %d comes after %s, want about %s", i+1, wait, want)
+			}
+			if wait == want {
+				exact++
+			}
+			last = when
+		}
+		if exact > 0 {
+			t.Errorf("%d waits are without jitter", exact)
+		}
+	})
+}
+
+// While the store is unavailable no attempt is counted, and one that is taken ends the
+// letter.
+func TestAnUnavailableStoreCostsALetterNoAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tape := newTape()
+		up := false
+		withPost(t, tape, func(cdc.Change) sinks.Outcome {
+			if !up {
+				return sinks.Outcome{Reason: "away"}
+			}
+			return sinks.Outcome{Verdict: sinks.Applied}
+		}, func(ctx context.Context, p *Posts, _ sinks.Partition) {
+			r := refusal(1, base+5, "a")
+			r.Transient, r.Failed = true, time.Now()
+			must(t, p.Bury(ctx, r))
+			time.Sleep(time.Hour)
+			expect(t, "after an hour", newestOf(t, tape, 1), "5 retrying 0")
+			up = true
+			time.Sleep(time.Minute)
+			expect(t, "when it is back", newestOf(t, tape, 1), "5 resolved 0")
+		})
+	})
+}
+
+// The post of a topic with a letter of another format does nothing.
+func TestAPostRefusesALetterOfAnotherFormat(t *testing.T) {
+	tape := newTape()
+	tape.append(kafka.Record{Topic: "shop.dlq.es", Partition: 3, Key: []byte("k"), Value: []byte("?"), Headers: []cdc.Header{{Key: HeaderFormat, Value: []byte("3")}}})
+	w := &wire{tape: tape, draw: func(int) int { return 0 }}
+	p := &Posts{Letters: &Letters{Sink: "es", Topic: "shop.dlq.es", Log: w}, Log: w, Loading: make(chan struct{}, 1), Metrics: NewMetrics(prometheus.NewRegistry())}
+	err := p.RunPartition(t.Context(), quiet{}, func(ctx context.Context, part sinks.Partition) error {
+		<-ctx.Done()
+		return part.Commit(context.WithoutCancel(ctx), 1)
+	})
+	if !errors.Is(err, ErrFormat) {
+		t.Fatalf("%v; want it to stop", err)
+	}
+	expect(t, "records", len(tape.records[3]), 1)
+}
