@@ -16,14 +16,19 @@ import (
 )
 
 // quiet is a partition of a change topic of which only commits are of interest.
-type quiet struct{}
+type quiet int
 
-func (quiet) Name() (string, int)                                { return "shop.bank.questions", 3 }
+func (q quiet) Name() (string, int)                              { return "shop.bank.questions", int(q) }
 func (quiet) Fetch(context.Context, int) ([]kafka.Record, error) { return nil, nil }
 func (quiet) Commit(context.Context, int64) error                { return nil }
 
 // withPost runs do with the post of a partition whose letters are on tape.
 func withPost(t *testing.T, tape *tape, try func(cdc.Change) sinks.Outcome, do func(ctx context.Context, p *Posts, part sinks.Partition)) *Posts {
+	t.Helper()
+	return withPostOf(t, 3, tape, try, do)
+}
+
+func withPostOf(t *testing.T, partition int, tape *tape, try func(cdc.Change) sinks.Outcome, do func(ctx context.Context, p *Posts, part sinks.Partition)) *Posts {
 	t.Helper()
 	w := &wire{tape: tape, draw: func(n int) int { return n - 1 }}
 	p := &Posts{
@@ -36,7 +41,7 @@ func withPost(t *testing.T, tape *tape, try func(cdc.Change) sinks.Outcome, do f
 			return out
 		},
 	}
-	if err := p.RunPartition(t.Context(), quiet{}, func(ctx context.Context, part sinks.Partition) error {
+	if err := p.RunPartition(t.Context(), quiet(partition), func(ctx context.Context, part sinks.Partition) error {
 		do(ctx, p, part)
 		return nil
 	}); err != nil {
@@ -197,13 +202,53 @@ func TestAnUnavailableStoreCostsALetterNoAttempt(t *testing.T) {
 	})
 }
 
+// sweeper is a store that knows when it was swept.
+type sweeper struct {
+	sinks.Sink
+	at time.Time
+}
+
+func (s *sweeper) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) {
+	s.at = time.Now()
+	return 0, nil
+}
+
+// An attempt that began before a barrier may bring a row back that the sweep has removed:
+// so the sweep comes after it.
+func TestASweepWaitsForTheAttemptsThatABarrierMakesVoid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var began, ended time.Time
+		withPostOf(t, 0, newTape(), func(cdc.Change) sinks.Outcome {
+			began = time.Now()
+			time.Sleep(5 * time.Second)
+			ended = time.Now()
+			return sinks.Outcome{Verdict: sinks.Applied}
+		}, func(ctx context.Context, p *Posts, _ sinks.Partition) {
+			r := refusal(1, base+5, "a")
+			r.Record.Partition, r.Transient, r.Failed = 0, true, time.Now()
+			must(t, p.Bury(ctx, r))
+			time.Sleep(3 * time.Second)
+			if began.IsZero() || !ended.IsZero() {
+				t.Fatal("no attempt is under way")
+			}
+			p.Settled(0, &cdc.Change{Table: questions, Op: cdc.OpBarrier, Version: base + 6}, sinks.Applied)
+			var s sweeper
+			_, err := p.Guard(&s).Sweep(ctx, questions, base+6)
+			must(t, err)
+			if s.at.Before(ended) || ended.IsZero() {
+				t.Errorf("swept at %s, and the attempt ended at %s", s.at, ended)
+			}
+		})
+	})
+}
+
 // The post of a topic with a letter of another format does nothing.
 func TestAPostRefusesALetterOfAnotherFormat(t *testing.T) {
 	tape := newTape()
 	tape.append(kafka.Record{Topic: "shop.dlq.es", Partition: 3, Key: []byte("k"), Value: []byte("?"), Headers: []cdc.Header{{Key: HeaderFormat, Value: []byte("3")}}})
 	w := &wire{tape: tape, draw: func(int) int { return 0 }}
 	p := &Posts{Letters: &Letters{Sink: "es", Topic: "shop.dlq.es", Log: w}, Log: w, Loading: make(chan struct{}, 1), Metrics: NewMetrics(prometheus.NewRegistry())}
-	err := p.RunPartition(t.Context(), quiet{}, func(ctx context.Context, part sinks.Partition) error {
+	err := p.RunPartition(t.Context(), quiet(3), func(ctx context.Context, part sinks.Partition) error {
 		<-ctx.Done()
 		return part.Commit(context.WithoutCancel(ctx), 1)
 	})
