@@ -83,8 +83,12 @@ func withHeld(s sinks.Status, held func() map[string]*sinks.HeldStatus) sinks.St
 	}
 	would := held()
 	for i := range s.Tables {
-		if t := &s.Tables[i]; t.Held == nil {
-			t.Held = would[t.Table]
+		t := &s.Tables[i]
+		switch w := would[t.Table]; {
+		case t.Held == nil:
+			t.Held = w
+		case w != nil && w.By == t.Held.By && w.Since.Before(t.Held.Since):
+			t.Held.Since = w.Since // partitions that changed hands wait since then
 		}
 	}
 	return s

@@ -258,3 +258,23 @@ func TestStatusOfWhatCannotBeAskedIsExitCodeOne(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 }
+
+func TestATableIsHeldSinceItsTroubleBeganWhoeverHadItsPartitions(t *testing.T) {
+	now := time.Now()
+	held := func(by string, ago time.Duration) *sinks.HeldStatus {
+		return &sinks.HeldStatus{By: by, Since: now.Add(-ago), Partitions: 1}
+	}
+	s := withHeld(sinks.Status{Tables: []sinks.TableStatus{
+		{Table: "older", Held: held(sinks.ByTable, time.Second)},
+		{Table: "newer", Held: held(sinks.ByTable, time.Minute)},
+		{Table: "other", Held: held(sinks.ByStore, time.Second)},
+	}}, func() map[string]*sinks.HeldStatus {
+		trouble := held(sinks.ByTable, 10*time.Second)
+		return map[string]*sinks.HeldStatus{"older": trouble, "newer": trouble, "other": trouble}
+	})
+	for i, want := range []time.Duration{10 * time.Second, time.Minute, time.Second} {
+		if got := s.Tables[i]; now.Sub(got.Held.Since) != want || got.Held.Partitions != 1 {
+			t.Errorf("%s is held since %s ago by %d partitions; want %s and 1", got.Table, now.Sub(got.Held.Since), got.Held.Partitions, want)
+		}
+	}
+}
