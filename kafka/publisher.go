@@ -420,7 +420,7 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 		case goneSince.IsZero():
 			goneSince = time.Now()
 		case time.Since(goneSince) > goneAfter && p.client.gone(sending, part.topic):
-			return tries, final{fmt.Errorf("the topic is gone: %w", err)}
+			return tries, final{fmt.Errorf("the topic is gone; start again, which makes a topic of changes anew and has its table copied: %w", err)}
 		}
 		seen.failed(err)
 		p.metrics.retries.Inc()

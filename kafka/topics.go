@@ -282,6 +282,18 @@ func (c *Client) Topics(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
+// HasTopic reports whether there is a topic of that name.
+func (c *Client) HasTopic(ctx context.Context, topic string) (there bool, err error) {
+	err = c.retry(ctx, "look for topic "+topic, func() error {
+		_, err := c.partitions(ctx, topic)
+		if there = err == nil; missing(err) {
+			return nil
+		}
+		return err
+	})
+	return there, err
+}
+
 // DeleteTopics deletes topics with all they hold. Those that do not exist are
 // passed over.
 func (c *Client) DeleteTopics(ctx context.Context, topics ...string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -153,9 +154,41 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 	g.Go(func() error { return out.Run(writing) })
 	g.Go(func() error {
 		defer stop()
+		if from != nil && !flags.resnapshot {
+			if err := p.askForTopics(reading, from.Copied, requests); err != nil && reading.Err() == nil {
+				return err
+			}
+		}
 		return source.Run(reading)
 	})
 	return g.Wait()
+}
+
+// askForTopics has those tables copied again whose topic is gone, and with it what no
+// sink had read. A table that never had a row has no topic either; its copy makes it.
+func (p *process) askForTopics(ctx context.Context, copied []string, requests *kafka.SnapshotRequests) error {
+	var ask []cdc.SnapshotRequest
+	for _, name := range copied {
+		db, table, _ := strings.Cut(name, ".")
+		topic, err := kafka.ChangeTopic(p.cfg.Prefix, cdc.TableName{DB: db, Table: table})
+		if err != nil {
+			return err
+		}
+		there, err := p.kafka.HasTopic(ctx, topic)
+		if err != nil {
+			return err
+		}
+		if now := time.Now().UnixMicro(); !there {
+			ask = append(ask, cdc.SnapshotRequest{
+				ID: fmt.Sprintf(lostPrefix+"topic-%s-%d", name, now), Table: name, Want: cdc.SnapshotRunning, Sweep: true, AtMicros: now,
+				Reason: "there is no topic " + topic,
+			})
+		}
+	}
+	if len(ask) == 0 {
+		return nil
+	}
+	return requests.Ask(ctx, ask...)
 }
 
 // captured reports whether a table is configured.

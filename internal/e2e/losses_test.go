@@ -91,6 +91,38 @@ func TestStoresThatAreEmptiedAreFilledAgain(t *testing.T) {
 	}
 }
 
+// A topic is deleted with changes that no sink had read, while nobody runs.
+func TestATopicThatIsDeletedTakesNoChangeWithIt(t *testing.T) {
+	w := newWorld(t, 100)
+	p := w.start("run")
+	w.equal(time.Minute)
+	p.stop()
+	p = w.start("capture")
+	p.awaitReady()
+	w.sql("UPDATE tags SET name = CONCAT(name, '!')", "DELETE FROM question_tags WHERE tag_id = 1", "DELETE FROM tags WHERE id = 1")
+	topic := w.name + "." + w.name + ".tags"
+	for until := time.Now().Add(time.Minute); p.metric("lockstep_kafka_acked_records_total", `topic="`+topic+`"`) < 2; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("the changes did not come to Kafka")
+		}
+	}
+	p.stop()
+	c, err := kgo.NewClient(kgo.SeedBrokers(testenv.Kafka(t).Addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	req := kmsg.NewDeleteTopicsRequest()
+	req.TimeoutMillis, req.TopicNames = 10_000, []string{topic}
+	req.Topics = []kmsg.DeleteTopicsRequestTopic{{Topic: kmsg.StringPtr(topic)}}
+	if res, err := req.RequestWith(t.Context(), c); err != nil || res.Topics[0].ErrorCode != 0 {
+		t.Fatalf("delete %s: %+v, %v", topic, res, err)
+	}
+	p = w.start("run")
+	w.equal(time.Minute)
+	p.stop()
+}
+
 // deleteIndex takes away the index of a table of the bank.
 func (w *world) deleteIndex(table string) {
 	w.t.Helper()
