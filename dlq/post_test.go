@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,7 +56,7 @@ func newestOf(t *testing.T, tape *tape, id int) string {
 	t.Helper()
 	l := &Letters{Sink: "es"}
 	said := "nothing"
-	for _, r := range tape.records[3] {
+	for _, r := range tape.all(3) {
 		letter, err := l.read(r)
 		if err != nil {
 			t.Fatal(err)
@@ -115,7 +116,7 @@ func TestTheLetterOfANewerChangeIsNotHiddenByAnOlderOne(t *testing.T) {
 			older := p.refused(refusal(1, base+5, "a"))
 			older.place.Partition = 3
 			must(t, p.Bury(ctx, refusal(1, base+5, "a")))
-			expect(t, "records", len(tape.records[3]), 1)
+			expect(t, "records", len(tape.all(3)), 1)
 			must(t, p.Skip(ctx, older, "an operator, who has an old list"))
 			time.Sleep(time.Minute)
 			expect(t, "after an older letter was closed", newestOf(t, tape, 1), "6 parked 0")
@@ -123,7 +124,7 @@ func TestTheLetterOfANewerChangeIsNotHiddenByAnOlderOne(t *testing.T) {
 			time.Sleep(time.Minute)
 			expect(t, "after an older one was written", newestOf(t, tape, 1), "6 parked 0")
 		})
-		expect(t, "records", len(tape.records[3]), 5)
+		expect(t, "records", len(tape.all(3)), 5)
 	})
 }
 
@@ -183,9 +184,9 @@ func TestALetterTriesItselfFiveTimesInAllWhoeverIsKilled(t *testing.T) {
 func TestAnUnavailableStoreCostsALetterNoAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tape := newTape()
-		up := false
+		var up atomic.Bool
 		withPost(t, tape, func(cdc.Change) sinks.Outcome {
-			if !up {
+			if !up.Load() {
 				return sinks.Outcome{Reason: "away"}
 			}
 			return sinks.Outcome{Verdict: sinks.Applied}
@@ -195,7 +196,7 @@ func TestAnUnavailableStoreCostsALetterNoAttempt(t *testing.T) {
 			must(t, p.Bury(ctx, r))
 			time.Sleep(time.Hour)
 			expect(t, "after an hour", newestOf(t, tape, 1), "5 retrying 0")
-			up = true
+			up.Store(true)
 			time.Sleep(time.Minute)
 			expect(t, "when it is back", newestOf(t, tape, 1), "5 resolved 0")
 		})
@@ -217,26 +218,28 @@ func (s *sweeper) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error
 // so the sweep comes after it.
 func TestASweepWaitsForTheAttemptsThatABarrierMakesVoid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var began, ended time.Time
+		var began, ended atomic.Int64 // nanoseconds
 		withPostOf(t, 0, newTape(), func(cdc.Change) sinks.Outcome {
-			began = time.Now()
+			began.Store(time.Now().UnixNano())
 			time.Sleep(5 * time.Second)
-			ended = time.Now()
+			ended.Store(time.Now().UnixNano())
 			return sinks.Outcome{Verdict: sinks.Applied}
 		}, func(ctx context.Context, p *Posts, _ sinks.Partition) {
 			r := refusal(1, base+5, "a")
 			r.Record.Partition, r.Transient, r.Failed = 0, true, time.Now()
 			must(t, p.Bury(ctx, r))
 			time.Sleep(3 * time.Second)
-			if began.IsZero() || !ended.IsZero() {
+			synctest.Wait()
+			if began.Load() == 0 || ended.Load() != 0 {
 				t.Fatal("no attempt is under way")
 			}
 			p.Settled(0, &cdc.Change{Table: questions, Op: cdc.OpBarrier, Version: base + 6}, sinks.Applied)
 			var s sweeper
 			_, err := p.Guard(&s).Sweep(ctx, questions, base+6)
 			must(t, err)
-			if s.at.Before(ended) || ended.IsZero() {
-				t.Errorf("swept at %s, and the attempt ended at %s", s.at, ended)
+			synctest.Wait()
+			if at := s.at.UnixNano(); ended.Load() == 0 || at < ended.Load() {
+				t.Errorf("swept at %d, and the attempt ended at %d", at, ended.Load())
 			}
 		})
 	})
@@ -255,5 +258,5 @@ func TestAPostRefusesALetterOfAnotherFormat(t *testing.T) {
 	if !errors.Is(err, ErrFormat) {
 		t.Fatalf("%v; want it to stop", err)
 	}
-	expect(t, "records", len(tape.records[3]), 1)
+	expect(t, "records", len(tape.all(3)), 1)
 }

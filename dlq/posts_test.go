@@ -47,6 +47,13 @@ func (t *tape) append(records ...kafka.Record) {
 	t.bell = make(chan struct{})
 }
 
+// all is what stands in a partition.
+func (t *tape) all(partition int) []kafka.Record {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.records[partition])
+}
+
 // compact forgets what is older than lag and not the newest of its key.
 func (t *tape) compact(lag time.Duration) {
 	t.mu.Lock()
@@ -473,7 +480,7 @@ func TestWhateverHappensALetterIsOpenForWhatTheStoreLacksAndForNothingElse(t *te
 		if w.fault != "" {
 			rt.Fatal(w.fault)
 		}
-		letters += len(w.tape.records[0]) + len(w.tape.records[1])
+		letters += len(w.tape.all(0)) + len(w.tape.all(1))
 		overtaken += int(closed["superseded"])
 		retried += int(closed["resolved"])
 	})
@@ -568,6 +575,7 @@ func dwell(t *testing.T, seed uint64, changes, kills, operators int) (*town, map
 	w.mu.Unlock()
 	time.Sleep(10 * time.Minute)
 	w.tape.compact(0)
+	synctest.Wait()
 	w.judge(newest, barrier)
 	end(false)
 	return w, closed
