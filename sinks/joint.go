@@ -2,6 +2,7 @@ package sinks
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -100,9 +101,9 @@ func (j *joint) result() went {
 // call makes a joint's call of the store.
 func (w *Worker) call(j *joint) {
 	defer j.cancel()
-	var changes []cdc.Change
-	var went went
-	for _, p := range j.parts {
+	first := j.parts[0]
+	changes, went := slices.Clip(first.changes), went{bytes: first.bytes} // mostly it is alone
+	for _, p := range j.parts[1:] {
 		changes = append(changes, p.changes...)
 		went.bytes += p.bytes
 	}

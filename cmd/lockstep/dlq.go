@@ -166,6 +166,21 @@ func (d *desk) Skip(ctx context.Context, l dlq.Letter, reason string) error {
 	return d.box(l.Sink).Skip(ctx, l, reason)
 }
 
+// show gives the chosen letters to do.
+func (f letterFlags) show(a *app, cmd *cobra.Command, do func([]dlq.Letter) error) error {
+	_, query, err := f.chosen(a, cmd)
+	if err != nil {
+		return err
+	}
+	return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+		letters, err := o.Choose(ctx, query)
+		if err != nil {
+			return err
+		}
+		return do(letters)
+	})
+}
+
 func newDLQListCommand(a *app) *cobra.Command {
 	var flags letterFlags
 	cmd := &cobra.Command{
@@ -176,15 +191,7 @@ func newDLQListCommand(a *app) *cobra.Command {
   lockstep dlq list -o json | jq -r '.[].fingerprint' | sort | uniq -c`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, query, err := flags.chosen(a, cmd)
-			if err != nil {
-				return err
-			}
-			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letters, err := o.Choose(ctx, query)
-				if err != nil {
-					return err
-				}
+			return flags.show(a, cmd, func(letters []dlq.Letter) error {
 				return a.show(letters, func(w io.Writer) { printLetters(w, letters) })
 			})
 		},
@@ -205,15 +212,7 @@ mend the cause, and replay the fingerprint.`,
   lockstep dlq group --sink search --since 2h -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, query, err := flags.chosen(a, cmd)
-			if err != nil {
-				return err
-			}
-			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letters, err := o.Choose(ctx, query)
-				if err != nil {
-					return err
-				}
+			return flags.show(a, cmd, func(letters []dlq.Letter) error {
 				groups := dlq.Groups(letters)
 				return a.show(groups, func(w io.Writer) { printGroups(w, groups) })
 			})
