@@ -248,3 +248,21 @@ func TestASharedCallAnswersEachForItself(t *testing.T) {
 		<-answers
 	})
 }
+
+func TestASharedCallLeavesRoomForEach(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.BatchChanges = 10
+	l := newLane(cfg, "p.shop.q", 0, &books{metrics: NewMetrics(prometheus.NewRegistry()), sink: "es", byTable: make(map[cdc.TableName]*account)})
+	items, _ := decode(rows(30))
+	now := time.Now()
+	l.take(now, items)
+	for _, c := range []struct{ among, want int }{{1, 10}, {4, 2}, {100, 1}} {
+		if got := len(l.call(now, c.among).items); got != c.want {
+			t.Errorf("of 10 changes %d partitions put in %d each; want %d", c.among, got, c.want)
+		}
+	}
+	l.cfg.BatchBytes = 4 * items[20].load()
+	if got := len(l.call(now, 2).items); got != 2 {
+		t.Errorf("of four changes' bytes two partitions put in %d each; want 2", got)
+	}
+}
