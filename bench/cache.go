@@ -10,6 +10,8 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/tidwall/gjson"
 	"golang.org/x/sync/errgroup"
+
+	"lockstep/sinks/redis"
 )
 
 // The bare loop of Redis.
@@ -17,16 +19,6 @@ const (
 	pipelineCalls   = 1000
 	pipelineWorkers = 2
 )
-
-// compareAndSet writes a hash unless it has a version that is not older.
-const compareAndSet = `
-local stored = redis.call('HGET', KEYS[1], '_lockstep_v')
-if stored and tonumber(stored) >= tonumber(ARGV[1]) then
-	return 0
-end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-return 1
-`
 
 // measureCache writes the backlog's rows with a bare loop and then lets lockstep
 // drain it.
@@ -59,17 +51,18 @@ func (b *bench) measureCache(ctx context.Context) error {
 	return nil
 }
 
-// scriptLoop calls the script for every row, as fast as Redis takes them. What is
+// scriptLoop calls the script that lockstep calls for every row, as fast as Redis takes them. What is
 // sent is made before, so that the loop does nothing but send it.
 func (b *bench) scriptLoop(ctx context.Context, keys string) (bareLoop, error) {
-	digest, err := b.redis.ScriptLoad(ctx, compareAndSet).Result()
+	digest, err := b.redis.ScriptLoad(ctx, redis.UpsertScript(redis.ModeHash)).Result()
 	if err != nil {
 		return bareLoop{}, fmt.Errorf("load the script: %w", err)
 	}
 	calls := make([][]any, len(b.docs.at))
 	for i := range calls {
 		version := strconv.FormatUint(b.docs.at[i].version, 10)
-		args := []any{"evalsha", digest, "1", keys + strconv.Itoa(b.docs.at[i].id), version, "_lockstep_v", version}
+		key := keys + strconv.Itoa(b.docs.at[i].id)
+		args := []any{"evalsha", digest, "2", key, "lockstep:t:{" + key + "}", version, "_lockstep_v", version}
 		gjson.ParseBytes(b.docs.row(i)).ForEach(func(name, value gjson.Result) bool {
 			args = append(args, name.Str, value.String())
 			return true

@@ -23,7 +23,7 @@ func KeyFields(key []byte) ([]KeyField, error) {
 	}
 	var fields []KeyField
 	var err error
-	gjson.ParseBytes(key).ForEach(func(name, value gjson.Result) bool {
+	gjson.Parse(View(key)).ForEach(func(name, value gjson.Result) bool {
 		switch value.Type {
 		case gjson.String:
 			fields = append(fields, KeyField{name.Str, value.Str})
@@ -280,7 +280,7 @@ func ColumnText(row []byte, name string) (text string, null, ok bool) {
 }
 
 func column(row []byte, name string) (found gjson.Result) {
-	gjson.ParseBytes(row).ForEach(func(key, value gjson.Result) bool {
+	gjson.Parse(View(row)).ForEach(func(key, value gjson.Result) bool {
 		if key.Str == name {
 			found = value
 		}

@@ -192,7 +192,7 @@ func (c *Change) AppendValue(dst []byte, name string) []byte {
 
 // DecodeHeaders reads back what the headers of a record tell of a change: all but
 // its images and its origin. It refuses what Decode refuses, as far as the headers
-// show it.
+// show it. The texts of the result are parts of the headers' values.
 func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 	c := Change{Key: key}
 	format := ""
@@ -200,27 +200,27 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 	for _, h := range headers {
 		switch h.Key {
 		case HeaderFormat:
-			format = string(h.Value)
+			format = View(h.Value)
 		case HeaderVersion:
-			c.Version, versionErr = ParseVersion(string(h.Value))
+			c.Version, versionErr = ParseVersion(View(h.Value))
 		case HeaderOp:
 			if len(h.Value) == 1 {
 				c.Op = Op(h.Value[0])
 			}
 		case HeaderDB:
-			c.Table.DB = string(h.Value)
+			c.Table.DB = View(h.Value)
 		case HeaderTable:
-			c.Table.Table = string(h.Value)
+			c.Table.Table = View(h.Value)
 		case HeaderGTID:
-			c.GTID = string(h.Value)
+			c.GTID = View(h.Value)
 		case HeaderCommit:
-			n, err := strconv.ParseInt(string(h.Value), 10, 64)
+			n, err := strconv.ParseInt(View(h.Value), 10, 64)
 			if err != nil {
 				return c, undecodable("header %s is %q, not a number", h.Key, h.Value)
 			}
 			c.CommitMicros = n
 		case HeaderLayout:
-			n, err := strconv.ParseUint(string(h.Value), 16, 32)
+			n, err := strconv.ParseUint(View(h.Value), 16, 32)
 			if err != nil {
 				return c, undecodable("header %s is %q, not hexadecimal", h.Key, h.Value)
 			}
@@ -242,7 +242,8 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 	return c, nil
 }
 
-// Decode reads a record back. The images of the result are parts of value. A
+// Decode reads a record back. The images of the result are parts of value, and its texts
+// of the headers' values. A
 // barrier has neither key nor images: its record is Debezium's truncate. A record
 // that was not written by this format, has no valid version, or is not whole, is
 // refused with an error that wraps ErrUndecodable and names what is wrong.
@@ -261,8 +262,16 @@ func Decode(key, value []byte, headers []Header) (Change, error) {
 		return c, undecodable("key is not a JSON object")
 	}
 	c.Key = key
-	images := gjson.GetManyBytes(value, "before", "after")
-	c.Before, c.After = image(images[0]), image(images[1])
+	gjson.Parse(View(value)).ForEach(func(name, field gjson.Result) bool {
+		switch name.Str {
+		case "before":
+			c.Before = image(field)
+		case "after":
+			c.After = image(field)
+			return false // nothing behind it is asked for
+		}
+		return true
+	})
 	if c.Op != OpDelete && c.After == nil {
 		return c, undecodable("op %s has no row in after", c.Op)
 	}
@@ -273,14 +282,14 @@ func Decode(key, value []byte, headers []Header) (Change, error) {
 }
 
 func isObject(b []byte) bool {
-	return len(b) > 0 && b[0] == '{' && gjson.ValidBytes(b)
+	return len(b) > 0 && b[0] == '{' && gjson.Valid(View(b))
 }
 
 func image(r gjson.Result) []byte {
 	if !r.IsObject() {
 		return nil
 	}
-	return []byte(r.Raw)
+	return viewed(r.Raw)
 }
 
 func undecodable(format string, args ...any) error {

@@ -22,7 +22,7 @@ type item struct {
 	row     rowKey
 	book    *account
 	earlier int64 // the highest commit time in the partition before this one, or its own
-	counted int   // bytes of the record and of the images decoded from it
+	counted int   // bytes that it holds
 
 	place      place
 	prev, next *item     // among what the offset waits for
@@ -51,15 +51,19 @@ const (
 	settled
 )
 
+// itemBytes is what an item weighs besides the text of its record: it and the structs of
+// its headers. Of small rows that is the most.
+const itemBytes = 1 << 10
+
 // decode reads the records of a fetch.
 func decode(records []kafka.Record) (items []*item, bytes int) {
 	items = make([]*item, len(records))
 	for i, r := range records {
 		it := &item{record: r} // one by one: one that waits must not keep the others in memory
 		if it.change, it.broken = cdc.Decode(r.Key, r.Value, r.Headers); it.broken == nil {
-			it.row = rowKey{it.change.Table, string(it.change.Key)}
+			it.row = rowKey{it.change.Table, cdc.View(it.change.Key)}
 		}
-		it.counted = r.Size() + len(it.change.Before) + len(it.change.After)
+		it.counted = r.Size() + itemBytes
 		bytes += it.counted
 		items[i] = it
 	}

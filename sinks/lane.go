@@ -190,7 +190,7 @@ func (l *lane) carry(older, it *item) {
 		if image == nil || same(it.change.Before) || slices.ContainsFunc(images, same) {
 			return images
 		}
-		return append(images, image)
+		return append(images, bytes.Clone(image)) // the record that it is a part of goes
 	}
 	if it.change.Left == nil { // the usual case; of a row that changes often there are many
 		it.change.Left = slices.DeleteFunc(older.change.Left, func(image []byte) bool { return bytes.Equal(image, it.change.Before) })

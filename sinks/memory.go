@@ -12,7 +12,7 @@ const (
 	// lie about.
 	enough = 4 << 20
 	// swelling is how many times as large as in Kafka records are thought to be before
-	// any were seen: they are compressed there, and decoding copies the images.
+	// any were seen: they are compressed there, and each has structs of its own here.
 	swelling = 16
 )
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/tidwall/gjson"
 
@@ -31,17 +32,40 @@ type call struct {
 	size int
 }
 
+// scratch is what the calls of an Apply are made of. It goes from one Apply to the next.
+type scratch struct {
+	args  []any
+	texts []string
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// lend gives the arguments of one call, which are args behind those that were lent before.
+func (s *scratch) lend(args []any) []any {
+	begin := len(s.args)
+	s.args = args
+	return args[begin:len(args):len(args)]
+}
+
+// giveBack ends the use of everything that was lent.
+func (s *scratch) giveBack() {
+	clear(s.args) // they hold the rows
+	clear(s.texts)
+	s.args, s.texts = s.args[:0], s.texts[:0]
+	scratches.Put(s)
+}
+
 // encode appends the script calls of a change to calls, or says why there are
 // none. A row that has moved is removed, at the version of the change, from every
 // place that an older image of it names: each place has a guard of its own, so
 // the calls may come in any order and again. It is removed from them as well when its
 // new place cannot take it, or when a NULL leaves it without one: it is there no more,
 // and no later change knows where it was.
-func (s *Sink) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
+func (a *attempt) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 	if err := c.Version.Check(); err != nil {
 		return calls, poison(sinks.ClassUndecodable, "%v", err)
 	}
-	t, err := s.target(c.Table)
+	t, err := a.target(c.Table)
 	if err != nil {
 		return calls, &sinks.Outcome{Verdict: sinks.Unavailable, Reason: err.Error()}
 	}
@@ -52,9 +76,9 @@ func (s *Sink) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 	var fromRow bool
 	var refusal *sinks.Outcome
 	if c.Op == cdc.OpDelete {
-		calls, fromRow, done, refusal = s.remove(t, c, c.Before, calls, done)
+		calls, fromRow, done, refusal = a.remove(t, c, c.Before, calls, done)
 	} else {
-		calls, fromRow, done, refusal = s.upsert(t, c, calls, done)
+		calls, fromRow, done, refusal = a.upsert(t, c, calls, done)
 	}
 	if !fromRow { // there is one place for all images, or none can be told
 		return mainCall(calls, begin), refusal
@@ -69,7 +93,7 @@ func (s *Sink) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 		}
 		var no *sinks.Outcome
 		// An image without a column of the key has put the row nowhere.
-		if calls, _, done, no = s.remove(t, c, image, calls, done); no != nil && !no.Unasked {
+		if calls, _, done, no = a.remove(t, c, image, calls, done); no != nil && !no.Unasked {
 			return calls[:begin], no
 		}
 	}
@@ -92,7 +116,7 @@ func mainCall(calls []call, begin int) []call {
 
 // upsert appends the call that puts a row into its place. With a refusal, fromRow says
 // that the row has left its older places all the same.
-func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) (_ []call, fromRow bool, _ []place, _ *sinks.Outcome) {
+func (a *attempt) upsert(t *target, c *cdc.Change, calls []call, done []place) (_ []call, fromRow bool, _ []place, _ *sinks.Outcome) {
 	row := bytes.TrimSpace(c.After)
 	if len(row) < 3 || row[0] != '{' || row[len(row)-1] != '}' {
 		return calls, false, done, poison(sinks.ClassUndecodable, "row is not a JSON object with columns")
@@ -111,7 +135,7 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) (_ [
 		return calls, true, done, nil
 	}
 	done = append(done, at)
-	put, refusal := s.put(t, c, at, row)
+	put, refusal := a.put(t, c, at, row)
 	if refusal == nil {
 		calls = append(calls, put)
 	}
@@ -119,17 +143,17 @@ func (s *Sink) upsert(t *target, c *cdc.Change, calls []call, done []place) (_ [
 }
 
 // put is the call that writes a row to a place.
-func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks.Outcome) {
-	if len(row) > s.cfg.MaxValueBytes {
-		return call{}, poison(sinks.ClassTooLarge, "row has %d bytes, max_value_bytes is %d", len(row), s.cfg.MaxValueBytes)
+func (a *attempt) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks.Outcome) {
+	if len(row) > a.cfg.MaxValueBytes {
+		return call{}, poison(sinks.ClassTooLarge, "row has %d bytes, max_value_bytes is %d", len(row), a.cfg.MaxValueBytes)
 	}
-	keys, refusal := s.keysOf(t, at.key)
+	keys, refusal := a.keysOf(t, at.key)
 	if refusal != nil {
 		return call{}, refusal
 	}
 	version := c.Version.String()
-	args := make([]any, 0, 12)
-	args = append(args, "evalsha", t.verbs.upsert.digest, len(keys))
+	begin := len(a.args)
+	args := append(a.args, "evalsha", t.verbs.upsert.digest, len(keys))
 	for i := range keys {
 		args = append(args, keys[i])
 	}
@@ -137,15 +161,15 @@ func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks
 	size := commandBytes + 2*len(at.key) + len(row)
 	switch t.cfg.Mode {
 	case ModeHash:
-		texts, ok := fields(row)
-		if !ok {
+		first, ok := len(a.texts), false
+		if a.texts, ok = fields(a.texts, row); !ok {
 			return call{}, poison(sinks.ClassMapping, "column %s has the name under which the version is kept", versionField)
 		}
-		args = append(slices.Grow(args, 2+len(texts)), versionField, version)
-		for i := range texts {
-			args = append(args, &texts[i]) // a pointer costs no allocation
+		args = append(args, versionField, version)
+		for i := first; i < len(a.texts); i++ {
+			args = append(args, &a.texts[i]) // a pointer costs no allocation
 		}
-		size += 16 * len(args)
+		size += 16 * (len(args) - begin)
 	case ModeJSON:
 		if gjson.GetBytes(row, jsonField).Exists() {
 			return call{}, poison(sinks.ClassMapping, "column %s has the name under which the version is kept", jsonField)
@@ -156,14 +180,14 @@ func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks
 		if err != nil {
 			return call{}, unreadable(sinks.ClassMapping, fmt.Errorf("value: %w", err))
 		}
-		if len(text) > s.cfg.MaxValueBytes { // a column may be named twice
-			return call{}, poison(sinks.ClassTooLarge, "value has %d bytes, max_value_bytes is %d", len(text), s.cfg.MaxValueBytes)
+		if len(text) > a.cfg.MaxValueBytes { // a column may be named twice
+			return call{}, poison(sinks.ClassTooLarge, "value has %d bytes, max_value_bytes is %d", len(text), a.cfg.MaxValueBytes)
 		}
 		args = append(args, text)
 	case ModeStream:
-		args = append(args, s.ttl, streamID(c.Version), t.cfg.MaxLen, c.Op.String(), row)
+		args = append(args, a.ttl, streamID(c.Version), t.cfg.MaxLen, c.Op.String(), row)
 	case ModeSet:
-		args = append(args, s.ttl, at.member)
+		args = append(args, a.ttl, at.member)
 	case ModeZset:
 		text, _, ok := cdc.ColumnText(row, t.cfg.Score)
 		if !ok {
@@ -173,14 +197,14 @@ func (s *Sink) put(t *target, c *cdc.Change, at place, row []byte) (call, *sinks
 		if !ok {
 			return call{}, poison(sinks.ClassMapping, "score: %s is %q, neither a number nor a date", t.cfg.Score, text)
 		}
-		args = append(args, s.ttl, at.member, number)
+		args = append(args, a.ttl, at.member, number)
 	case ModeInvalidate:
-		args = append(args, s.ttl)
+		args = append(args, a.ttl)
 		if t.cfg.StaleField != "" {
 			args = append(args, t.cfg.StaleField)
 		}
 	}
-	return call{args: args, size: size}, nil
+	return call{args: a.lend(args), size: size}, nil
 }
 
 // unreadable is the refusal of a row of which no key or value can be made. One that
@@ -195,7 +219,7 @@ func unreadable(class sinks.Class, err error) *sinks.Outcome {
 // remove appends the call that takes a row out of the place an image of it names,
 // unless that is among those done. It reports whether columns besides the primary key
 // say where that is.
-func (s *Sink) remove(t *target, c *cdc.Change, image []byte, calls []call, done []place) ([]call, bool, []place, *sinks.Outcome) {
+func (a *attempt) remove(t *target, c *cdc.Change, image []byte, calls []call, done []place) ([]call, bool, []place, *sinks.Outcome) {
 	at, null, fromRow, err := t.place(c, image)
 	if _, nowhere := errors.AsType[*cdc.TooLong](err); nowhere || null != "" {
 		return calls, true, done, nil
@@ -209,18 +233,17 @@ func (s *Sink) remove(t *target, c *cdc.Change, image []byte, calls []call, done
 	if slices.Contains(done, at) {
 		return calls, fromRow, done, nil
 	}
-	keys, refusal := s.keysOf(t, at.key)
+	keys, refusal := a.keysOf(t, at.key)
 	if refusal != nil {
 		return calls, false, done, refusal
 	}
-	args := make([]any, 0, 12)
-	args = append(args, "evalsha", t.verbs.remove.digest, len(keys))
+	args := append(a.args, "evalsha", t.verbs.remove.digest, len(keys))
 	for i := range keys {
 		args = append(args, keys[i])
 	}
-	args = append(args, c.Version.String(), s.ttl)
+	args = append(args, c.Version.String(), a.ttl)
 	args = t.removal(args, at.member, c.Version)
-	return append(calls, call{args: args, size: commandBytes + 2*len(at.key) + len(at.member)}), fromRow, append(done, at), nil
+	return append(calls, call{args: a.lend(args), size: commandBytes + 2*len(at.key) + len(at.member)}), fromRow, append(done, at), nil
 }
 
 // removal appends what a shape's scripts of removal want besides the version and
@@ -262,11 +285,11 @@ func jsonValue(row []byte, version string) []byte {
 	return append(v, "}}"...)
 }
 
-// fields are the columns of a row, name and text in turn; NULL is left out. It is
-// false when a column has the name of the version's field.
-func fields(row []byte) (texts []string, ok bool) {
-	texts, ok = make([]string, 0, 32), true
-	gjson.ParseBytes(row).ForEach(func(name, value gjson.Result) bool {
+// fields appends the columns of a row, name and text in turn, which are parts of it; NULL
+// is left out. It is false when a column has the name of the version's field.
+func fields(texts []string, row []byte) (_ []string, ok bool) {
+	ok = true
+	gjson.Parse(cdc.View(row)).ForEach(func(name, value gjson.Result) bool {
 		switch value.Type {
 		case gjson.Null:
 			return true

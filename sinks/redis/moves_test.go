@@ -206,7 +206,7 @@ func TestAMoveIsSettledWhenBothPlacesAre(t *testing.T) {
 	move := cdc.Change{Table: questions, Op: cdc.OpUpdate, Version: base + 1, Key: []byte(`{"id":1}`), Before: image(1, "a", 1), After: image(1, "b", 1)}
 	stays := move
 	stays.Before, stays.Left = image(1, "b", 0), [][]byte{image(1, "b", 2), image(1, "c", 3)}
-	calls, _ := f.encode(&stays, nil)
+	calls, _ := (&attempt{Sink: f.Sink, scratch: new(scratch)}).encode(&stays, nil)
 	expect(t, "calls for a row that was in its place before, and once elsewhere", len(calls), 2)
 	f.plain.LPush(t.Context(), "q:a:1", "x")
 	expect(t, "the old key cannot be removed", f.verdicts(t, move), "poison wrong_type")

@@ -230,7 +230,8 @@ func infoField(info, name string) string {
 
 // Apply writes the changes in pipelines of PipelineBytes. It is a sinks.Sink.
 func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome {
-	a := attempt{Sink: s, changes: changes, tallies: make([]tally, len(changes))}
+	a := attempt{Sink: s, scratch: scratches.Get().(*scratch), changes: changes, tallies: make([]tally, len(changes))}
+	defer a.giveBack()
 	for i := range changes {
 		if !a.add(ctx, i) {
 			// The rest would wait for the same server, one timeout each.
@@ -250,6 +251,7 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 // attempt is one Apply under way.
 type attempt struct {
 	*Sink
+	*scratch
 	changes []cdc.Change
 	tallies []tally
 	pipe    []call

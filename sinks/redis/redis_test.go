@@ -780,7 +780,7 @@ func BenchmarkApply(b *testing.B) {
 				b.StopTimer()
 				var ready [][]any
 				for _, c := range next() {
-					calls, _ := f.encode(&c, nil)
+					calls, _ := (&attempt{Sink: f.Sink, scratch: new(scratch)}).encode(&c, nil)
 					ready = append(ready, calls[0].args)
 				}
 				b.StartTimer()

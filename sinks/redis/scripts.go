@@ -315,3 +315,7 @@ var shapes = map[string]verbs{
 		newScript(deleteHead + besideVersion + sweepGuard + sweepCached),
 	},
 }
+
+// UpsertScript is the text of the script that writes a row of a shape, for whoever wants to
+// measure what it costs.
+func UpsertScript(mode string) string { return shapes[mode].upsert.text }

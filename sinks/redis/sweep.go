@@ -278,7 +278,7 @@ func (t *target) rowIn(cmd goredis.Cmder) (row map[string]string, ok bool) {
 	if !json.Valid([]byte(text)) {
 		return nil, false
 	}
-	texts, _ := fields([]byte(text))
+	texts, _ := fields(nil, []byte(text))
 	for i := 0; i+1 < len(texts); i += 2 {
 		row[texts[i]] = texts[i+1]
 	}
