@@ -18,7 +18,7 @@ type Config struct {
 	CallsMin int `yaml:"calls_min"`
 	// CallsMax is how many calls of each store may be under way at a time while there is a backlog and the store does not get slower. It is 1 to 256; the default is 12.
 	CallsMax int `yaml:"calls_max"`
-	// MemoryBytes is how many bytes of records the sinks of a process hold before they stop reading: fetched, waiting, or in a call. A partition that holds none may always fetch a little, so it can be passed by half. What is decoded, encoded and not yet collected comes on top: give the process four times as much memory. It is 1048576 to 68719476736 bytes; the default is 268435456.
+	// MemoryBytes is how many bytes of records the sinks of a process hold before they stop reading: fetched, waiting, or in a call. A partition that holds none may always fetch a little, so it can be passed by half. What is decoded, encoded and not yet collected comes on top: give the process four times as much memory. It is 1048576 to 68719476736 bytes; the default is 67108864.
 	MemoryBytes int `yaml:"memory_bytes"`
 	// HoldMin is the first wait of a partition whose store is unavailable; each further wait is twice as long. The default is 100ms.
 	HoldMin time.Duration `yaml:"hold_min"`
@@ -50,7 +50,7 @@ func DefaultConfig() Config {
 		Retries:         []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second},
 		CallsMin:        4,
 		CallsMax:        12,
-		MemoryBytes:     256 << 20,
+		MemoryBytes:     64 << 20,
 		HoldMin:         100 * time.Millisecond,
 		HoldMax:         5 * time.Second,
 		BreakerFailures: 5,

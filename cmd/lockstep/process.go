@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -94,6 +95,7 @@ func (a *app) serve(ctx context.Context, what parts) error {
 		g.Go(func() error { return p.standby(ctx, *what.capture) })
 	}
 	if len(what.sinks) > 0 {
+		a.collectLess(cfg.Worker)
 		g.Go(func() error { return p.runSinks(ctx, what.sinks) })
 	}
 	ended := make(chan error, 1)
@@ -109,6 +111,18 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	p.kafka.Close()
 	log.Info("lockstep stopped", "cleanly", err == nil)
 	return err
+}
+
+// collectLess has the garbage collector come half as often while the process is small
+// beside what it may have, which is four times worker.memory_bytes: what a sink makes is
+// soon dead. GOGC and GOMEMLIMIT of the environment have the last word.
+func (a *app) collectLess(cfg sinks.Config) {
+	if _, set := a.env("GOGC"); !set {
+		debug.SetGCPercent(200)
+	}
+	if _, set := a.env("GOMEMLIMIT"); !set {
+		debug.SetMemoryLimit(max(int64(cfg.MemoryBytes), 64<<20) * 7 / 2)
+	}
 }
 
 // stopWithin is how long a stop may take: less than the 10 seconds promised.
