@@ -58,7 +58,10 @@ type Change struct {
 	// older ones of the row that were left out because this one came. A store that
 	// puts a row into a place made of more than its key finds there the places that
 	// it may still hold the row in. It is not part of the record.
-	Left   [][]byte
+	Left [][]byte
+	// Leaves says that the row is only to leave those places: After, which may be nil, tells
+	// no more than where it is now. It is not part of the record.
+	Leaves bool
 	Origin Origin
 }
 

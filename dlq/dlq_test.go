@@ -215,9 +215,6 @@ func TestTheLargestHeadersFitTheRoomTheyAreGiven(t *testing.T) {
 	r.Change.Key = fmt.Appendf(nil, `{"id":"%s"}`, strings.Repeat("€", 1000))
 	r.Change.GTID = strings.Repeat("g", 5000)
 	r.Record.Key = r.Change.Key
-	for i := range 20 {
-		r.Change.Left = append(r.Change.Left, bytes.Repeat([]byte{byte('a' + i)}, leftBytes/10))
-	}
 	l.App = strings.Repeat("v", 5000)
 	bury(t, l, r)
 	got := log.records[l.Topic][0]
@@ -225,7 +222,7 @@ func TestTheLargestHeadersFitTheRoomTheyAreGiven(t *testing.T) {
 		t.Errorf("a letter is %d bytes larger than its record, HeaderBytes is %d", grown, HeaderBytes)
 	}
 	for _, h := range got.Headers[len(r.Record.Headers):] {
-		if h.Key == HeaderLeft || h.Key == HeaderRecordKey {
+		if h.Key == HeaderRecordKey {
 			continue
 		}
 		if !utf8.Valid(h.Value) || len(h.Value) > textBytes {
@@ -237,7 +234,6 @@ func TestTheLargestHeadersFitTheRoomTheyAreGiven(t *testing.T) {
 	}
 	letter := list(t, l, Filter{})[0]
 	expect(t, "table", letter.Table, r.Change.Table.String())
-	expect(t, "images that it stands for", len(letter.left), 10)
 }
 
 func TestOneLetterIsOpenPerRowTheNewest(t *testing.T) {

@@ -1,7 +1,6 @@
 package dlq
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -40,9 +39,6 @@ const (
 	// none. HeaderNoValue is there when that has no value.
 	HeaderRecordKey = "lockstep.letter.record_key"
 	HeaderNoValue   = "lockstep.letter.no_value"
-	// HeaderLeft is there once for each row image of an older change that the refused
-	// one stands for, of a table whose rows move in the store.
-	HeaderLeft = "lockstep.letter.left"
 	// HeaderTable ("db.table"), HeaderKey (the primary key as text, cut at 1 KiB),
 	// HeaderVersion, HeaderGTID and HeaderCommitted (the commit time in the source) are
 	// missing when the record could not be decoded.
@@ -86,7 +82,7 @@ const (
 // HeaderBytes is more than a letter is larger than the record it holds. The
 // letters' topic and its publisher must take records that much larger than the
 // change topics do, or the largest row could not be buried.
-const HeaderBytes = 16<<10 + leftBytes
+const HeaderBytes = 16 << 10
 
 const (
 	letterFormat = "2"
@@ -96,8 +92,6 @@ const (
 	nameBytes = 512
 	// keyBytes bounds the key of a letter: of a longer one its hash stands there.
 	keyBytes = 1536
-	// leftBytes bounds the images of HeaderLeft. What is beyond is not kept.
-	leftBytes = 64 << 10
 )
 
 // State of a letter.
@@ -164,11 +158,10 @@ type Letter struct {
 	// Bytes of the refused record's key and value.
 	Bytes int `json:"bytes"`
 
-	place     Place    // in the letters' topic
-	key       string   // of the letter
-	recordKey []byte   // of the refused record; nil when it has none
-	noValue   bool     // the refused record has none
-	left      [][]byte // see HeaderLeft
+	place     Place  // in the letters' topic
+	key       string // of the letter
+	recordKey []byte // of the refused record; nil when it has none
+	noValue   bool   // the refused record has none
 }
 
 // Replayable reports whether the letter holds a change that can be applied. A
@@ -211,24 +204,9 @@ func (l *Letters) refused(r sinks.Refusal) Letter {
 		if text, err := cdc.KeyText(c.Key); err == nil {
 			letter.Key = clip(text, textBytes)
 		}
-		letter.stand(c.Left...)
 	}
 	letter.Fingerprint = fingerprint(letter.Sink, letter.Table, letter.Class, letter.Reason)
 	return letter
-}
-
-// stand notes row images of older changes that the letter stands for, while there is room.
-func (l *Letter) stand(images ...[]byte) {
-	room := leftBytes
-	for _, image := range l.left {
-		room -= len(image)
-	}
-	for _, image := range images {
-		same := func(other []byte) bool { return bytes.Equal(image, other) }
-		if room -= len(image); image != nil && room >= 0 && !slices.ContainsFunc(l.left, same) {
-			l.left = append(l.left, image)
-		}
-	}
 }
 
 // stage is how far a refused record had come.
@@ -289,9 +267,6 @@ func (l Letter) headers() []cdc.Header {
 	if !l.State.Open() {
 		return h
 	}
-	for _, image := range l.left {
-		h = append(h, cdc.Header{Key: HeaderLeft, Value: image})
-	}
 	add(ConnectTopic, l.Source.Topic)
 	add(ConnectPartition, strconv.Itoa(l.Source.Partition))
 	add(ConnectOffset, strconv.FormatInt(l.Source.Offset, 10))
@@ -325,9 +300,7 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	own := ownHeaders(r.Headers)
 	values := make(map[string]string, len(r.Headers)-own)
 	for _, h := range r.Headers[own:] {
-		if values[h.Key] = string(h.Value); h.Key == HeaderLeft {
-			l.left = append(l.left, h.Value)
-		}
+		values[h.Key] = string(h.Value)
 	}
 	fail := func(format string, args ...any) (Letter, error) {
 		l.Reason = "not a letter: " + fmt.Sprintf(format, args...)

@@ -323,7 +323,7 @@ func (p *post) flush(ctx, running context.Context) error {
 	return p.await(ctx, func() bool { return p.rounds >= round })
 }
 
-// bury writes the letter of a refusal, if it is the newest of its row.
+// bury writes the letter of a refusal, unless one of its row is open that is not older.
 func (p *post) bury(ctx context.Context, r sinks.Refusal) error {
 	letter := p.refused(r)
 	switch {
@@ -332,46 +332,21 @@ func (p *post) bury(ctx context.Context, r sinks.Refusal) error {
 	case r.Transient:
 		letter.State = Exhausted
 	}
-	return p.inter(ctx, r, letter, letter.identity())
-}
-
-// inter writes a letter, unless one of its row is open that is not older.
-func (p *post) inter(ctx context.Context, r sinks.Refusal, letter Letter, id identity) error {
+	id := letter.identity()
 	p.mu.Lock()
 	err := p.await(ctx, func() bool { return p.whole && p.busy[id] == nil })
 	e, known := p.index.letters[id]
-	moves := r.Change != nil && p.moves(r.Change.Table)
-	if err != nil || known && e.version >= letter.Version && !moves {
+	if err != nil || known && e.version >= letter.Version {
 		p.mu.Unlock()
 		return err
 	}
 	w := p.write(id, letter)
 	p.mu.Unlock()
-	record := p.open(r.Record, letter)
-	if known && moves { // of two refused changes the letter of the newer one stands for the other
-		found, err := p.load(ctx, []job{{id: id, offset: e.offset, writing: w}})
-		if err != nil {
-			return fmt.Errorf("bury %s: the other letter of its row: %w", letter.Source, err)
-		}
-		if len(found) == 0 { // it was written anew, which shows in a moment
-			sleep(ctx, soon)
-			return p.inter(ctx, r, letter, id)
-		}
-		if other := &found[0]; other.letter.Version >= letter.Version {
-			other.letter.stand(append(letter.left, r.Change.Before)...)
-			record = p.anew(other, other.letter)
-		} else {
-			letter.stand(append(other.letter.left, other.change.Before)...)
-			record = p.open(r.Record, letter)
-		}
-	}
-	if err := p.put(ctx, []job{{id: id, writing: w, record: record}}); err != nil {
+	if err := p.put(ctx, []job{{id: id, writing: w, record: p.open(r.Record, letter)}}); err != nil {
 		return fmt.Errorf("bury %s: %w", letter.Source, err)
 	}
 	return nil
 }
-
-func (p *post) moves(t cdc.TableName) bool { return p.Moves != nil && p.Moves(t) }
 
 // write notes that a letter is being written. The caller holds mu.
 func (p *post) write(id identity, l Letter) *writing {
@@ -444,7 +419,6 @@ func (p *post) load(ctx context.Context, jobs []job) ([]job, error) {
 		j.letter, j.held = letter, original(letter, r)
 		if letter.Replayable() {
 			j.change, j.broken = cdc.Decode(j.held.Key, j.held.Value, j.held.Headers)
-			j.change.Left = letter.left
 		}
 		found = append(found, j)
 		return nil
@@ -503,9 +477,7 @@ func (p *post) round(ctx context.Context, closing map[identity]news, mended map[
 			return err
 		}
 		for i := range found {
-			if err := p.conclude(ctx, &found[i]); err != nil {
-				return err
-			}
+			p.conclude(&found[i])
 		}
 		if err := p.put(ctx, found); err != nil {
 			return err
@@ -562,10 +534,10 @@ func (p *post) claim(ctx context.Context, closing map[identity]news, mended map[
 }
 
 // conclude makes the record that a job of a round comes to.
-func (p *post) conclude(ctx context.Context, j *job) error {
+func (p *post) conclude(j *job) {
 	if j.mend {
 		j.record = p.anew(j, j.letter)
-		return nil
+		return
 	}
 	state, reason := Superseded, "the store has a newer change of the row"
 	switch {
@@ -576,14 +548,7 @@ func (p *post) conclude(ctx context.Context, j *job) error {
 	case j.news.why == applied:
 		state, reason = Resolved, "the store has the change"
 	}
-	if j.news.why != swept && j.letter.Replayable() && j.broken == nil && p.moves(j.change.Table) {
-		left, err := p.leavePlaces(ctx, j)
-		if err != nil || !left {
-			return err
-		}
-	}
 	j.record = p.finished(j, state, reason)
-	return nil
 }
 
 // finished is the record that closes a job's letter.
@@ -608,27 +573,6 @@ func (p *post) expect(j *job, l Letter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	*j.writing = writing{l.State, l.Version, l.Retries}
-}
-
-// leavePlaces gives the change of a letter to the store once more, which has a newer one:
-// so the store removes the row from where it was before. It reports false when the store
-// refuses it still; then the letter stays, because nobody else knows of that place.
-func (p *post) leavePlaces(ctx context.Context, j *job) (bool, error) {
-	wait := p.HoldMin
-	for {
-		switch out := p.Try(ctx, j.letter.Source.Topic, []cdc.Change{j.change}); {
-		case len(out) != 1:
-			return false, fmt.Errorf("letter %s: the store answered one change with %d outcomes", j.letter.ID, len(out))
-		case out[0].Verdict == sinks.Poison, out[0].Verdict == sinks.Transient:
-			return false, nil
-		case out[0].Verdict != sinks.Unavailable:
-			return true, nil
-		}
-		if !sleep(ctx, wait) {
-			return false, ctx.Err()
-		}
-		wait = min(2*wait, p.HoldMax)
-	}
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -49,11 +49,7 @@ type Posts struct {
 	*Letters
 	Log PartitionLog
 	// Try gives changes of a topic to the store, beside the live stream: a Worker's Try.
-	Try func(ctx context.Context, topic string, changes []cdc.Change) []sinks.Outcome
-	// Moves is the Worker's: before a letter of such a table is closed because the row has
-	// changed, its record goes to the store once more, which then removes the row from
-	// where it was before.
-	Moves   func(cdc.TableName) bool
+	Try     func(ctx context.Context, topic string, changes []cdc.Change) []sinks.Outcome
 	Retries []time.Duration // waits before the attempts
 	// HoldMin and HoldMax bound the waits between attempts while the store is unavailable.
 	HoldMin, HoldMax time.Duration

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"lockstep/cdc"
@@ -41,9 +40,8 @@ type ReplayOptions struct {
 	// upsert of one is superseded by its delete, which the store may have forgotten.
 	Gone func(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error)
 	// Moves reports whether the place of a change's row in the store depends on more
-	// than its key: the row may still be where it was before the change of the letter,
-	// and it may have gone on from where the letter would put it. nil is for a store
-	// where no row's does.
+	// than its key: the row may have gone on from where the letter would put it. nil is
+	// for a store where no row's does.
 	Moves func(c *cdc.Change) bool
 	// Remembers is how long such a store knows that a row has left a place.
 	Remembers time.Duration
@@ -59,8 +57,7 @@ type ReplayOptions struct {
 // guard, so that it may run twice, late or beside the live stream. A letter whose
 // change the store now has is closed as resolved, one whose row is newer there as
 // superseded; so are one from before the newest barrier of its table and one whose row
-// the source does not have any more, without asking the store, or where rows move as a
-// delete of where it was. One that is refused again is written again with a higher retry
+// the source does not have any more, without asking the store. One that is refused again is written again with a higher retry
 // count. A record that could not be decoded stays: only Skip closes it.
 //
 // The letters are those of one List. An error says that it stopped: the store is
@@ -89,7 +86,6 @@ type replay struct {
 	letters []Letter
 	records []kafka.Record
 	changes []cdc.Change
-	leave   []leave // by index in changes
 	bytes   int
 }
 
@@ -105,7 +101,6 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 	if err != nil {
 		return stays("%v", err)
 	}
-	change.Left = letter.left
 	if change.Version <= r.opt.Barriers[change.Table.String()] {
 		return r.superseded(ctx, letter, "the table was emptied, dropped or copied anew since")
 	}
@@ -148,13 +143,7 @@ func (r *replay) flush(ctx context.Context) error {
 		return nil
 	}
 	var unavailable error
-	sent := slices.Clone(r.changes)
-	for i := range sent {
-		if r.leave[i] != (leave{}) {
-			sent[i].Op, sent[i].After = cdc.OpDelete, nil
-		}
-	}
-	for i, outcome := range r.sink.Apply(ctx, sent) {
+	for i, outcome := range r.sink.Apply(ctx, r.changes) {
 		letter := r.letters[i]
 		if outcome.Verdict == sinks.Unavailable {
 			unavailable = fmt.Errorf("letter %s: %w: %s", letter.ID, ErrUnavailable, outcome.Sentence())
@@ -169,19 +158,11 @@ func (r *replay) flush(ctx context.Context) error {
 	return unavailable
 }
 
-// leave says of a letter that its row is only to leave the place that it had before,
-// and what becomes of the letter then. The zero value is for one to be applied as it is.
-type leave struct {
-	state  State
-	reason string
-}
-
 // isGone is why a letter is superseded by what the source does not have.
 const isGone = "the source does not have the row any more"
 
-// withoutGone closes the letters of the batch whose rows the source does not have, and
-// leaves the others in it. Where rows move, one that is gone, or may have moved on, has
-// still to leave the place that it had before.
+// withoutGone closes the letters of the batch whose rows the source does not have, passes
+// over those whose rows may have moved on unknown to the store, and leaves the others in it.
 func (r *replay) withoutGone(ctx context.Context) error {
 	keys := map[cdc.TableName][][]byte{}
 	for _, c := range r.changes {
@@ -190,7 +171,6 @@ func (r *replay) withoutGone(ctx context.Context) error {
 		}
 	}
 	left := 0
-	r.leave = r.leave[:0]
 	gone := map[cdc.TableName]map[string]bool{}
 	for table, keys := range keys {
 		var err error
@@ -199,26 +179,17 @@ func (r *replay) withoutGone(ctx context.Context) error {
 		}
 	}
 	for i, c := range r.changes {
-		moves := r.opt.Moves != nil && r.opt.Moves(&c)
-		var only leave
 		switch {
 		case c.Op == cdc.OpDelete:
 		case gone[c.Table][string(c.Key)]:
-			only = leave{Superseded, isGone}
-		case moves && time.Since(r.letters[i].FirstFailed) >= r.opt.Remembers:
-			only = leave{Parked, fmt.Sprintf("the store remembers for %s that a row has left a place, and this letter is older, so its place may be a former one by now; copy the row again (lockstep snapshot start --table %s --keys FILE) and skip the letter", r.opt.Remembers, c.Table)}
-		}
-		if only.state == Superseded && (r.opt.DryRun || !moves || c.Before == nil) {
-			if err := r.superseded(ctx, r.letters[i], only.reason); err != nil {
+			if err := r.superseded(ctx, r.letters[i], isGone); err != nil {
 				return err
 			}
 			continue
-		}
-		if only.state == Parked && (r.opt.DryRun || c.Before == nil) {
-			r.opt.Progress(r.letters[i], Result{only.state, only.reason})
+		case r.opt.Moves != nil && r.opt.Moves(&c) && time.Since(r.letters[i].FirstFailed) >= r.opt.Remembers:
+			r.opt.Progress(r.letters[i], Result{Parked, fmt.Sprintf("the store remembers for %s that a row has left a place, and this letter is older, so its place may be a former one by now; copy the row again (lockstep snapshot start --table %s --keys FILE) and skip the letter", r.opt.Remembers, c.Table)})
 			continue
 		}
-		r.leave = append(r.leave, only)
 		r.letters[left], r.records[left], r.changes[left] = r.letters[i], r.records[i], c
 		left++
 	}
@@ -229,13 +200,6 @@ func (r *replay) withoutGone(ctx context.Context) error {
 // settle writes down what became of the i-th letter of the batch.
 func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Result, error) {
 	letter := r.letters[i]
-	switch only := r.leave[i]; {
-	case only == leave{}, outcome.Verdict == sinks.Transient, outcome.Verdict == sinks.Poison:
-	case only.state == Parked:
-		return Result{only.state, only.reason}, nil
-	default:
-		return Result{only.state, only.reason}, r.finish(ctx, letter, only.state, only.reason)
-	}
 	switch outcome.Verdict {
 	case sinks.Applied:
 		return Result{State: Resolved}, r.finish(ctx, letter, Resolved, "replayed")

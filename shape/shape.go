@@ -219,7 +219,7 @@ func (s *Shape) document(dst []byte, r *row, past bool) ([]byte, error) {
 // not meet the condition becomes a delete of its key under its own version. Key and
 // version stay. The images are new slices; those from before lack the computed fields
 // that they have no values for. An error names the expression and the
-// columns that it reads, never a value; c is then as it was.
+// columns that it reads, never a value; c then only Leaves.
 //
 // A row whose columns are not those of the table, or hold values of another type, is
 // from before or behind a change of the table. Such a row is unfamiliar, which names
@@ -232,9 +232,14 @@ func (s *Shape) Apply(c *cdc.Change) (unfamiliar string, err error) {
 	r := s.rows.Get().(*row)
 	defer s.done(r)
 	if err := r.read(s, c.After); err != nil {
+		s.lookBack(c)
+		c.After, c.Leaves = nil, true
 		return "", err
 	}
-	err = s.apply(c, r)
+	if err = s.apply(c, r); err != nil {
+		s.lookBack(c)
+		c.After, c.Leaves = s.past(r), true
+	}
 	if !r.fits || r.misread != "" {
 		unfamiliar = r.signature()
 	}

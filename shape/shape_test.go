@@ -344,6 +344,29 @@ func TestTheRowBeforeLacksWhatCannotBeComputed(t *testing.T) {
 	}
 }
 
+// Of a row that makes no document there is still what says where it is, and where it was.
+func TestARowWithoutADocumentOnlyLeaves(t *testing.T) {
+	for name, c := range map[string]struct {
+		rule  Config
+		after string
+		want  cdc.Change
+	}{
+		"a computed field": {Config{Compute: map[string]string{"n": "10 / row.b"}, Drop: []string{"a"}}, `{"id":1,"a":"x","b":0}`,
+			cdc.Change{Before: []byte(`{"id":1,"b":5,"n":2}`), After: []byte(`{"id":1,"b":0}`), Left: [][]byte{[]byte(`{"id":1,"b":2,"n":5}`)}}},
+		"the condition": {Config{Where: "10 / row.b > 1", Drop: []string{"a"}}, `{"id":1,"a":"x","b":0}`,
+			cdc.Change{Before: []byte(`{"id":1,"b":5}`), After: []byte(`{"id":1,"b":0}`), Left: [][]byte{[]byte(`{"id":1,"b":2}`)}}},
+		"no row": {Config{Drop: []string{"a"}}, `x`,
+			cdc.Change{Before: []byte(`{"id":1,"b":5}`), Left: [][]byte{[]byte(`{"id":1,"b":2}`)}}},
+	} {
+		change := cdc.Change{Op: cdc.OpUpdate, Before: []byte(`{"id":1,"a":"x","b":5}`), After: []byte(c.after), Left: [][]byte{[]byte(`{"id":1,"a":"x","b":2}`)}}
+		_, err := compiled(t, c.rule, short).Apply(&change)
+		c.want.Op, c.want.Leaves = cdc.OpUpdate, true
+		if diff := cmp.Diff(c.want, change); diff != "" || err == nil {
+			t.Errorf("%s: %v (-want +got)\n%s", name, err, diff)
+		}
+	}
+}
+
 // Whatever is chosen, dropped and renamed: the values that stay are the row's, byte for
 // byte and in its order.
 func TestValuesPassByteForByte(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -23,15 +24,16 @@ import (
 // with a routing column. For each row and place it remembers the newest version, of the
 // row or of its going away.
 type rooms struct {
-	mu    sync.Mutex
-	draw  func(int) int
-	calm  bool
-	log   []kafka.Record
-	sent  int
-	start int
-	at    map[string]map[string]cdc.Version // by row and place
-	gone  map[string]map[string]bool
-	fault string
+	mu      sync.Mutex
+	draw    func(int) int
+	calm    bool
+	log     []kafka.Record
+	sent    int
+	start   int
+	at      map[string]map[string]cdc.Version // by row and place
+	gone    map[string]map[string]bool
+	letters map[string]Refusal // the newest of each row
+	fault   string
 }
 
 func (s *rooms) Name() (string, int) { return "p.shop.q", 1 }
@@ -85,33 +87,72 @@ func (s *rooms) Apply(_ context.Context, changes []cdc.Change) []Outcome {
 	defer s.mu.Unlock()
 	out := make([]Outcome, len(changes))
 	for i, c := range changes {
+		const wrote, left, nothing, transient, poison, taken = 0, 1, 2, 3, 4, 5
 		mishap := s.draw(10)
-		if !s.calm && mishap < 4 {
-			out[i] = Outcome{Verdict: Unavailable} // no letter: package dlq shows what becomes of those
-			if mishap != 0 {                       // one of them wrote all the same
-				continue
-			}
-		} else {
-			out[i].Verdict = Applied
+		if s.calm || mishap > taken {
+			mishap = taken
+		}
+		out[i] = Outcome{Verdict: []Verdict{Unavailable, Unavailable, Unavailable, Transient, Poison, Applied}[mishap], Class: ClassRefused}
+		if mishap == nothing {
+			continue
 		}
 		row := string(c.Key)
-		here := gjson.GetBytes(c.After, "at").Str
+		here := gjson.GetBytes(c.After, "at").Str // older places are left also when it is refused
 		for _, image := range append([][]byte{c.Before}, c.Left...) {
 			if there := gjson.GetBytes(image, "at").Str; there != "" && there != here {
 				s.put(row, there, c.Version, true)
 			}
 		}
-		if c.Op != cdc.OpDelete {
+		if c.Op != cdc.OpDelete && (mishap == wrote || mishap == taken) {
 			s.put(row, here, c.Version, false)
 		}
 	}
 	return out
 }
 
+func (s *rooms) bury(_ context.Context, r Refusal) error {
+	time.Sleep(100 * time.Millisecond)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.calm && s.draw(4) == 0 {
+		return errors.New("away")
+	}
+	if row := string(r.Change.Key); s.letters[row].Change == nil || s.letters[row].Change.Version <= r.Change.Version {
+		s.letters[row] = r
+	}
+	return nil
+}
+
+// retry gives letters to the store beside the live stream, as they are read from Kafka:
+// without what the worker knew of older places.
+func (s *rooms) retry(ctx context.Context, w *Worker) {
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		pause := time.Duration(s.draw(500)) * time.Millisecond
+		s.mu.Unlock()
+		time.Sleep(pause)
+		s.mu.Lock()
+		letters := maps.Clone(s.letters)
+		s.mu.Unlock()
+		for row, letter := range letters {
+			c, err := cdc.Decode(letter.Record.Key, letter.Record.Value, letter.Record.Headers)
+			v := w.Try(ctx, "p.shop.q", []cdc.Change{c})[0].Verdict
+			s.mu.Lock()
+			if err != nil {
+				s.fault = err.Error()
+			}
+			if v == Applied && s.letters[row].Change.Version == c.Version {
+				delete(s.letters, row)
+			}
+			s.mu.Unlock()
+		}
+	}
+}
+
 func (s *rooms) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
 
-// Whatever is refused, put off, overtaken or read again, a row that moved is in its
-// newest place and in no other.
+// Whatever is refused, tried again, put off, overtaken or read again, a row that moved is
+// in its newest place and in no other.
 func TestWhateverHappensARowIsInOnePlace(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		seed := rapid.Uint64().Draw(rt, "seed")
@@ -126,7 +167,7 @@ func TestWhateverHappensARowIsInOnePlace(t *testing.T) {
 }
 
 func move(t *testing.T, seed uint64, changes, restarts int) string {
-	s := &rooms{at: map[string]map[string]cdc.Version{}, gone: map[string]map[string]bool{}, draw: rand.New(rand.NewPCG(seed, seed)).IntN}
+	s := &rooms{at: map[string]map[string]cdc.Version{}, gone: map[string]map[string]bool{}, letters: map[string]Refusal{}, draw: rand.New(rand.NewPCG(seed, seed)).IntN}
 	place := map[string]string{} // of each row now
 	for i := range changes {
 		row := string(rune('a' + s.draw(3)))
@@ -141,7 +182,13 @@ func move(t *testing.T, seed uint64, changes, restarts int) string {
 			place[row] = string(rune('p' + s.draw(5)))
 			c.After = fmt.Appendf(nil, `{"id":%q,"at":%q}`, row, place[row])
 		}
-		s.log = append(s.log, kafka.Record{Topic: "p.shop.q", Partition: 1, Offset: int64(i), Key: c.Key, Value: c.AppendValue(nil, "p"), Headers: c.Headers()})
+		s.log = append(s.log, kafka.Record{Topic: "p.shop.q", Partition: 1, Key: c.Key, Value: c.AppendValue(nil, "p"), Headers: c.Headers()})
+		if s.draw(15) == 0 { // a capture reads its log again
+			s.log = append(s.log, s.log[max(0, len(s.log)-1-s.draw(5)):]...)
+		}
+	}
+	for i := range s.log {
+		s.log[i].Offset = int64(i)
 	}
 	reg := prometheus.NewRegistry()
 	cfg := DefaultConfig()
@@ -149,7 +196,7 @@ func move(t *testing.T, seed uint64, changes, restarts int) string {
 	cfg.CommitEvery = 50 * time.Millisecond
 	worker := &Worker{
 		Name: "es", Sink: s, Moves: func(cdc.TableName) bool { return true }, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Config: cfg,
-		Bury: func(context.Context, Refusal) error { return errors.New("no letter was expected") },
+		Bury: s.bury,
 	}
 	run := func(d time.Duration) {
 		s.mu.Lock()
@@ -157,6 +204,9 @@ func move(t *testing.T, seed uint64, changes, restarts int) string {
 		s.mu.Unlock()
 		ctx, cancel := context.WithTimeout(t.Context(), d)
 		defer cancel()
+		var retrying sync.WaitGroup
+		defer retrying.Wait()
+		retrying.Go(func() { s.retry(ctx, worker) })
 		if err := worker.RunPartition(ctx, s); err != nil {
 			s.fault = err.Error()
 		}
@@ -171,6 +221,8 @@ func move(t *testing.T, seed uint64, changes, restarts int) string {
 		return s.fault
 	case s.start != len(s.log):
 		return fmt.Sprintf("committed %d of %d", s.start, len(s.log))
+	case len(s.letters) > 0:
+		return fmt.Sprintf("%d letters were not taken", len(s.letters))
 	}
 	for row, want := range place {
 		key := fmt.Sprintf(`{"id":%q}`, row)

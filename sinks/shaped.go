@@ -14,7 +14,7 @@ type Shaped struct {
 	// Shape turns the change of a row into that of the store's document: other images,
 	// or a delete in place of an upsert. It must leave table, key and version alone and
 	// make new images. It returns nil, or the outcome of a change that is not to reach
-	// the store. It is called from several goroutines.
+	// the store, save that it Leaves. It is called from several goroutines.
 	Shape func(ctx context.Context, c *cdc.Change) *Outcome
 }
 
@@ -25,8 +25,9 @@ func (s Shaped) Apply(ctx context.Context, changes []cdc.Change) []Outcome {
 	at := make([]int, 0, len(changes))
 	for i, c := range changes {
 		if no := s.Shape(ctx, &c); no != nil {
-			outcomes[i] = *no
-			continue
+			if outcomes[i] = *no; !c.Leaves {
+				continue
+			}
 		}
 		shaped, at = append(shaped, c), append(at, i)
 	}
@@ -38,7 +39,9 @@ func (s Shaped) Apply(ctx context.Context, changes []cdc.Change) []Outcome {
 		return nil // the worker says what is wrong with it
 	}
 	for i, answer := range answers {
-		outcomes[at[i]] = answer
+		if !shaped[i].Leaves || answer.Verdict == Unavailable {
+			outcomes[at[i]] = answer
+		}
 	}
 	return outcomes
 }

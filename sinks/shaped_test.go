@@ -72,6 +72,31 @@ func TestAShapedSinkGetsDocumentsAndAnswersForTheRest(t *testing.T) {
 	}
 }
 
+// What has no document has still to leave its older places, and is answered as its shape
+// says once it has.
+func TestAChangeWithoutADocumentLeavesItsOlderPlaces(t *testing.T) {
+	there := Outcome{Verdict: Unavailable, Reason: "no answer"}
+	for _, c := range []struct{ answer, want Outcome }{
+		{Outcome{Verdict: Applied}, Outcome{Verdict: Poison, Reason: "no"}},
+		{Outcome{Verdict: Filtered}, Outcome{Verdict: Poison, Reason: "no"}},
+		{there, there},
+	} {
+		var got []cdc.Change
+		store := plain(func(_ context.Context, changes []cdc.Change) []Outcome {
+			got = changes
+			return []Outcome{c.answer}
+		})
+		shaped := Shaped{Sink: store, Shape: func(_ context.Context, c *cdc.Change) *Outcome {
+			c.After, c.Leaves = nil, true
+			return &Outcome{Verdict: Poison, Reason: "no"}
+		}}
+		outcomes := shaped.Apply(t.Context(), []cdc.Change{{Op: cdc.OpUpdate, Before: []byte("a"), After: []byte("b")}})
+		if len(got) != 1 || !got[0].Leaves || string(got[0].Before) != "a" || len(outcomes) != 1 || outcomes[0] != c.want {
+			t.Errorf("the store got %+v and said %+v, and the change was answered with %+v; want %+v", got, c.answer, outcomes, c.want)
+		}
+	}
+}
+
 // A table whose shape cannot be made waits, whatever the number of its partitions; the
 // breaker does not hear of it, and other tables go on.
 func TestATableThatWaitsForItsShapeHoldsNoOther(t *testing.T) {

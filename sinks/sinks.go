@@ -22,6 +22,11 @@ import (
 // guard must make it safe to call with the same changes again, in any order.
 // The changes of one call have distinct (table, key) pairs, and none is a barrier.
 //
+// A row whose place depends on more than its key is taken out of the older places that
+// the images of its change name, each behind a guard of its own, also when the change is
+// refused: what comes next does not know them. So Transient and Poison say that it is in
+// none of these any more, and where that cannot be said the change is Unavailable.
+//
 // Sweep removes every row of the table whose version is not above v, each through
 // the guard as a delete at v, so that it may be repeated and changes may be applied
 // meanwhile. It returns how many rows it removed. An error means that rows may be

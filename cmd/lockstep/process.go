@@ -417,7 +417,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	tuning.StopWithin = min(tuning.StopWithin, p.kafka.DrainTime()*4/5) // the commit comes after it
 	posts := &dlq.Posts{
 		Letters: &dlq.Letters{Sink: name, Topic: spec.Name, App: version, Log: log}, Log: log,
-		Moves: store.moves, Retries: tuning.Retries, HoldMin: tuning.HoldMin, HoldMax: tuning.HoldMax,
+		Retries: tuning.Retries, HoldMin: tuning.HoldMin, HoldMax: tuning.HoldMax,
 		Loading: p.loading, Metrics: p.metrics.dlq,
 	}
 	worker := &sinks.Worker{

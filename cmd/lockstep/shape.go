@@ -124,10 +124,9 @@ func (s *shaper) shape(ctx context.Context, c *cdc.Change) *sinks.Outcome {
 			}
 			continue
 		}
-		if err != nil {
+		if *c = shaped; err != nil {
 			return &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassShape, Reason: t.reason(err)}
 		}
-		*c = shaped
 		return nil
 	}
 }

@@ -50,7 +50,11 @@ func newTailor(rule shape.Config, columns string) *tailor {
 func (t *tailor) of(row string) string {
 	c := cdc.Change{Table: cdc.TableName{DB: "d", Table: "t"}, Op: cdc.OpCreate, After: []byte(row)}
 	if no := t.shape(context.Background(), &c); no != nil {
-		return fmt.Sprintf("%d %s %s", no.Verdict, no.Class, no.Reason)
+		said := fmt.Sprintf("%d %s %s", no.Verdict, no.Class, no.Reason)
+		if c.Leaves {
+			said += fmt.Sprintf("; leaves what is not at %s", c.After)
+		}
+		return said
 	}
 	return fmt.Sprintf("%s %s", c.Op, c.After)
 }
@@ -117,7 +121,7 @@ func TestWhatATableCannotBeAskedHoldsItsRows(t *testing.T) {
 	s.expect(t, 1, `{"id":1,"a":1}`, held+"no answer")
 	s.err = nil
 	s.expect(t, 2, `{"id":1,"a":1}`, `c {"id":1,"a":1}`)
-	s.expect(t, 2, `{"id":1,"a":0}`, poison+"shape tables[3].shape.where: 10 / row.a > 1, which reads a: division by zero")
+	s.expect(t, 2, `{"id":1,"a":0}`, poison+"shape tables[3].shape.where: 10 / row.a > 1, which reads a: division by zero; leaves what is not at {\"id\":1,\"a\":0}")
 	s.expect(t, 2, `{"id":1,"a":null}`, `d `)
 
 	s = newTailor(shape.Config{Where: "row.a > 1"}, "")

@@ -19,16 +19,25 @@ import (
 // refuse the whole bulk request, so such a change is never sent.
 const longestID = 512
 
+// idOf is the _id of a change's document, or says why there can be none.
+func idOf(c *cdc.Change) (string, *sinks.Outcome) {
+	id, err := cdc.KeyText(c.Key)
+	if err != nil {
+		return "", &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey, Reason: err.Error()}
+	}
+	if id == "" || len(id) > longestID {
+		return "", &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey,
+			Reason: fmt.Sprintf("the primary key makes an _id of %d bytes; Elasticsearch takes 1 to %d", len(id), longestID)}
+	}
+	return id, nil
+}
+
 // appendChange appends the bulk lines of a change, under a routing unless it is
 // empty, or says why they cannot be sent.
 func appendChange(b []byte, c *cdc.Change, t *table, routing string, maxBytes int) ([]byte, *sinks.Outcome) {
-	id, err := cdc.KeyText(c.Key)
-	if err != nil {
-		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey, Reason: err.Error()}
-	}
-	if id == "" || len(id) > longestID {
-		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey,
-			Reason: fmt.Sprintf("the primary key makes an _id of %d bytes; Elasticsearch takes 1 to %d", len(id), longestID)}
+	id, no := idOf(c)
+	if no != nil {
+		return b, no
 	}
 	if len(c.After) > maxBytes {
 		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassTooLarge,
@@ -251,6 +260,17 @@ type document struct {
 	unmapped bool // refused by the mapping
 	strict   bool // because it lacks a field
 	prepared int  // the generation of the mapping it was sent against
+}
+
+// answer is its outcome. Where a delete under a routing is refused the row may still be,
+// and nobody else would know of that: its change has to wait.
+func (d *document) answer() sinks.Outcome {
+	out := d.outcome
+	refused := out.Verdict == sinks.Transient || out.Verdict == sinks.Poison
+	if refused && d.change.Op == cdc.OpDelete && d.table.config.Routing != "" {
+		out.Verdict, out.Unasked = sinks.Unavailable, true
+	}
+	return out
 }
 
 type span struct{ from, to int }

@@ -95,11 +95,17 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 		}
 		from := len(body)
 		var no *sinks.Outcome
-		body, no = appendChange(body, c, t, p.routing, s.config.MaxDocumentBytes)
+		if p.no == nil {
+			body, no = appendChange(body, c, t, p.routing, s.config.MaxDocumentBytes)
+		} else {
+			_, no = idOf(c)
+		}
 		d := &document{at: i, change: c, table: t, routing: p.routing, lines: span{from, len(body)}}
 		switch {
-		case no == nil:
+		case no == nil && p.no == nil:
 			docs = append(docs, d)
+		case no == nil:
+			outcomes[i] = *p.no
 		case no.Class == sinks.ClassTooLarge:
 			d.outcome = *no
 			unsent = append(unsent, d)
@@ -120,13 +126,13 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	s.overtaken(ctx, body, docs)
 	for _, d := range docs {
 		if !d.left {
-			outcomes[d.at] = d.outcome
+			outcomes[d.at] = d.answer()
 		}
 	}
 	for _, d := range docs {
 		// A row that is not gone from where it was is not where it should be alone.
-		if v := d.outcome.Verdict; d.left && (v == sinks.Unavailable || v == sinks.Transient) && outcomes[d.at].Verdict != sinks.Unavailable {
-			outcomes[d.at] = d.outcome
+		if out := d.answer(); d.left && out.Verdict == sinks.Unavailable && outcomes[d.at].Verdict != sinks.Unavailable {
+			outcomes[d.at] = out
 		}
 	}
 	return outcomes
@@ -145,7 +151,7 @@ func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sink
 	for i := range changes {
 		c := &changes[i]
 		t := s.table(c.Table)
-		if t == nil {
+		if t == nil || c.Leaves && t.config.Routing == "" {
 			outcomes[i] = sinks.Outcome{Verdict: sinks.Filtered}
 			continue
 		}
@@ -154,14 +160,12 @@ func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sink
 			no = s.ready(ctx, t, c.Layout)
 			looked[look{t, c.Layout}] = no
 		}
-		if no == nil {
-			places[i], no = t.config.place(c)
-		}
 		if no != nil {
 			outcomes[i] = *no
 			continue
 		}
 		p := &places[i]
+		*p = t.config.place(c)
 		p.table = t
 		if p.asked {
 			if asked[t] == nil {
@@ -183,7 +187,7 @@ func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sink
 		if err := lost[p.table]; err != nil {
 			p.table, outcomes[i] = nil, *unready(fmt.Errorf("ask where the row is: %w", err))
 		} else if changes[i].Op == cdc.OpDelete && p.routing == "" {
-			p.table, outcomes[i] = nil, sinks.Outcome{Verdict: sinks.Applied} // it is nowhere
+			p.no = &sinks.Outcome{Verdict: sinks.Applied} // it is nowhere
 		}
 	}
 	return places

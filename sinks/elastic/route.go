@@ -41,20 +41,21 @@ func (c TableConfig) route(image []byte) (string, bool) {
 
 // place is where a change goes: the routing of its document, and the others that it
 // is to be deleted under. asked says that the change does not tell where the row
-// was, and that the index has to be asked.
+// was, and that the index has to be asked. no is the outcome of one of which nothing
+// else is to be written.
 type place struct {
 	table   *table
 	routing string
 	left    []string
 	asked   bool
+	no      *sinks.Outcome
 }
 
-// place reads a change. The outcome is what to answer when it has no place.
-func (c TableConfig) place(change *cdc.Change) (place, *sinks.Outcome) {
+// place reads a change.
+func (c TableConfig) place(change *cdc.Change) (p place) {
 	if c.Routing == "" {
-		return place{}, nil
+		return p
 	}
-	var p place
 	fixed := gjson.GetBytes(change.Key, gjson.Escape(c.Routing)).Exists()
 	now := change.After
 	switch {
@@ -64,12 +65,16 @@ func (c TableConfig) place(change *cdc.Change) (place, *sinks.Outcome) {
 		now = change.Before
 	}
 	var ok bool
-	if p.routing, ok = c.route(now); !ok && (fixed || change.Op != cdc.OpDelete) {
-		return p, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey,
+	p.routing, ok = c.route(now)
+	switch {
+	case change.Leaves:
+		p.no = &sinks.Outcome{Verdict: sinks.Filtered}
+	case !ok && (fixed || change.Op != cdc.OpDelete):
+		p.no = &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassKey,
 			Reason: fmt.Sprintf("the routing column %s is NULL or empty; set tables[].elastic.routing_of_null", c.Routing)}
 	}
 	if fixed {
-		return p, nil
+		return p
 	}
 	for _, image := range append([][]byte{change.Before}, change.Left...) {
 		if old, ok := c.route(image); ok && old != p.routing && !slices.Contains(p.left, old) {
@@ -77,7 +82,7 @@ func (c TableConfig) place(change *cdc.Change) (place, *sinks.Outcome) {
 		}
 	}
 	p.asked = change.Op == cdc.OpDelete && !ok || change.Op != cdc.OpCreate && change.Op != cdc.OpDelete && change.Before == nil
-	return p, nil
+	return p
 }
 
 // find completes places with those that the index has documents under.
@@ -92,7 +97,7 @@ func (s *Sink) find(ctx context.Context, t *table, places map[string]*place) err
 			routing := hit.Get("_routing").Str
 			switch {
 			case p == nil || routing == p.routing || slices.Contains(p.left, routing):
-			case p.routing == "":
+			case p.routing == "" && p.no == nil:
 				p.routing = routing
 			default:
 				p.left = append(p.left, routing)

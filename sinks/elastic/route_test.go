@@ -1,6 +1,7 @@
 package elastic
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -67,7 +68,8 @@ func TestTheRoutingIsReadFromTheImages(t *testing.T) {
 		{"a row without the column", cdc.Change{Op: 'c', Key: key, After: []byte(`{"id":1}`)}, place{}, true},
 		{"a key that tells", cdc.Change{Op: 'd', Key: []byte(`{"tenant":"a","id":1}`)}, place{routing: "a"}, false},
 	} {
-		got, no := c.place(&x.change)
+		got := c.place(&x.change)
+		no := got.no
 		if !x.poison && (no != nil || !reflect.DeepEqual(got, x.want)) || x.poison && (no == nil || no.Verdict != sinks.Poison || no.Class != sinks.ClassKey) {
 			t.Errorf("%s: %+v, %+v; want %+v", x.claim, got, no, x.want)
 		}
@@ -214,6 +216,83 @@ func TestARowThatWandersIsInItsLastPlaceAndInNoOther(t *testing.T) {
 	}
 }
 
+// A row that the index refuses under its new routing is not under the old ones any more:
+// whoever changes it next does not know them, and neither does its dead letter. One that
+// could not be taken out of there waits.
+func TestARefusedRowLeavesItsOlderRoutings(t *testing.T) {
+	for name, config := range map[string]func(*Config){"hard": nil, "tombstone": tombstones} {
+		t.Run(name, func(t *testing.T) {
+			s := openRouted(t, func(c *Config) {
+				if c.MaxDocumentBytes = 1024; config != nil {
+					config(c)
+				}
+			})
+			version := 10
+			change := func(op cdc.Op, before, after []byte, left ...[]byte) cdc.Change {
+				version += 2
+				return cdc.Change{Table: tenants.Name, Op: op, Version: sinktest.Version(version), Key: sinktest.Key(1), Before: before, After: after, Left: left}
+			}
+			routings := func() string {
+				t.Helper()
+				s.ask(t, http.MethodPost, "/"+s.alias(tenants.Name)+"/_refresh", "")
+				_, res := s.ask(t, http.MethodGet, "/"+s.alias(tenants.Name)+"/_search", "")
+				var found []string
+				for _, hit := range res.Get("hits.hits").Array() {
+					found = append(found, hit.Get("_routing").Str)
+				}
+				slices.Sort(found)
+				return strings.Join(found, " ")
+			}
+			var refused []cdc.Change
+			for claim, after := range map[string][]byte{
+				"the mapping refuses it": []byte(`{"id":"x","tenant":"c"}`),
+				"it is too large":        fmt.Appendf(nil, `{"id":1,"tenant":"c","x":"%s"}`, bytes.Repeat([]byte("x"), 1024)),
+				"it has no routing":      []byte(`{"id":1}`),
+			} {
+				for _, tenant := range []string{"a", "b"} {
+					if out := verdictOf(t, s, change('c', nil, owned(1, tenant))); out.Verdict != sinks.Applied {
+						t.Fatal(out)
+					}
+				}
+				c := change('u', owned(1, "b"), after, owned(1, "a"))
+				if out := verdictOf(t, s, c); out.Verdict != sinks.Poison || routings() != "" {
+					t.Errorf("%s: %+v; it is under %q still", claim, out, routings())
+				}
+				refused = append(refused, c)
+			}
+			for _, tenant := range []string{"a", "b"} {
+				if out := verdictOf(t, s, change('c', nil, owned(1, tenant))); out.Verdict != sinks.Applied {
+					t.Fatal(out)
+				}
+			}
+			stays := change('u', owned(1, "b"), owned(1, "a"), owned(1, "a"))
+			stays.Leaves = true
+			if out := verdictOf(t, s, stays); out.Verdict != sinks.Filtered || routings() != "a" {
+				t.Errorf("a row that has no document and stays: %+v; it is under %q, want a", out, routings())
+			}
+			leaves := change('u', owned(1, "a"), nil)
+			leaves.Leaves = true
+			if out := verdictOf(t, s, leaves); out.Verdict != sinks.Filtered || routings() != "" {
+				t.Errorf("a row that has no document, and whose routing is not known: %+v; it is under %q still", out, routings())
+			}
+			for _, c := range refused {
+				if verdictOf(t, s, c); routings() != "" {
+					t.Errorf("%s once more: it is under %q", c.After, routings())
+				}
+			}
+		})
+	}
+	c := &cdc.Change{Op: cdc.OpDelete}
+	for verdict, want := range map[sinks.Verdict]sinks.Verdict{sinks.Poison: sinks.Unavailable, sinks.Transient: sinks.Unavailable, sinks.Stale: sinks.Stale} {
+		for routing, want := range map[string]sinks.Verdict{"tenant": want, "": verdict} {
+			d := document{change: c, table: &table{config: TableConfig{Routing: routing}}, outcome: sinks.Outcome{Verdict: verdict}}
+			if got := d.answer(); got.Verdict != want {
+				t.Errorf("a delete under the routing %q is %d and its change %d; want %d", routing, verdict, got.Verdict, want)
+			}
+		}
+	}
+}
+
 func TestObjectsInAJSONColumnCanBeNested(t *testing.T) {
 	s := openStore(t, nil)
 	s.lookup = func(cdc.TableName) (TableConfig, bool) {
@@ -255,11 +334,7 @@ func TestAJSONColumnCanJoinRowsOfOneTable(t *testing.T) {
 		t.Errorf("mapping %s", body)
 	}
 	c := cdc.Change{Op: 'c', Version: 7, Key: []byte(`{"id":9}`), After: []byte(`{"id":9,"thread":1,"kin":{"name":"answer","parent":"1"}}`)}
-	p, no := config.place(&c)
-	if no != nil {
-		t.Fatal(no)
-	}
-	lines, no := appendChange(nil, &c, &table{alias: "q", config: config}, p.routing, 1<<20)
+	lines, no := appendChange(nil, &c, &table{alias: "q", config: config}, config.place(&c).routing, 1<<20)
 	want := `{"index":{"_index":"q","_id":"9","routing":"1","version":7,"version_type":"external"}}
 {"id":9,"thread":1,"kin":{"name":"answer","parent":"1"},"_lockstep":{"v":7}}
 `

@@ -28,8 +28,10 @@ type call struct {
 	// main says that this call is about the place where the row is now, or was when
 	// it was deleted; the others remove it from where it was before.
 	main bool
-	args []any
-	size int
+	// leaves says that it removes a row from a place that other columns than its key name.
+	leaves bool
+	args   []any
+	size   int
 }
 
 // scratch is what the calls of an Apply are made of. It goes from one Apply to the next.
@@ -75,26 +77,27 @@ func (a *attempt) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 	begin, done := len(calls), make([]place, 0, 1)
 	var fromRow bool
 	var refusal *sinks.Outcome
-	if c.Op == cdc.OpDelete {
+	switch {
+	case c.Leaves:
+		if fromRow, done = t.stays(c, done); len(done) == 0 {
+			before := *c
+			before.Version-- // the change itself may be let in later, and to one of these places
+			c = &before
+		}
+	case c.Op == cdc.OpDelete:
 		calls, fromRow, done, refusal = a.remove(t, c, c.Before, calls, done)
-	} else {
+	default:
 		calls, fromRow, done, refusal = a.upsert(t, c, calls, done)
 	}
-	if !fromRow { // there is one place for all images, or none can be told
-		return mainCall(calls, begin), refusal
-	}
-	older := c.Left
-	if c.Op != cdc.OpDelete {
-		older = append([][]byte{c.Before}, older...)
-	}
-	for _, image := range older {
-		if image == nil {
-			continue
+	if fromRow { // else there is one place for all images
+		older := c.Left
+		if c.Op != cdc.OpDelete {
+			older = append([][]byte{c.Before}, older...)
 		}
-		var no *sinks.Outcome
-		// An image without a column of the key has put the row nowhere.
-		if calls, _, done, no = a.remove(t, c, image, calls, done); no != nil && !no.Unasked {
-			return calls[:begin], no
+		for _, image := range older {
+			if image != nil { // one of which no place can be made has put the row nowhere
+				calls, _, done, _ = a.remove(t, c, image, calls, done)
+			}
 		}
 	}
 	switch {
@@ -103,28 +106,20 @@ func (a *attempt) encode(c *cdc.Change, calls []call) ([]call, *sinks.Outcome) {
 	case len(calls) == begin: // and it was never anywhere
 		return calls, &sinks.Outcome{Verdict: sinks.Filtered, Reason: "a column that names its place is NULL, so the row has none in this store"}
 	}
-	return mainCall(calls, begin), nil
+	calls[begin].main = true
+	return calls, nil
 }
 
-// mainCall marks the first of the calls of a change, if it has any.
-func mainCall(calls []call, begin int) []call {
-	if begin < len(calls) {
-		calls[begin].main = true
-	}
-	return calls
-}
-
-// upsert appends the call that puts a row into its place. With a refusal, fromRow says
-// that the row has left its older places all the same.
+// upsert appends the call that puts a row into its place. It reports whether the row may
+// have had others.
 func (a *attempt) upsert(t *target, c *cdc.Change, calls []call, done []place) (_ []call, fromRow bool, _ []place, _ *sinks.Outcome) {
 	row := bytes.TrimSpace(c.After)
 	if len(row) < 3 || row[0] != '{' || row[len(row)-1] != '}' {
-		return calls, false, done, poison(sinks.ClassUndecodable, "row is not a JSON object with columns")
+		return calls, true, done, poison(sinks.ClassUndecodable, "row is not a JSON object with columns")
 	}
 	at, null, fromRow, err := t.place(c, row)
 	if err != nil {
-		_, nowhere := errors.AsType[*cdc.TooLong](err)
-		return calls, nowhere, done, unreadable(sinks.ClassKey, err)
+		return calls, true, done, unreadable(sinks.ClassKey, err)
 	}
 	if null == "" && t.cfg.Score != "" {
 		if _, isNull, _ := cdc.ColumnText(row, t.cfg.Score); isNull {
@@ -217,8 +212,7 @@ func unreadable(class sinks.Class, err error) *sinks.Outcome {
 }
 
 // remove appends the call that takes a row out of the place an image of it names,
-// unless that is among those done. It reports whether columns besides the primary key
-// say where that is.
+// unless that is among those done. It reports whether the row may have had others.
 func (a *attempt) remove(t *target, c *cdc.Change, image []byte, calls []call, done []place) ([]call, bool, []place, *sinks.Outcome) {
 	at, null, fromRow, err := t.place(c, image)
 	if _, nowhere := errors.AsType[*cdc.TooLong](err); nowhere || null != "" {
@@ -228,14 +222,14 @@ func (a *attempt) remove(t *target, c *cdc.Change, image []byte, calls []call, d
 		if image == nil {
 			err = fmt.Errorf("%w, and the change has no before image; copy the table again (lockstep snapshot start)", err)
 		}
-		return calls, false, done, unreadable(sinks.ClassKey, err)
+		return calls, true, done, unreadable(sinks.ClassKey, err)
 	}
 	if slices.Contains(done, at) {
 		return calls, fromRow, done, nil
 	}
 	keys, refusal := a.keysOf(t, at.key)
 	if refusal != nil {
-		return calls, false, done, refusal
+		return calls, fromRow, done, refusal
 	}
 	args := append(a.args, "evalsha", t.verbs.remove.digest, len(keys))
 	for i := range keys {
@@ -243,7 +237,7 @@ func (a *attempt) remove(t *target, c *cdc.Change, image []byte, calls []call, d
 	}
 	args = append(args, c.Version.String(), a.ttl)
 	args = t.removal(args, at.member, c.Version)
-	return append(calls, call{args: a.lend(args), size: commandBytes + 2*len(at.key) + len(at.member)}), fromRow, append(done, at), nil
+	return append(calls, call{leaves: fromRow, args: a.lend(args), size: commandBytes + 2*len(at.key) + len(at.member)}), fromRow, append(done, at), nil
 }
 
 // removal appends what a shape's scripts of removal want besides the version and

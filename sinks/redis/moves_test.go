@@ -281,6 +281,16 @@ func TestARowWithNULLInItsKeyHasNoPlace(t *testing.T) {
 	}
 }
 
+// places are the levels at which a row is found.
+func (f fixture) places(t rapid.TB, mode string) []string {
+	levels := []string{}
+	for key := range f.contents(t, mode) {
+		levels = append(levels, strings.Split(key, ":")[1])
+	}
+	slices.Sort(levels)
+	return levels
+}
+
 // A row that its new place cannot take is not in the old ones any more: whoever changes
 // it next does not know them, and neither does its dead letter.
 func TestARefusedRowLeavesItsOlderPlaces(t *testing.T) {
@@ -302,10 +312,55 @@ func TestARefusedRowLeavesItsOlderPlaces(t *testing.T) {
 			expect(t, "too large a row", f.verdicts(t, wide), "poison too_large")
 			expect(t, "rows", f.contents(t, mode), map[string]string{})
 			expect(t, "its delete", f.verdicts(t, at(1, base+6, wide.After, nil)), "applied")
+			older := at(1, base+8, image(1, "a", 1), []byte(`{"id":1,"points":1}`))
+			older.Left = [][]byte{b}
+			expect(t, "two places", f.verdicts(t, at(1, base+7, nil, a))+" "+f.verdicts(t, at(1, base+7, nil, b)), "applied applied")
+			f.Describe = func(context.Context, cdc.TableName) (cdc.Table, error) { return cdc.Table{}, errors.New("no answer") }
+			expect(t, "a row without a column while the table cannot be asked", f.verdicts(t, older), "unavailable no answer")
+			expect(t, "places", len(f.places(t, mode)), 2)
+			f.Describe = nil
+			expect(t, "a row without a column", f.verdicts(t, older), "poison key")
+			expect(t, "rows", f.contents(t, mode), map[string]string{})
+			leaves := at(1, base+12, a, nil)
+			leaves.Op, leaves.Left, leaves.Leaves = cdc.OpUpdate, [][]byte{b}, true
+			expect(t, "two places", f.verdicts(t, at(1, base+10, nil, a))+" "+f.verdicts(t, at(1, base+10, nil, b)), "applied applied")
+			stays := leaves
+			stays.Version, stays.After = base+11, b
+			f.Apply(t.Context(), []cdc.Change{stays})
+			expect(t, "of a row that has no document, and stays", f.places(t, mode), []string{"b"})
+			f.Apply(t.Context(), []cdc.Change{leaves})
+			expect(t, "of one whose place is not known", f.places(t, mode), []string{})
+			expect(t, "its document comes after all", f.verdicts(t, at(1, base+12, a, b)), "applied")
+			expect(t, "its delete", f.verdicts(t, at(1, base+13, b, nil)), "applied")
 			expect(t, "the letters again", f.verdicts(t, move)+", "+f.verdicts(t, at(1, base+5, c, wide.After)), "poison key, poison too_large")
 			expect(t, "rows", f.contents(t, mode), map[string]string{})
 		})
 	}
+}
+
+// What could not be taken out of an older place may still be there, and nobody else would
+// know: its table waits.
+func TestARowThatCannotLeaveItsPlaceWaits(t *testing.T) {
+	f := open(t, server(t), moving[ModeHash])
+	f.plain.FlushDB(t.Context())
+	target, err := f.target(questions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove := target.verbs.remove
+	target.verbs.remove = newScript("return redis.error_reply('ERR strange')")
+	t.Cleanup(func() { scripts = scripts[:len(scripts)-1] })
+	a, b := image(1, "a", 1), image(1, "b", 1)
+	expect(t, "the row", f.verdicts(t, at(1, base+1, nil, a)), "applied")
+	for _, c := range []cdc.Change{at(1, base+2, a, b), at(1, base+3, b, nil)} {
+		out := f.Apply(t.Context(), []cdc.Change{c})[0]
+		if out.Verdict != sinks.Unavailable || !out.Unasked || !strings.Contains(out.Reason, "strange") {
+			t.Errorf("%+v; want the table held", out)
+		}
+	}
+	target.verbs.remove = remove
+	expect(t, "once it can", f.verdicts(t, at(1, base+2, a, b))+" "+f.verdicts(t, at(1, base+3, b, nil)), "duplicate applied")
+	expect(t, "rows", f.contents(t, ModeHash), map[string]string{})
 }
 
 func TestTemplatesFitTheTable(t *testing.T) {

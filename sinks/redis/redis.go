@@ -300,7 +300,10 @@ func (a *attempt) add(ctx context.Context, i int) bool {
 	pipe, refusal := a.encode(&a.changes[i], a.pipe)
 	a.pipe = pipe
 	if refusal != nil && refusal.Unasked {
-		refusal = a.unfit(ctx, a.changes[i].Table, refusal)
+		if refusal = a.unfit(ctx, a.changes[i].Table, refusal); refusal.Verdict == sinks.Unavailable {
+			pipe = pipe[:begin] // it stays where it is while the table waits
+			a.pipe = pipe
+		}
 	}
 	if refusal != nil { // other calls may be to be made all the same
 		a.tallies[i].note(true, *refusal)
@@ -410,7 +413,9 @@ func (a *attempt) exec(ctx context.Context, calls []call) (forgotten []call) {
 			if code(err) == "" {
 				a.broken = err
 			}
-			out = classify(err)
+			if out = classify(err); c.leaves && out.Verdict == sinks.Transient {
+				out.Verdict, out.Unasked = sinks.Unavailable, true // it may still be there, and nobody else would know
+			}
 		}
 		a.tallies[c.change].note(c.main, out)
 	}

@@ -173,6 +173,16 @@ func (t *target) place(c *cdc.Change, image []byte) (at place, nowhere string, f
 	return at, "", r.FromRow, nil
 }
 
+// stays notes the place of a row that only leaves its older ones, where it can be told. It
+// reports whether the row may have had others.
+func (t *target) stays(c *cdc.Change, done []place) (bool, []place) {
+	at, null, fromRow, err := t.place(c, c.After)
+	if err != nil || null != "" {
+		return true, done
+	}
+	return fromRow, append(done, at)
+}
+
 // keys are the KEYS of the scripts for a key.
 func (t *target) keys(key string) (names []string, slotted bool) {
 	switch {
