@@ -552,7 +552,7 @@ func (b *beginnings) of(ctx context.Context, t cdc.TableName) (done int64, err e
 	return done, err
 }
 
-// lostIndex tells whether a table whose index is not there had one, as this process has
+// lostIndex tells whether a table whose index is not there, or is new, had one, as this process has
 // seen or as the changes show that were committed before, and has the table copied again
 // then.
 func (p *process) lostIndex(sink string, began *beginnings, again refill) func(context.Context, cdc.TableName, bool) (bool, error) {
@@ -564,7 +564,7 @@ func (p *process) lostIndex(sink string, began *beginnings, again refill) func(c
 		if err != nil || done == 0 {
 			return false, err
 		}
-		p.log.Warn("the index of a table is gone: it is made again, and the table copied", "sink", sink, "table", t.String())
+		p.log.Warn("the index of a table is gone, or is another one: the table is copied again", "sink", sink, "table", t.String())
 		return true, again(ctx, t, fmt.Sprint(done))
 	}
 }

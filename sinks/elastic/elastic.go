@@ -22,8 +22,8 @@ import (
 
 // Sink is one Elasticsearch cluster. It is safe for concurrent use.
 type Sink struct {
-	// Refill is told that a table has no index, before one is made, and whether it had one
-	// while this process ran. It reports whether rows of the table were applied here
+	// Refill is told that a table has no index, before one is made, or another one than it
+	// had, and whether it had one while this process ran. It reports whether rows of the table were applied here
 	// before, and has seen to it then that they come again. An error keeps the index from being made. Nil is for a process in which
 	// nothing is known of that; it is not to be set once changes are applied.
 	Refill func(ctx context.Context, t cdc.TableName, had bool) (lost bool, err error)

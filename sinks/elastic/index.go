@@ -44,6 +44,7 @@ type table struct {
 	prepared bool
 	layouts  map[uint32]bool // of changes, that the index was looked at for since it was prepared
 	widened  int             // counts the changes of the mapping
+	uuid     string          // of the index, when it is known to be the table's
 	trouble  *Trouble
 }
 
@@ -93,6 +94,20 @@ func (t *table) knows(layout uint32) (prepared, known bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.prepared, t.prepared && (layout == 0 || t.layouts[layout])
+}
+
+// is notes which index is the table's.
+func (t *table) is(uuid string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.uuid = uuid
+}
+
+// has reports whether that index is the table's.
+func (t *table) has(uuid string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.uuid == uuid
 }
 
 // learn notes that the index takes changes of a layout.
@@ -201,10 +216,13 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 	}
 	if index != nil {
 		t.refilled = false // somebody else has made it
-		t.had.Store(true)
 		if err := s.examine(ctx, t, index); err != nil {
 			return err
 		}
+		if err := s.adopt(ctx, t, index); err != nil {
+			return err
+		}
+		t.had.Store(true)
 		if err := s.hide(ctx, t, index); err != nil {
 			return err
 		}
@@ -238,7 +256,7 @@ func (s *Sink) prepare(ctx context.Context, t *table) error {
 
 // fits refuses an index whose fields are not of the types that the table needs.
 func (s *Sink) fits(t *table, index *index, shape cdc.Table) error {
-	if routed := index.Mappings.Meta.Lockstep.Routing; routed != t.config.Routing || index.Mappings.Routing.Required != (routed != "") {
+	if routed := index.made().Routing; routed != t.config.Routing || index.Mappings.Routing.Required != (routed != "") {
 		return fmt.Errorf("the documents of index %s are routed by %s, and those of %s are to be routed by %s; run: lockstep rebuild %s --table %s, or put tables[].elastic.routing back as it was",
 			index.name, cmp.Or(routed, "_id"), t.name, cmp.Or(t.config.Routing, "_id"), s.name, t.name)
 	}
@@ -310,15 +328,12 @@ type index struct {
 		Routing struct {
 			Required bool `json:"required"`
 		} `json:"_routing"`
-		Meta struct {
-			Lockstep struct {
-				Routing string `json:"routing"`
-			} `json:"lockstep"`
-		} `json:"_meta"`
+		Meta       map[string]json.RawMessage `json:"_meta"`
 		Properties map[string]json.RawMessage `json:"properties"`
 	} `json:"mappings"`
 	Settings struct {
 		Index struct {
+			UUID            string `json:"uuid"`
 			DefaultPipeline string `json:"default_pipeline"`
 			FinalPipeline   string `json:"final_pipeline"`
 			Closed          string `json:"verified_before_close"`
@@ -330,6 +345,57 @@ type index struct {
 		} `json:"index"`
 	} `json:"settings"`
 	DataStream string `json:"data_stream"`
+}
+
+// made is what Lockstep has noted in the mapping of an index.
+type made struct {
+	Routing string `json:"routing,omitempty"` // the column that its documents are routed by
+	UUID    string `json:"uuid,omitempty"`    // its own: see adopt
+}
+
+func (i *index) made() (m made) {
+	_ = json.Unmarshal(i.Mappings.Meta[madeField], &m) // what is none of ours says nothing
+	return m
+}
+
+// adopt looks whether an index is the one that was the table's. That has its own uuid in
+// its mapping, which Lockstep has written there when it was new. One that somebody has
+// deleted and made again, brought back from a backup or put in its place has none there or
+// another one's: it may lack any row, so Refill is told before it becomes the table's. The
+// caller holds t.work.
+func (s *Sink) adopt(ctx context.Context, t *table, index *index) error {
+	uuid := index.Settings.Index.UUID
+	if index.made().UUID != uuid {
+		if s.Refill != nil {
+			if _, err := s.Refill(ctx, t.name, t.had.Load()); err != nil {
+				return fmt.Errorf("take the index %s for that of %s: %w", index.name, t.name, err)
+			}
+		}
+		if err := s.sign(ctx, index); err != nil {
+			return err
+		}
+		t.forget() // its mapping is another, too
+	}
+	t.is(uuid)
+	return nil
+}
+
+// sign writes the uuid of an index into its mapping.
+func (s *Sink) sign(ctx context.Context, index *index) error {
+	m := index.made()
+	m.UUID = index.Settings.Index.UUID
+	meta := maps.Clone(index.Mappings.Meta)
+	if meta == nil {
+		meta = make(map[string]json.RawMessage)
+	}
+	meta[madeField], _ = json.Marshal(m)
+	if _, err := s.put(ctx, func(body []byte) esapi.Request {
+		return esapi.IndicesPutMappingRequest{Index: []string{index.name}, Body: bytes.NewReader(body)}
+	}, map[string]any{"_meta": meta}); err != nil {
+		return fmt.Errorf("write the uuid of %s into its mapping: %w", index.name, err)
+	}
+	index.Mappings.Meta = meta
+	return nil
 }
 
 // knowsTombstones reports whether the mapping has the fields of a tombstone.
@@ -541,10 +607,18 @@ func (s *Sink) create(ctx context.Context, t *table, shape cdc.Table) error {
 		return esapi.IndicesCreateRequest{Index: name, Body: bytes.NewReader(body)}
 	})
 	if err == nil {
-		t.refilled = false // should it go again
-		t.had.Store(true)
 		s.metrics.mappings.Inc()
 		s.log.Info("index created", "table", t.name.String(), "index", name, "alias", t.alias)
+		index, err := s.look(ctx, t)
+		if err == nil && index != nil {
+			err = s.sign(ctx, index)
+		}
+		if err != nil || index == nil { // it is looked at again
+			return cmp.Or(err, fmt.Errorf("the index %s is gone again", name))
+		}
+		t.refilled = false // should it go again
+		t.is(index.Settings.Index.UUID)
+		t.had.Store(true)
 		return nil
 	}
 	if res.kind == "resource_already_exists_exception" {

@@ -12,6 +12,9 @@ import (
 // version once more, where a search and a reconciler can see it.
 const guardField = "_lockstep"
 
+// madeField is the field of a mapping's _meta that Lockstep keeps for itself.
+const madeField = "lockstep"
+
 // metadataFields are names that Elasticsearch keeps for itself.
 var metadataFields = map[string]bool{
 	"_id": true, "_index": true, "_type": true, "_source": true, "_routing": true, "_version": true,
@@ -146,7 +149,7 @@ func indexBody(t *table, shape cdc.Table, cfg Config, unsignedLong bool) map[str
 	if t.config.Routing != "" {
 		// A write or a GET that forgets the routing is refused and does not miss.
 		mappings["_routing"] = map[string]any{"required": true}
-		mappings["_meta"] = map[string]any{"lockstep": map[string]any{"routing": t.config.Routing}}
+		mappings["_meta"] = map[string]any{madeField: made{Routing: t.config.Routing}}
 	}
 	return map[string]any{
 		"aliases": map[string]any{t.alias: aliasBody(t.tombstones)},

@@ -249,6 +249,18 @@ func (r *rebuild) create(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("create index %s: %w", r.next, err)
 	}
+	all, err := r.generations(ctx, r.t)
+	if err != nil {
+		return err
+	}
+	next := all[r.next]
+	if next == nil {
+		return fmt.Errorf("the index %s is gone again", r.next)
+	}
+	next.name = r.next
+	if err := r.sign(ctx, next); err != nil { // its rows are those of the old one
+		return err
+	}
 	r.seen, r.refused = map[int]int64{}, map[docName]refusal{}
 	return nil
 }
@@ -489,7 +501,7 @@ func (r *rebuild) leaveOut(ctx context.Context) error {
 
 // prune removes from the new index what the old one does not have any more.
 func (r *rebuild) prune(ctx context.Context) error {
-	was := TableConfig{Routing: r.old.Mappings.Meta.Lockstep.Routing, RoutingOfNull: r.t.config.RoutingOfNull}
+	was := TableConfig{Routing: r.old.made().Routing, RoutingOfNull: r.t.config.RoutingOfNull}
 	return r.pages(ctx, r.next, map[string]any{"match_all": map[string]any{}}, []string{was.Routing}, func(page []gjson.Result) error {
 		docs := make([]map[string]any, len(page))
 		for i, hit := range page {

@@ -70,7 +70,7 @@ func (s *Sink) lap(ctx context.Context, tables func(context.Context) ([]cdc.Tabl
 }
 
 // watch asks for the aliases of all tables at once, and looks at those tables whose alias
-// is gone or that were in trouble.
+// is gone, leads to another index, or that were in trouble.
 func (s *Sink) watch(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error {
 	names, err := tables(ctx)
 	if err != nil {
@@ -82,20 +82,24 @@ func (s *Sink) watch(ctx context.Context, tables func(context.Context) ([]cdc.Ta
 			all = append(all, t)
 		}
 	}
-	there, err := s.aliases(ctx, all)
+	uuids, err := s.aliases(ctx, all)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, t := range all {
-		if there[t.alias] {
+		uuid, there := uuids[t.alias]
+		if there {
 			t.absent = false
-			t.had.Store(true)
 		}
 		switch {
 		case t.troubled():
 			s.ready(ctx, t, 0) // as a change would
-		case !there[t.alias] && !t.absent:
+		case there && !t.has(uuid):
+			if _, err := s.attend(ctx, t); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
+			}
+		case !there && !t.absent:
 			_, err := s.attend(ctx, t)
 			if t.absent = err == nil && !t.troubled(); err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
@@ -111,31 +115,31 @@ func (t *table) troubled() bool {
 	return t.trouble != nil
 }
 
-// aliases reports which tables have their alias.
-func (s *Sink) aliases(ctx context.Context, all []*table) (map[string]bool, error) {
-	there := make(map[string]bool)
+// aliases gives the uuid of the index behind the alias of each table that has its alias.
+func (s *Sink) aliases(ctx context.Context, all []*table) (map[string]string, error) {
+	uuids, missing := make(map[string]string), true
 	for len(all) > 0 {
 		var names []string
 		for size := 0; len(all) > 0 && (size == 0 || size+len(all[0].alias) < aliasBytes); all = all[1:] {
 			names = append(names, all[0].alias)
 			size += len(all[0].alias) + 1
 		}
-		res, err := s.do(ctx, esapi.IndicesGetAliasRequest{Name: names})
+		res, err := s.do(ctx, esapi.IndicesGetRequest{Index: names, IgnoreUnavailable: &missing, FilterPath: []string{"*.aliases", "*.settings.index.uuid"}})
 		if err != nil {
 			return nil, fmt.Errorf("look for %d aliases: %w", len(names), err)
 		}
-		if res.status != http.StatusOK && res.status != http.StatusNotFound { // not all of them are there
+		if res.status != http.StatusOK {
 			return nil, fmt.Errorf("look for %d aliases: %w", len(names), res.answer)
 		}
 		gjson.ParseBytes(res.body).ForEach(func(_, index gjson.Result) bool {
 			index.Get("aliases").ForEach(func(alias, _ gjson.Result) bool {
-				there[alias.Str] = true
+				uuids[alias.Str] = index.Get("settings.index.uuid").Str
 				return true
 			})
 			return true
 		})
 	}
-	return there, nil
+	return uuids, nil
 }
 
 // attend looks at the index of a table, notes what is wrong with it, and makes one that is
@@ -152,7 +156,22 @@ func (s *Sink) attend(ctx context.Context, t *table) (*index, error) {
 	case index == nil:
 		return nil, s.restore(ctx, t)
 	}
-	return index, nil
+	return index, s.recognize(ctx, t, index)
+}
+
+// recognize sees to it that an index is the table's.
+func (s *Sink) recognize(ctx context.Context, t *table, index *index) error {
+	t.work.Lock()
+	defer t.work.Unlock()
+	if index.made().UUID != index.Settings.Index.UUID { // a change may have seen to it since
+		var err error
+		if index, err = s.look(ctx, t); err != nil || index == nil {
+			return err
+		}
+	}
+	err := s.adopt(ctx, t, index)
+	t.had.Store(t.had.Load() || err == nil)
+	return err
 }
 
 // restore makes the index of a table again that had one before.

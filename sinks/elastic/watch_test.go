@@ -3,6 +3,7 @@ package elastic
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -101,6 +103,102 @@ func TestAnIndexThatGoesUnderAnIdleTableIsNoticed(t *testing.T) {
 	if out := verdictOf(t, s, sinktest.Upsert(1, 2, "y")); out.Verdict != sinks.Applied {
 		t.Error(out)
 	}
+}
+
+// An index that somebody has deleted and made again looks like the one that was there and
+// has no rows. The table is told of as lost, under this process and before it, once; after a
+// rebuild it is not.
+func TestAnIndexThatSomebodyElseHasMadeAgainIsLost(t *testing.T) {
+	s := openStore(t, nil)
+	name := sinktest.Questions.Name
+	var told []bool
+	refill := func(_ context.Context, _ cdc.TableName, had bool) (bool, error) {
+		told = append(told, had)
+		return true, nil
+	}
+	expect := func(claim string, want ...bool) {
+		t.Helper()
+		if !slices.Equal(told, want) {
+			t.Errorf("%s: told %v; want %v", claim, told, want)
+		}
+		told = nil
+	}
+	version := 0
+	apply := func() {
+		t.Helper()
+		version++
+		if out := verdictOf(t, s, sinktest.Upsert(1, version, "x")); out.Verdict != sinks.Applied {
+			t.Fatal(out)
+		}
+	}
+	only := func(context.Context) ([]cdc.TableName, error) { return []cdc.TableName{name}, nil }
+	looks := func(look func(context.Context, func(context.Context) ([]cdc.TableName, error)) error) {
+		t.Helper()
+		for range 2 {
+			if err := look(t.Context(), only); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	restart := func() {
+		s.restart(t)
+		s.Refill = refill
+	}
+	index := "/" + s.alias(name) + "-000001"
+	again := func(meta bool) {
+		t.Helper()
+		_, res := s.ask(t, http.MethodGet, index, "")
+		is, _ := res.Get(index[1:]).Value().(map[string]any)
+		delete(is, "settings")
+		if !meta {
+			delete(is["mappings"].(map[string]any), "_meta")
+		}
+		body, _ := json.Marshal(is)
+		s.ask(t, http.MethodDelete, index, "")
+		if status, res := s.ask(t, http.MethodPut, index, string(body)); status != http.StatusOK {
+			t.Fatal(res.Raw)
+		}
+	}
+	s.Refill = refill
+	apply()
+	looks(s.watch)
+	expect("an index that is made", false)
+	restart()
+	looks(s.lap)
+	expect("under another process")
+	again(true)
+	looks(s.watch)
+	expect("one that is made again", true)
+	apply()
+	restart()
+	looks(s.lap)
+	looks(s.watch)
+	apply()
+	expect("and then under another process")
+
+	for _, meta := range []bool{true, false} {
+		again(meta)
+		restart()
+		looks(s.lap)
+		apply()
+		looks(s.watch)
+		expect("one that is made again between two processes", false)
+		again(meta)
+		restart()
+		apply()
+		looks(s.lap)
+		expect("and whose table changes at once", false)
+	}
+
+	if _, err := s.Rebuild(t.Context(), Rebuild{Table: name}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.ask(t, http.MethodDelete, "/"+s.alias(name)+"-000002", "") })
+	looks(s.watch)
+	apply()
+	restart()
+	looks(s.lap)
+	expect("a rebuild")
 }
 
 func TestRunWatchesByItself(t *testing.T) {
