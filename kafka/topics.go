@@ -282,16 +282,19 @@ func (c *Client) Topics(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
-// HasTopic reports whether there is a topic of that name.
-func (c *Client) HasTopic(ctx context.Context, topic string) (there bool, err error) {
-	err = c.retry(ctx, "look for topic "+topic, func() error {
-		_, err := c.partitions(ctx, topic)
-		if there = err == nil; missing(err) {
-			return nil
+// Used reports whether anything was ever published to a topic: not when there is none, nor
+// when it was deleted and made again.
+func (c *Client) Used(ctx context.Context, topic string) (bool, error) {
+	ends, err := c.EndOffsets(ctx, topic)
+	if missing(err) {
+		return false, nil
+	}
+	for _, end := range ends {
+		if end > 0 {
+			return true, err
 		}
-		return err
-	})
-	return there, err
+	}
+	return false, err
 }
 
 // DeleteTopics deletes topics with all they hold. Those that do not exist are

@@ -179,7 +179,8 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 }
 
 // askForTopics has those tables copied again whose topic is gone, and with it what no
-// sink had read. A table that never had a row has no topic either; its copy makes it.
+// sink had read, or was made again since and has nothing. A table that never had a row has
+// no topic either; its copy makes it.
 func (p *process) askForTopics(ctx context.Context, copied []string, requests *kafka.SnapshotRequests) error {
 	var ask []cdc.SnapshotRequest
 	for _, name := range copied {
@@ -188,14 +189,14 @@ func (p *process) askForTopics(ctx context.Context, copied []string, requests *k
 		if err != nil {
 			return err
 		}
-		there, err := p.kafka.HasTopic(ctx, topic)
+		used, err := p.kafka.Used(ctx, topic)
 		if err != nil {
 			return err
 		}
-		if now := time.Now().UnixMicro(); !there {
+		if now := time.Now().UnixMicro(); !used {
 			ask = append(ask, cdc.SnapshotRequest{
 				ID: fmt.Sprintf(lostPrefix+"topic-%s-%d", name, now), Table: name, Want: cdc.SnapshotRunning, Sweep: true, AtMicros: now,
-				Reason: "there is no topic " + topic,
+				Reason: "there is nothing in the topic " + topic,
 			})
 		}
 	}
@@ -336,17 +337,11 @@ func (p *process) mayTake(ctx context.Context, sink string, t cdc.Table, known b
 
 // hasRecords reports whether this pipeline has ever published changes of a table.
 func (p *process) hasRecords(ctx context.Context, t cdc.TableName) (bool, error) {
-	topics, err := p.topicsOf(ctx, func(other cdc.TableName) bool { return other == t })
-	if err != nil || len(topics) == 0 {
-		return false, err
+	topic, err := kafka.ChangeTopic(p.cfg.Prefix, t)
+	if err != nil {
+		return false, nil // nothing can have been
 	}
-	ends, err := p.kafka.EndOffsets(ctx, topics[0])
-	for _, end := range ends {
-		if end > 0 {
-			return true, nil
-		}
-	}
-	return false, err
+	return p.kafka.Used(ctx, topic)
 }
 
 // changeTopics lists the topics of configured tables.

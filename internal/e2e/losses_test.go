@@ -91,8 +91,15 @@ func TestStoresThatAreEmptiedAreFilledAgain(t *testing.T) {
 	}
 }
 
-// A topic is deleted with changes that no sink had read, while nobody runs.
+// A topic is deleted with changes that no sink had read, while nobody runs, and perhaps made
+// again.
 func TestATopicThatIsDeletedTakesNoChangeWithIt(t *testing.T) {
+	for name, again := range map[string]bool{"deleted": false, "made again": true} {
+		t.Run(name, func(t *testing.T) { loseTopic(t, again) })
+	}
+}
+
+func loseTopic(t *testing.T, again bool) {
 	w := newWorld(t, 100)
 	p := w.start("run")
 	w.equal(time.Minute)
@@ -117,6 +124,17 @@ func TestATopicThatIsDeletedTakesNoChangeWithIt(t *testing.T) {
 	req.Topics = []kmsg.DeleteTopicsRequestTopic{{Topic: kmsg.StringPtr(topic)}}
 	if res, err := req.RequestWith(t.Context(), c); err != nil || res.Topics[0].ErrorCode != 0 {
 		t.Fatalf("delete %s: %+v, %v", topic, res, err)
+	}
+	if again {
+		await(t, time.Minute, "the topic to be made again", func() bool {
+			req := kmsg.NewCreateTopicsRequest()
+			req.TimeoutMillis = 10_000
+			spec := kmsg.NewCreateTopicsRequestTopic()
+			spec.Topic, spec.NumPartitions, spec.ReplicationFactor = topic, 4, 1
+			req.Topics = append(req.Topics, spec)
+			res, err := req.RequestWith(t.Context(), c)
+			return err == nil && res.Topics[0].ErrorCode == 0 // it is being deleted still
+		})
 	}
 	p = w.start("run")
 	w.equal(time.Minute)
