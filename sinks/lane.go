@@ -193,7 +193,7 @@ func (l *lane) carry(older, it *item) {
 		return append(images, bytes.Clone(image)) // the record that it is a part of goes
 	}
 	if it.change.Left == nil { // the usual case; of a row that changes often there are many
-		it.change.Left = slices.DeleteFunc(older.change.Left, func(image []byte) bool { return bytes.Equal(image, it.change.Before) })
+		it.change.Left = slices.DeleteFunc(slices.Clone(older.change.Left), func(image []byte) bool { return bytes.Equal(image, it.change.Before) })
 	} else {
 		for _, image := range older.change.Left {
 			it.change.Left = with(it.change.Left, image)
