@@ -151,3 +151,53 @@ func TestATableThatWaitsForItsShapeHoldsNoOther(t *testing.T) {
 		}
 	})
 }
+
+// reads is a Reader that tells which changes it got.
+type reads struct{ got []string }
+
+func (r *reads) Stored(_ context.Context, changes []cdc.Change, most int) []Stored {
+	stored := make([]Stored, len(changes))
+	for i, c := range changes {
+		stored[i].Problem = fmt.Sprintf("%s %s %s of %d", c.Op, c.Key, c.After, most)
+	}
+	return stored
+}
+
+func (r *reads) Would(_ context.Context, changes []cdc.Change) []Prospect {
+	prospects := make([]Prospect, len(changes))
+	for i, c := range changes {
+		prospects[i] = Prospect{Outcome{Verdict: Stale, Reason: fmt.Sprintf("%s %s %s", c.Op, c.Key, c.After)}, c.After}
+	}
+	return prospects
+}
+
+func TestAShapedReaderAsksForDocuments(t *testing.T) {
+	shaped := ShapedReader{Reader: &reads{}, Shape: func(_ context.Context, c *cdc.Change) *Outcome {
+		switch string(c.Key) {
+		case "poison":
+			return &Outcome{Verdict: Poison, Class: ClassShape, Reason: "no"}
+		case "gone":
+			c.Op, c.After = cdc.OpDelete, nil
+		default:
+			c.After = []byte(strings.ToUpper(string(c.After)))
+		}
+		return nil
+	}}
+	var changes []cdc.Change
+	for _, key := range []string{"poison", "a", "gone"} {
+		changes = append(changes, cdc.Change{Op: cdc.OpCreate, Key: []byte(key), Before: []byte("x"), After: []byte("row " + key)})
+	}
+	for i, want := range []string{"d poison  of 9", "c a ROW A of 9", "d gone  of 9"} {
+		if got := shaped.Stored(t.Context(), changes, 9)[i].Problem; got != want {
+			t.Errorf("stored: %s; want %s", got, want)
+		}
+	}
+	for i, want := range []string{"no", "c a ROW A", "d gone "} {
+		if got := shaped.Would(t.Context(), changes)[i].Reason; got != want {
+			t.Errorf("would: %s; want %s", got, want)
+		}
+	}
+	if got := shaped.Would(t.Context(), changes[:1])[0].Class; got != ClassShape {
+		t.Errorf("alone: %s", got)
+	}
+}

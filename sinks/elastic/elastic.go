@@ -79,7 +79,7 @@ func (s *Sink) Close() { s.access.close() }
 // Apply writes the changes with as few bulk requests as their size allows.
 func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome {
 	outcomes := make([]sinks.Outcome, len(changes))
-	places := s.places(ctx, changes, outcomes)
+	places := s.places(ctx, changes, outcomes, s.ready)
 	size := 0
 	for i := range changes {
 		size += len(changes[i].After) + 256
@@ -138,9 +138,9 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 	return outcomes
 }
 
-// places finds where each change goes. A change without a place, and so without a
-// table, has its outcome.
-func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sinks.Outcome) []place {
+// places finds where each change goes, once its table is ready. A change without a place,
+// and so without a table, has its outcome.
+func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sinks.Outcome, ready func(context.Context, *table, uint32) *sinks.Outcome) []place {
 	places := make([]place, len(changes))
 	type look struct {
 		*table
@@ -157,7 +157,7 @@ func (s *Sink) places(ctx context.Context, changes []cdc.Change, outcomes []sink
 		}
 		no, known := looked[look{t, c.Layout}]
 		if !known {
-			no = s.ready(ctx, t, c.Layout)
+			no = ready(ctx, t, c.Layout)
 			looked[look{t, c.Layout}] = no
 		}
 		if no != nil {
@@ -336,11 +336,13 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 			again = append(again, d)
 		default: // a row from before a column was dropped: its new shape, or its end, comes behind it
 			d.outcome.Verdict = sinks.Transient
-			d.outcome.Reason += "; the table has no such column any more"
+			d.outcome.Reason += noColumn
 		}
 	}
 	return again
 }
+
+const noColumn = "; the table has no such column any more"
 
 // outdated reports whether a change was refused for a column that the table no
 // longer has.
@@ -412,6 +414,14 @@ type response struct {
 // do sends one request within Config.Timeout. Its error means that there was no
 // answer.
 func (s *Sink) do(ctx context.Context, req esapi.Request) (response, error) {
+	return s.doWithin(ctx, req, math.MaxInt)
+}
+
+// errTooMuch is wrapped when an answer has more bytes than were wanted.
+var errTooMuch = errors.New("the answer is too large")
+
+// doWithin is do for an answer of at most that many bytes.
+func (s *Sink) doWithin(ctx context.Context, req esapi.Request, most int) (response, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
 	res, err := req.Do(ctx, s.client)
@@ -420,8 +430,11 @@ func (s *Sink) do(ctx context.Context, req esapi.Request) (response, error) {
 	}
 	defer res.Body.Close()
 	out := response{answer: answer{status: res.StatusCode, after: retryAfter(res.Header.Get("Retry-After"), time.Now())}}
-	if out.body, err = io.ReadAll(res.Body); err != nil {
+	if out.body, err = io.ReadAll(io.LimitReader(res.Body, int64(most))); err != nil {
 		return out, fmt.Errorf("%w: read its answer: %w", errNoAnswer, err)
+	}
+	if len(out.body) == most {
+		return out, fmt.Errorf("%w: %d bytes or more", errTooMuch, most)
 	}
 	if e := gjson.GetBytes(out.body, "error"); res.IsError() && e.Exists() {
 		out.kind, out.reason = explain(e)

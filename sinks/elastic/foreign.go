@@ -34,6 +34,22 @@ func (d stored) foreign() bool { return d.found && d.version != d.compared }
 // ask reads what the index has of each of docs, in their order. nil means that it
 // could not, and then every one of docs is unavailable.
 func (s *Sink) ask(ctx context.Context, docs []*document) []stored {
+	res, err := s.do(ctx, gets(docs, `["`+guardField+`.v"]`))
+	found := gjson.GetBytes(res.body, "docs").Array()
+	if err != nil || res.status != http.StatusOK || len(found) != len(docs) {
+		all(docs, *away(fmt.Sprintf("ask for the versions of %d documents", len(docs)), res, err))
+		return nil
+	}
+	out := make([]stored, len(docs))
+	for i, doc := range found {
+		out[i] = readStored(doc)
+	}
+	return out
+}
+
+// gets asks for documents in their present state, searchable or not, in the order of
+// docs. source is what is wanted of them, as JSON.
+func gets(docs []*document, source string) esapi.MgetRequest {
 	body := []byte(`{"docs":[`)
 	for i, d := range docs {
 		id, _ := cdc.KeyText(d.change.Key) // it made one before
@@ -48,22 +64,16 @@ func (s *Sink) ask(ctx context.Context, docs []*document) []stored {
 			body = append(body, `,"routing":`...)
 			body = cdc.AppendString(body, d.routing)
 		}
-		body = append(body, `,"_source":["`+guardField+`.v"]}`...)
+		body = append(append(append(body, `,"_source":`...), source...), '}')
 	}
-	res, err := s.do(ctx, esapi.MgetRequest{Body: bytes.NewReader(append(body, "]}"...))})
-	found := gjson.GetBytes(res.body, "docs").Array()
-	if err != nil || res.status != http.StatusOK || len(found) != len(docs) {
-		all(docs, *away(fmt.Sprintf("ask for the versions of %d documents", len(docs)), res, err))
-		return nil
+	return esapi.MgetRequest{Body: bytes.NewReader(append(body, "]}"...))}
+}
+
+func readStored(doc gjson.Result) stored {
+	return stored{
+		found: doc.Get("found").Bool(), version: cdc.Version(doc.Get("_source." + guardField + ".v").Uint()),
+		compared: versionOf(doc), seq: doc.Get("_seq_no").Int(), term: doc.Get("_primary_term").Int(),
 	}
-	out := make([]stored, len(docs))
-	for i, doc := range found {
-		out[i] = stored{
-			found: doc.Get("found").Bool(), version: cdc.Version(doc.Get("_source." + guardField + ".v").Uint()),
-			compared: versionOf(doc), seq: doc.Get("_seq_no").Int(), term: doc.Get("_primary_term").Int(),
-		}
-	}
-	return out
 }
 
 // overtaken looks at what is refused for good, and at what is stale.

@@ -560,16 +560,8 @@ func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table)
 	}
 	var names []string
 	missing := func(unsignedLong bool) map[string]any {
-		fields := properties(shape, t.config.Mapping, unsignedLong)
-		names = nil
-		for name := range fields {
-			if _, ok := index.Mappings.Properties[name]; ok && (name != guardField || index.knowsTombstones()) {
-				delete(fields, name)
-			} else {
-				names = append(names, name)
-			}
-		}
-		slices.Sort(names)
+		fields := t.missing(index, shape, unsignedLong)
+		names = slices.Sorted(maps.Keys(fields))
 		return map[string]any{"properties": fields}
 	}
 	if missing(true); len(names) == 0 {
@@ -593,6 +585,16 @@ func (s *Sink) add(ctx context.Context, t *table, index *index, shape cdc.Table)
 	s.metrics.mappings.Inc()
 	s.log.Info("columns added to the mapping", "table", t.name.String(), "index", index.name, "columns", names)
 	return true, nil
+}
+
+// missing are the fields of a table that the mapping of its index lacks.
+func (t *table) missing(index *index, shape cdc.Table, unsignedLong bool) map[string]any {
+	fields := properties(shape, t.config.Mapping, unsignedLong)
+	maps.DeleteFunc(fields, func(name string, _ any) bool {
+		_, ok := index.Mappings.Properties[name]
+		return ok && (name != guardField || index.knowsTombstones())
+	})
+	return fields
 }
 
 // create makes the index and its alias in one step.

@@ -23,6 +23,7 @@ import (
 
 	"lockstep/cdc"
 	"lockstep/internal/testenv"
+	"lockstep/sinks"
 )
 
 // authority signs certificates.
@@ -364,6 +365,9 @@ func TestTheDocumentedRightsAreEnough(t *testing.T) {
 		}
 		expect(t, mode, f.verdicts(t, at(1, base+1, nil, image(1, "a", 1))), "applied")
 		expect(t, mode, f.verdicts(t, at(1, base, nil, image(1, "a", 1))), "stale")
+		again := []cdc.Change{at(1, base+1, nil, image(1, "a", 1))}
+		expect(t, mode+" is read", s.Stored(t.Context(), again, 1<<20)[0].Version, base+1)
+		expect(t, mode+" is asked", s.Would(t.Context(), again)[0].Outcome, sinks.Outcome{Verdict: sinks.Duplicate})
 		expect(t, mode, f.verdicts(t, at(1, base+2, image(1, "a", 1), image(1, "b", 1))), "applied")
 		expect(t, mode, f.verdicts(t, at(1, base+3, image(1, "b", 1), nil)), "applied")
 		expect(t, mode, f.verdicts(t, at(2, base+3, nil, image(2, "b", 1))), "applied")

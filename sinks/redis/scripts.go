@@ -259,6 +259,51 @@ end
 return 1
 `
 
+// What is only read has a script for each shape, so that version and value are of one
+// moment. They answer with the version, "0" for none; whether the row is there, or
+// why that cannot be told; how many bytes it has; and its value when these are not
+// more than ARGV[1]. ARGV[3] is the member of a set.
+const (
+	readHead = "#!lua flags=no-writes\n"
+	readHash = `
+local row, size = redis.call('HGETALL', KEYS[1]), 0
+for i = 1, #row do
+	size = size + #row[i]
+end
+return {stored or '0', #row > 0 and 1 or 0, size, size <= tonumber(ARGV[1]) and row or {}}
+`
+	readText = `
+local size = redis.call('STRLEN', KEYS[1])
+return {stored or '0', redis.call('EXISTS', KEYS[1]), size, size <= tonumber(ARGV[1]) and {redis.call('GET', KEYS[1]) or ''} or {}}
+`
+	readEntry = streamLast + `
+if redis.call('EXISTS', KEYS[1]) == 0 then
+	return {'0', 0, 0, {}}
+end
+local newest, stored = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1], last()
+if not stored then
+	return ` + streamForeign + `
+end
+stored = string.format('%.0f', stored)
+if not newest or newest[2][2] == 'd' then
+	return {stored, 0, 0, {}}
+end
+local row = newest[2][4] or ''
+return {stored, 1, #row, #row <= tonumber(ARGV[1]) and {row} or {}}
+`
+	readSet = `
+local there = redis.pcall('SISMEMBER', KEYS[1], ARGV[3])
+return {stored or '0', type(there) == 'table' and there.err or there, 0, {}}
+`
+	readSorted = `
+local score = redis.pcall('ZSCORE', KEYS[1], ARGV[3])
+return {stored or '0', type(score) == 'table' and score.err or score and 1 or 0, 0, {type(score) == 'string' and score or ''}}
+`
+	readCached = `
+return {stored or '0', redis.call('EXISTS', KEYS[1]), 0, {}}
+`
+)
+
 // script is a Lua script and the digest by which EVALSHA calls it.
 type script struct {
 	text   string
@@ -276,43 +321,50 @@ func newScript(text string) script {
 }
 
 // verbs are the scripts of a shape.
-type verbs struct{ upsert, remove, sweep script }
+type verbs struct{ upsert, remove, sweep, read script }
 
 var shapes = map[string]verbs{
 	ModeHash: {
 		newScript(upsertHead + hashVersion + guard + writeHash),
 		newScript(deleteHead + hashVersion + guard + writeDelete),
 		newScript(deleteHead + hashVersion + sweepGuard + writeDelete),
+		newScript(readHead + hashVersion + readHash),
 	},
 	ModeJSON: {
 		newScript(upsertHead + jsonVersion + guard + writeJSON),
 		newScript(deleteHead + jsonVersion + guard + writeDelete),
 		newScript(deleteHead + jsonVersion + sweepGuard + writeDelete),
+		newScript(readHead + jsonVersion + readText),
 	},
 	ModeString: {
 		newScript(upsertHead + textVersion + guard + writeText),
 		newScript(deleteHead + textVersion + guard + writeDelete),
 		newScript(deleteHead + textVersion + sweepGuard + onlyLive + writeDelete),
+		newScript(readHead + textVersion + readText),
 	},
 	ModeStream: {
 		newScript(upsertHead + writeEntry + keepStream),
 		newScript(deleteHead + writeEntry + endStream),
 		newScript(deleteHead + sweepEntry),
+		newScript(readHead + readEntry),
 	},
 	ModeSet: {
 		newScript(upsertHead + memberVersion + guard + clock + joinSet + keepVersions),
 		newScript(deleteHead + memberVersion + guard + leaveSet + keepVersions),
 		newScript(deleteHead + memberVersion + sweepGuard + sweepSet + keepVersions),
+		newScript(readHead + memberVersion + readSet),
 	},
 	ModeZset: {
 		newScript(upsertHead + memberVersion + guard + clock + joinSorted + keepVersions),
 		newScript(deleteHead + memberVersion + guard + leaveSorted + keepVersions),
 		newScript(deleteHead + memberVersion + sweepGuard + sweepSorted + keepVersions),
+		newScript(readHead + memberVersion + readSorted),
 	},
 	ModeInvalidate: {
 		newScript(deleteHead + besideVersion + guard + invalidateKey),
 		newScript(deleteHead + besideVersion + guard + invalidateKey),
 		newScript(deleteHead + besideVersion + sweepGuard + sweepCached),
+		newScript(readHead + besideVersion + readCached),
 	},
 }
 

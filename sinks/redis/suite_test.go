@@ -102,6 +102,14 @@ func (s store) key(t testing.TB, table cdc.TableName, key []byte) string {
 // Apply completes the rows of the suite, which leave columns out, for a template
 // that names them all.
 func (s store) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome {
+	return s.Sink.Apply(ctx, s.complete(changes))
+}
+
+func (s store) Would(ctx context.Context, changes []cdc.Change) []sinks.Prospect {
+	return s.Sink.Would(ctx, s.complete(changes))
+}
+
+func (s store) complete(changes []cdc.Change) []cdc.Change {
 	changes = slices.Clone(changes)
 	for i, c := range changes {
 		if c.After == nil || c.Table != sinktest.Questions.Name || s.table(c.Table).Mode != ModeString {
@@ -115,7 +123,7 @@ func (s store) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 		}
 		changes[i].After = append(slices.Clip(row), '}')
 	}
-	return s.Sink.Apply(ctx, changes)
+	return changes
 }
 
 func (s store) Read(t testing.TB, table cdc.TableName, key []byte) (map[string]string, cdc.Version, bool) {

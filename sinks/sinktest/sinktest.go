@@ -7,6 +7,7 @@ package sinktest
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
 	"lockstep/sinks"
@@ -23,6 +25,7 @@ import (
 // Store is a sink under test, and a way to read it as its users do.
 type Store interface {
 	sinks.Sink
+	sinks.Reader
 	// Read finds a row. The fields are the columns that are not NULL, each as text:
 	// a number's digits, a text without quotes, JSON as it is written. The version
 	// is the one the guard of the store goes by.
@@ -325,6 +328,52 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		s.title(t, 1, 1, "one")
 	})
 
+	claim("what would be answered is answered, and asking changes nothing", foresight)
+
+	claim("a poison row would be refused, an old one would be stale", func(t *testing.T, s suite) {
+		s.expect(t, sinks.Applied, Upsert(1, 5, "new"))
+		poison := s.Poison(t, 2, Version(5))
+		asked := []cdc.Change{poison, Upsert(1, 4, "old"), Upsert(3, 1, "new"), Delete(4, 1)}
+		would := s.Would(t.Context(), asked)
+		got := s.answers(t, asked, sinks.Poison, sinks.Stale, sinks.Applied, sinks.Applied)
+		for i, p := range would {
+			if p.Verdict != got[i].Verdict || p.Class != got[i].Class || p.Verdict == sinks.Poison && p.Reason == "" {
+				t.Errorf("change %d would get %+v and got %+v", i, p.Outcome, got[i])
+			}
+		}
+	})
+
+	claim("documents are read up to a number of bytes", func(t *testing.T, s suite) {
+		long := strings.Repeat("long ", 20_000)
+		s.expect(t, sinks.Applied, Upsert(1, 1, "short"), Upsert(2, 1, long), Upsert(3, 1, "short"))
+		asked := []cdc.Change{Upsert(1, 1, ""), Upsert(2, 1, ""), Upsert(3, 1, ""), Upsert(4, 1, "")}
+		for i, got := range s.Stored(t.Context(), asked, 50_000) {
+			if found := i < 3; got.Problem != "" || (got.Version == Version(1)) != found || got.Omitted != (i == 1) || (got.Document != nil) != (found && i != 1) {
+				t.Errorf("row %d: %.300v", i+1, got)
+			}
+		}
+		if got := s.Stored(t.Context(), asked[1:2], 1<<20)[0]; got.Omitted || gjson.GetBytes(got.Document, "title").Str != long && !strings.Contains(string(got.Document), long) {
+			t.Errorf("alone: %.300v", got)
+		}
+	})
+
+	claim("reading that is called off says so", func(t *testing.T, s suite) {
+		s.expect(t, sinks.Applied, Upsert(1, 1, "one"))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		asked := []cdc.Change{Upsert(1, 2, "two"), Upsert(2, 2, "two")}
+		for i, got := range s.Stored(ctx, asked, 1<<20) {
+			if got.Problem == "" {
+				t.Errorf("row %d: %+v", i, got)
+			}
+		}
+		for i, got := range s.Would(ctx, asked) {
+			if got.Verdict != sinks.Unavailable || got.Reason == "" {
+				t.Errorf("change %d: %+v", i, got)
+			}
+		}
+	})
+
 	claim("whatever is delivered again, late or out of order, the newest change wins and no reader sees a step back", chaos)
 }
 
@@ -382,6 +431,54 @@ func (s suite) gone(t *testing.T, id int) {
 	if fields, v, found := s.Read(t, Questions.Name, Key(id)); found {
 		t.Fatalf("row %d is there with version %d: %v; want it gone", id, v.Seq(), fields)
 	}
+}
+
+// foresight gives random changes to a few rows, each after asking what would become of it.
+func foresight(t *testing.T, s suite) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, seed))
+	for range 150 {
+		var changes []cdc.Change
+		for _, id := range random.Perm(4)[:1+random.IntN(3)] {
+			c := Upsert(id, 1+random.IntN(12), fmt.Sprintf("title %d", random.IntN(1000)))
+			if random.IntN(4) == 0 {
+				c = Delete(id, 1+random.IntN(12))
+			}
+			changes = append(changes, c)
+		}
+		before := s.Stored(t.Context(), changes, 1<<20)
+		would := s.Would(t.Context(), changes)
+		if diff := cmp.Diff(before, s.Stored(t.Context(), changes, 1<<20)); diff != "" {
+			t.Fatalf("asking has changed the store: %s", diff)
+		}
+		answers := s.Apply(t.Context(), changes)
+		after := s.Stored(t.Context(), changes, 1<<20)
+		for i, c := range changes {
+			what := fmt.Sprintf("%s %s at version %d", c.Op, c.Key, c.Version.Seq())
+			forgotten := before[i].Version == 0 && answers[i].Verdict != sinks.Applied // a delete that has no document
+			if would[i].Verdict != answers[i].Verdict && !forgotten || forgotten && would[i].Verdict != sinks.Applied {
+				t.Fatalf("%s would get %+v and got %+v; the store had %+v", what, would[i].Outcome, answers[i], before[i])
+			}
+			want := before[i]
+			if answers[i].Verdict == sinks.Applied {
+				if want.Version, want.Document = c.Version, would[i].Document; c.Op == cdc.OpDelete && after[i].Version == 0 {
+					want.Version = 0
+				}
+			}
+			if after[i].Problem != "" || after[i].Version != want.Version || !sameJSON(after[i].Document, want.Document) || after[i].Deleted != (after[i].Document == nil && after[i].Version > 0) {
+				t.Fatalf("%s got %+v and the store has %+v; want version %d of %s", what, answers[i], after[i], want.Version.Seq(), want.Document)
+			}
+		}
+	}
+}
+
+func sameJSON(a, b []byte) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && cmp.Equal(x, y)
 }
 
 // chaos delivers the history of a few rows several times over, shuffled, from
