@@ -111,6 +111,20 @@ func (m Masks) Check(salted bool) error {
 	return errors.Join(errs...)
 }
 
+// Columns are the masked columns in lower case, those by their older names, too.
+func (m Masks) Columns() map[string]bool {
+	columns := map[string]bool{}
+	for name, text := range m {
+		columns[strings.ToLower(name)] = true
+		if parsed, err := text.parse(); err == nil {
+			for _, was := range parsed.was {
+				columns[strings.ToLower(was)] = true
+			}
+		}
+	}
+	return columns
+}
+
 // mask puts the masks of the policy on the columns of l. It returns a Stop when one of
 // them fits no column, because the column may be there under a name that hides it from
 // its mask.

@@ -970,6 +970,33 @@ func TestGoneNamesTheRowsThatAreNotThere(t *testing.T) {
 	}
 }
 
+func TestRowsAreReadAsTheLogHasThem(t *testing.T) {
+	w := newWorld(t)
+	w.exec("CREATE TABLE q (a INT, b VARCHAR(10) COLLATE utf8mb4_0900_ai_ci, n DECIMAL(9,2), at DATETIME(3), secret TEXT, PRIMARY KEY (a, b))",
+		`INSERT INTO q VALUES (1, 'x', 1.50, '2026-11-26 10:00:00.5', 'hidden'), (2, 'Y', NULL, NULL, NULL)`)
+	w.cfg.Masks = func(cdc.TableName) Masks { return Masks{"secret": "keep last 1, was Password, may be gone"} }
+	keys := [][]byte{[]byte(`{"b": "x", "a": 1}`), []byte(`{"a":2,"b":"y"}`), []byte(`{"id":1}`)}
+	for table, want := range map[string]map[string]string{
+		"q":    {`{"b": "x", "a": 1}`: `{"a":1,"b":"x","n":"1.50","at":"2026-11-26T10:00:00.500","secret":"***n"}`, `{"a":2,"b":"y"}`: "", `{"id":1}`: ""},
+		"none": {`{"b": "x", "a": 1}`: "", `{"a":2,"b":"y"}`: "", `{"id":1}`: ""},
+	} {
+		got := map[string]string{}
+		err := Rows(t.Context(), w.cfg, cdc.TableName{DB: w.name, Table: table}, keys, func(key, row []byte, layout uint32) error {
+			if _, again := got[string(key)]; again || (layout == 0) != (table == "none") {
+				t.Errorf("%s of layout %d", key, layout)
+			}
+			got[string(key)] = string(row)
+			return nil
+		})
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got)\n%s", table, err, diff)
+		}
+	}
+	if diff := cmp.Diff(map[string]bool{"secret": true, "password": true}, w.cfg.Masks(cdc.TableName{}).Columns()); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestCopiesWaitWhileTheSourceIsBusy(t *testing.T) {
 	w := newWorld(t)
 	w.tiny(1)
