@@ -88,8 +88,15 @@ func (s *shelf) Choose(_ context.Context, q dlq.Query) (chosen []dlq.Letter, err
 	return chosen, s.fail
 }
 
-func (s *shelf) Record(_ context.Context, l dlq.Letter) (kafka.Record, error) {
-	return kafka.Record{Key: []byte(`{"id":1}`), Value: []byte("\xff"), Headers: []cdc.Header{{Key: "h", Value: []byte("v")}}}, nil
+func (s *shelf) Look(_ context.Context, l dlq.Letter) (dlq.View, kafka.Record, error) {
+	return dlq.View{Why: "why", Mend: "mend", Now: dlq.RowNow{Problem: "no answer"}, Fields: []dlq.Field{{Name: "id", Recorded: []byte("1"), Differs: true}}}, kafka.Record{Key: []byte(`{"id":1}`), Value: []byte("\xff"), Headers: []cdc.Header{{Key: "h", Value: []byte("v")}}}, nil
+}
+
+func (s *shelf) Preview(_ context.Context, letters []dlq.Letter, resync bool, tell func(dlq.Letter, dlq.Result)) error {
+	for _, l := range letters {
+		tell(l, dlq.Result{State: dlq.WouldApply, Reason: fmt.Sprint("resync ", resync)})
+	}
+	return s.fail
 }
 
 func (s *shelf) Skip(_ context.Context, l dlq.Letter, _ string) error {
@@ -467,35 +474,38 @@ func TestWhatIsWrongWithARequestIsOneSentenceAndChangesNothing(t *testing.T) {
 	a := newAPI(t)
 	long := strings.Repeat("x", 129)
 	for want, got := range map[string]answer{
-		"400 request_id_missing":    a.ask("POST", skipPath, operator, skipReason, jsonType),
-		"400 request_id_invalid":    a.skip("a b", skipReason),
-		"400 request_id_invalid ":   a.skip(long, skipReason),
-		"400 request_id_invalid  ":  a.skip("r-1", skipReason, "X-Request-ID: r-0"),
-		"415 not_json":              a.ask("POST", skipPath, operator, skipReason, "X-Request-ID: r-1"),
-		"415 not_json ":             a.ask("POST", skipPath, operator, skipReason, "X-Request-ID: r-1", "Content-Type: text/plain"),
-		"400 body_invalid":          a.skip("r-1", ``),
-		"400 body_invalid ":         a.skip("r-1", `{"reason":"x"`),
-		"400 body_invalid  ":        a.skip("r-1", `{"reason":7}`),
-		"400 body_invalid   ":       a.skip("r-1", `{"reason":"x","why":"y"}`),
-		"400 body_invalid    ":      a.skip("r-1", `{"reason":"x"} {}`),
-		"400 reason_missing":        a.skip("r-1", `{"reason":" "}`),
-		"413 body_too_large":        a.skip("r-1", `{"reason":"`+strings.Repeat("x", bodyBytes)+`"}`),
-		"412 changed":               a.skip("r-1", skipReason, `If-Match: "0000000000000000"`),
-		"404 no_letter":             a.ask("POST", "/v1/dlq/search-9/skip", operator, skipReason, jsonType, "X-Request-ID: r-1"),
-		"404 no_letter ":            a.ask("GET", "/v1/dlq/search-9", operator, ""),
-		"404 not_found":             a.ask("GET", "/v1/nothing", operator, ""),
-		"404 not_found ":            a.ask("POST", "/v1/dlq/search-1/skip/more", operator, ""),
-		"405 method_not_allowed":    a.ask("DELETE", "/v1/dlq/search-1", operator, ""),
-		"405 method_not_allowed ":   a.ask("GET", skipPath, operator, ""),
-		"400 parameter_unknown":     a.ask("GET", "/v1/dlq?tabel=x", operator, ""),
-		"400 parameter_unknown ":    a.ask("GET", "/v1/dlq/search-1?x=y", operator, ""),
-		"400 parameter_unknown  ":   a.ask("GET", "/v1/dlq/groups?limit=1", operator, ""),
-		"400 parameter_invalid":     a.ask("GET", "/v1/dlq?sink=cash", operator, ""),
-		"400 parameter_invalid ":    a.ask("GET", "/v1/dlq?table=a.b&table=c.d", operator, ""),
-		"400 parameter_invalid  ":   a.ask("GET", "/v1/dlq?limit=0", operator, ""),
-		"400 parameter_invalid   ":  a.ask("GET", "/v1/dlq?limit=1001", operator, ""),
-		"400 parameter_invalid    ": a.ask("GET", "/v1/dlq/groups?since=monday", operator, ""),
-		"400 cursor_invalid":        a.ask("GET", "/v1/dlq?cursor=x", operator, ""),
+		"400 request_id_missing":      a.ask("POST", skipPath, operator, skipReason, jsonType),
+		"400 request_id_invalid":      a.skip("a b", skipReason),
+		"400 request_id_invalid ":     a.skip(long, skipReason),
+		"400 request_id_invalid  ":    a.skip("r-1", skipReason, "X-Request-ID: r-0"),
+		"415 not_json":                a.ask("POST", skipPath, operator, skipReason, "X-Request-ID: r-1"),
+		"415 not_json ":               a.ask("POST", skipPath, operator, skipReason, "X-Request-ID: r-1", "Content-Type: text/plain"),
+		"400 body_invalid":            a.skip("r-1", ``),
+		"400 body_invalid ":           a.skip("r-1", `{"reason":"x"`),
+		"400 body_invalid  ":          a.skip("r-1", `{"reason":7}`),
+		"400 body_invalid   ":         a.skip("r-1", `{"reason":"x","why":"y"}`),
+		"400 body_invalid    ":        a.skip("r-1", `{"reason":"x"} {}`),
+		"400 reason_missing":          a.skip("r-1", `{"reason":" "}`),
+		"413 body_too_large":          a.skip("r-1", `{"reason":"`+strings.Repeat("x", bodyBytes)+`"}`),
+		"412 changed":                 a.skip("r-1", skipReason, `If-Match: "0000000000000000"`),
+		"404 no_letter":               a.ask("POST", "/v1/dlq/search-9/skip", operator, skipReason, jsonType, "X-Request-ID: r-1"),
+		"404 no_letter ":              a.ask("GET", "/v1/dlq/search-9", operator, ""),
+		"404 not_found":               a.ask("GET", "/v1/nothing", operator, ""),
+		"404 not_found ":              a.ask("POST", "/v1/dlq/search-1/skip/more", operator, ""),
+		"405 method_not_allowed":      a.ask("DELETE", "/v1/dlq/search-1", operator, ""),
+		"405 method_not_allowed ":     a.ask("GET", skipPath, operator, ""),
+		"400 parameter_unknown":       a.ask("GET", "/v1/dlq?tabel=x", operator, ""),
+		"400 parameter_unknown ":      a.ask("GET", "/v1/dlq/search-1?x=y", operator, ""),
+		"400 parameter_unknown  ":     a.ask("GET", "/v1/dlq/groups?limit=1", operator, ""),
+		"400 parameter_invalid":       a.ask("GET", "/v1/dlq?sink=cash", operator, ""),
+		"400 parameter_invalid ":      a.ask("GET", "/v1/dlq?table=a.b&table=c.d", operator, ""),
+		"400 parameter_invalid  ":     a.ask("GET", "/v1/dlq?limit=0", operator, ""),
+		"400 parameter_invalid   ":    a.ask("GET", "/v1/dlq?limit=1001", operator, ""),
+		"400 parameter_unknown    ":   a.ask("GET", "/v1/dlq/preview?cursor=x", operator, ""),
+		"400 parameter_invalid     ":  a.ask("GET", "/v1/dlq/preview?mode=both", operator, ""),
+		"400 parameter_invalid      ": a.ask("GET", "/v1/dlq/preview?limit=0", operator, ""),
+		"400 parameter_invalid    ":   a.ask("GET", "/v1/dlq/groups?since=monday", operator, ""),
+		"400 cursor_invalid":          a.ask("GET", "/v1/dlq?cursor=x", operator, ""),
 	} {
 		if has := fmt.Sprint(got.status, " ", got.code); has != strings.TrimSpace(want) || strings.Contains(got.detail, "\n") {
 			t.Errorf("%s (%s), want %s", has, got.detail, want)
@@ -647,6 +657,7 @@ func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
 	const ok, bad = "application/json", "application/problem+json"
 	check("get", "/v1/dlq", "200", ok, a.ask("GET", "/v1/dlq?limit=3", viewer, "").body)
 	check("get", "/v1/dlq/groups", "200", ok, a.ask("GET", "/v1/dlq/groups", viewer, "").body)
+	check("get", "/v1/dlq/preview", "200", ok, a.ask("GET", "/v1/dlq/preview?limit=2", viewer, "").body)
 	check("get", "/v1/dlq/{id}", "200", ok, a.ask("GET", "/v1/dlq/search-1", viewer, "").body)
 	check("get", "/v1/dlq/{id}", "404", bad, a.ask("GET", "/v1/dlq/search-9", viewer, "").body)
 	check("post", "/v1/dlq/{id}/skip", "412", bad, a.skip("r-0", skipReason, `If-Match: "0"`).body)
@@ -679,5 +690,27 @@ func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
 		if !seen[r.ID] {
 			t.Errorf("%s is not in the document", r.ID)
 		}
+	}
+}
+
+func TestAReplayIsPreviewedForTheOldestLetters(t *testing.T) {
+	a := newAPI(t)
+	for path, want := range map[string]string{
+		"/v1/dlq/preview":                        "5 0 resync true",
+		"/v1/dlq/preview?limit=2&mode=resync":    "2 3 resync true",
+		"/v1/dlq/preview?mode=payload&class=key": "5 0 resync false",
+	} {
+		got := a.ask("GET", path, viewer, "")
+		var answer prospects
+		if err := json.Unmarshal(got.body, &answer); err != nil || got.status != 200 || len(answer.Letters) == 0 {
+			t.Fatalf("%s: %d %s", path, got.status, got.body)
+		}
+		first := answer.Letters[0]
+		if is := fmt.Sprintf("%d %d %s", len(answer.Letters), answer.More, first.Result.Reason); is != want || first.ID != "search-0" || first.Result.State != dlq.WouldApply {
+			t.Errorf("%s: %s, %+v; want %s", path, is, first, want)
+		}
+	}
+	if a.shelf.asked.Class != "key" && a.shelf.asked.Class != "" {
+		t.Errorf("%+v", a.shelf.asked)
 	}
 }

@@ -24,23 +24,28 @@ type Desk interface {
 	Sinks() []string
 	// Choose lists the open letters of all sinks that q takes.
 	Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error)
-	// Record is the record that a letter holds, as it stood in its own topic.
-	Record(ctx context.Context, l dlq.Letter) (kafka.Record, error)
+	// Look is what there is to see of a letter now, and the record that it holds, as it may
+	// be shown.
+	Look(ctx context.Context, l dlq.Letter) (dlq.View, kafka.Record, error)
+	// Preview tells of each letter what a replay would come to: of the row as it is now, or
+	// of the recorded one.
+	Preview(ctx context.Context, letters []dlq.Letter, resync bool, tell func(dlq.Letter, dlq.Result)) error
 	// Skip closes a letter.
 	Skip(ctx context.Context, l dlq.Letter, reason string) error
 }
 
-// Letter is a dead letter with the record that it holds.
+// Letter is a dead letter with what there is to see of it and the record that it holds.
 type Letter struct {
 	dlq.Letter
+	dlq.View
 	RecordKey   any               `json:"record_key" doc:"the key of the refused record: JSON where it is JSON, else text"`
 	RecordValue any               `json:"record_value" doc:"the value of the refused record, likewise"`
 	Headers     map[string]string `json:"headers" doc:"the headers of the refused record"`
 }
 
-// Show joins a letter and its record.
-func Show(l dlq.Letter, r kafka.Record) Letter {
-	shown := Letter{Letter: l, RecordKey: readable(r.Key), RecordValue: readable(r.Value), Headers: map[string]string{}}
+// Show joins a letter, what there is to see of it, and its record.
+func Show(l dlq.Letter, v dlq.View, r kafka.Record) Letter {
+	shown := Letter{Letter: l, View: v, RecordKey: readable(r.Key), RecordValue: readable(r.Value), Headers: map[string]string{}}
 	for _, h := range r.Headers {
 		shown.Headers[h.Key] = string(h.Value)
 	}
@@ -63,6 +68,20 @@ type letterPage struct {
 
 type groupList struct {
 	Groups []dlq.Group `json:"groups" doc:"largest first"`
+}
+
+// foreseen is what a replay of a letter would come to.
+type foreseen struct {
+	ID     string     `json:"id"`
+	Sink   string     `json:"sink"`
+	Table  string     `json:"table"`
+	Key    string     `json:"key"`
+	Result dlq.Result `json:"result"`
+}
+
+type prospects struct {
+	Letters []foreseen `json:"letters" doc:"in no order"`
+	More    int        `json:"more" doc:"how many letters were chosen beside these"`
 }
 
 type skipBody struct {
@@ -111,7 +130,16 @@ func LetterRoutes(d Desk) []Route {
 			},
 		},
 		{
-			Method: http.MethodGet, Path: "/v1/dlq/{id}", ID: "getLetter", Short: "Show an open dead letter with its record", Wildcards: id, Answer: Letter{}, Tagged: true,
+			Method: http.MethodGet, Path: "/v1/dlq/preview", ID: "previewReplay", Short: "Say what a replay would come to", Answer: prospects{}, Codes: wrong,
+			Long: "Source and store are asked, and nothing is changed. The oldest letters come first when there are more than limit.",
+			Query: append(slices.Clone(chosen),
+				Param{Name: "mode", Enum: []string{"resync", "payload"}, Doc: "send the row as it is in the source now, which is the default, or as it was recorded"},
+				Param{Name: "limit", Type: "integer", Doc: fmt.Sprintf("how many letters at most, 1 to %d; %d when it is left out", pageMost, pageDefault)}),
+			Read: func(ctx context.Context, r *Request) (any, error) { return preview(ctx, r, d, chosen) },
+		},
+		{
+			Method: http.MethodGet, Path: "/v1/dlq/{id}", ID: "getLetter", Short: "Show an open dead letter, and its row in source and sink now", Wildcards: id, Answer: Letter{}, Tagged: true,
+			Long:  "What cannot be reached is left out, and a problem in its place says why. The ETag is that of the letter alone.",
 			Codes: append(slices.Clone(wrong[:1]), none),
 			Read: func(ctx context.Context, r *Request) (any, error) {
 				if _, err := r.fields(nil); err != nil {
@@ -121,8 +149,8 @@ func LetterRoutes(d Desk) []Route {
 				if err != nil {
 					return nil, err
 				}
-				record, err := d.Record(ctx, l)
-				return Show(l, record), err
+				view, record, err := d.Look(ctx, l)
+				return Show(l, view, record), err
 			},
 		},
 		{
@@ -217,19 +245,54 @@ func listOf(fields map[string]string) string {
 	return base64.RawURLEncoding.EncodeToString(sum.Sum(nil)[:6])
 }
 
+// limitOf takes the limit out of the fields of a query.
+func limitOf(fields map[string]string) (limit int, err error) {
+	limit = pageDefault
+	if text, given := fields["limit"]; given {
+		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > pageMost {
+			return 0, problem(http.StatusBadRequest, "parameter_invalid", "limit: %q is not 1 to %d", text, pageMost)
+		}
+	}
+	delete(fields, "limit")
+	return limit, nil
+}
+
+func preview(ctx context.Context, r *Request, d Desk, chosen []Param) (any, error) {
+	fields, err := r.fields(append(slices.Clone(chosen), Param{Name: "mode"}, Param{Name: "limit"}))
+	if err != nil {
+		return nil, err
+	}
+	limit, err := limitOf(fields)
+	if err != nil {
+		return nil, err
+	}
+	mode, given := fields["mode"]
+	if given && mode != "resync" && mode != "payload" {
+		return nil, problem(http.StatusBadRequest, "parameter_invalid", "mode: %q is not known; use resync or payload", mode)
+	}
+	delete(fields, "mode")
+	letters, err := choose(ctx, d, fields)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(letters, dlq.Order)
+	out := prospects{Letters: []foreseen{}, More: max(0, len(letters)-limit)}
+	err = d.Preview(ctx, letters[:min(limit, len(letters))], mode != "payload", func(l dlq.Letter, result dlq.Result) {
+		out.Letters = append(out.Letters, foreseen{l.ID, l.Sink, l.Table, l.Key, result})
+	})
+	return out, err
+}
+
 func listLetters(ctx context.Context, r *Request, d Desk, known []Param) (any, error) {
 	fields, err := r.fields(known)
 	if err != nil {
 		return nil, err
 	}
-	limit := pageDefault
-	if text, given := fields["limit"]; given {
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > pageMost {
-			return nil, problem(http.StatusBadRequest, "parameter_invalid", "limit: %q is not 1 to %d", text, pageMost)
-		}
+	limit, err := limitOf(fields)
+	if err != nil {
+		return nil, err
 	}
 	from, goesOn := fields["cursor"]
-	delete(fields, "limit")
 	delete(fields, "cursor")
 	var behind cursor
 	if goesOn {

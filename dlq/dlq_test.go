@@ -516,14 +516,9 @@ func TestALetterFromBeforeABarrierIsSuperseded(t *testing.T) {
 	}
 	letters := list(t, l, Filter{})
 	opt := ReplayOptions{Barriers: map[string]cdc.Version{letters[0].Table: base + 2, "other.table": base + 9}}
-	dry, s := opt, &store{rows: map[string]cdc.Version{}}
-	dry.DryRun = true
-	said, err := replayed(t, l, s, dry)
+	s := &store{rows: map[string]cdc.Version{}}
+	said, err := replayed(t, l, s, opt)
 	if err != nil {
-		t.Fatal(err)
-	}
-	expect(t, "a dry run", said, map[string]string{"1": "would be superseded", "2": "would be superseded", "3": "would be applied"})
-	if said, err = replayed(t, l, s, opt); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, "said", said, map[string]string{"1": "superseded", "2": "superseded", "3": "resolved"})
@@ -566,19 +561,6 @@ func TestALetterStaysWhenItsEndCannotBeWritten(t *testing.T) {
 	expect(t, "open", len(list(t, l, Filter{})), 0)
 }
 
-func TestADryRunTouchesNothing(t *testing.T) {
-	l, log := newLetters()
-	bury(t, l, refusal(1, base+1, "a"))
-	s := &store{rows: map[string]cdc.Version{}}
-	said, err := replayed(t, l, s, ReplayOptions{DryRun: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	expect(t, "said", said, map[string]string{"1": "would be applied"})
-	expect(t, "calls", s.calls, 0)
-	expect(t, "records", len(log.records[l.Topic]), 1)
-}
-
 // A store may have forgotten a delete. The source has not: what it does not have comes
 // back by no replay, and the store need not be asked.
 func TestALetterOfARowThatIsGoneIsSuperseded(t *testing.T) {
@@ -589,23 +571,18 @@ func TestALetterOfARowThatIsGoneIsSuperseded(t *testing.T) {
 	bury(t, l, refusal(1, base+1, "a"), deleted, refusal(3, base+1, "a"))
 	s := &store{rows: map[string]cdc.Version{}}
 	var asked []string
-	opt := ReplayOptions{DryRun: true, Gone: func(_ context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error) {
+	opt := ReplayOptions{Gone: func(_ context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error) {
 		for _, key := range keys {
 			asked = append(asked, table.String()+string(key))
 		}
 		return map[string]bool{`{"id":1}`: true, `{"id":2}`: true}, nil
 	}}
+	table := list(t, l, Filter{})[0].Table
 	said, err := replayed(t, l, s, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	table := list(t, l, Filter{})[0].Table
 	expect(t, "asked", asked, []string{table + `{"id":1}`, table + `{"id":3}`})
-	expect(t, "a dry run", said, map[string]string{"1": "would be superseded", "2": "would be applied", "3": "would be applied"})
-	opt.DryRun = false
-	if said, err = replayed(t, l, s, opt); err != nil {
-		t.Fatal(err)
-	}
 	expect(t, "said", said, map[string]string{"1": "superseded", "2": "resolved", "3": "resolved"})
 	expect(t, "row 1 in the store", s.rows[`{"id":1}`], cdc.Version(0))
 	expect(t, "open", rows(list(t, l, Filter{})), "")

@@ -108,13 +108,6 @@ const (
 	Skipped    State = "skipped"    // a person, or the configuration, has decided to leave it
 )
 
-// What a dry run says of a letter that a replay would not leave parked. No letter is
-// ever in these states.
-const (
-	WouldApply     State = "would be applied"
-	WouldSupersede State = "would be superseded"
-)
-
 // States lists every State: first the open ones, in the order of a letter's life.
 var States = []State{Parked, Retrying, Exhausted, Resolved, Superseded, Skipped}
 

@@ -25,7 +25,7 @@ const (
 // Result says what became of a letter in a replay.
 type Result struct {
 	// State is resolved, superseded or skipped when the letter is closed, and an open one
-	// when it stays; of a dry run WouldApply, WouldSupersede or parked.
+	// when it stays; of a Preview one that begins with Would, Parked or Unknown.
 	State State `json:"state"`
 	// Reason is why it stays, was skipped, or is superseded for what the source says.
 	Reason string `json:"reason,omitempty"`
@@ -33,9 +33,6 @@ type Result struct {
 
 // ReplayOptions say how to replay.
 type ReplayOptions struct {
-	// DryRun reads and decodes the letters and asks nothing of the store: it
-	// cannot say whether the store would refuse again.
-	DryRun bool
 	// Gone asks the source which of these rows it does not have now, by their keys. An
 	// upsert of one is superseded by its delete, which the store may have forgotten.
 	Gone func(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error)
@@ -102,7 +99,7 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 		return stays("%v", err)
 	}
 	if change.Version <= r.opt.Barriers[change.Table.String()] {
-		return r.superseded(ctx, letter, "the table was emptied, dropped or copied anew since")
+		return r.superseded(ctx, letter, sweptAway)
 	}
 	if len(r.letters) == batchLetters || r.bytes+letter.Bytes > batchBytes {
 		if err := r.flush(ctx); err != nil {
@@ -118,10 +115,6 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 
 // superseded closes a letter for what the source says of its row.
 func (r *replay) superseded(ctx context.Context, letter Letter, reason string) error {
-	if r.opt.DryRun {
-		r.opt.Progress(letter, Result{WouldSupersede, reason})
-		return nil
-	}
 	if err := r.finish(ctx, letter, Superseded, reason); err != nil {
 		return err
 	}
@@ -135,12 +128,6 @@ func (r *replay) flush(ctx context.Context) error {
 	defer func() { r.letters, r.records, r.changes, r.bytes = r.letters[:0], r.records[:0], r.changes[:0], 0 }()
 	if err := r.withoutGone(ctx); err != nil || len(r.letters) == 0 {
 		return err
-	}
-	if r.opt.DryRun {
-		for _, letter := range r.letters {
-			r.opt.Progress(letter, Result{State: WouldApply})
-		}
-		return nil
 	}
 	var unavailable error
 	for i, outcome := range r.sink.Apply(ctx, r.changes) {
@@ -158,8 +145,19 @@ func (r *replay) flush(ctx context.Context) error {
 	return unavailable
 }
 
-// isGone is why a letter is superseded by what the source does not have.
-const isGone = "the source does not have the row any more"
+const (
+	// isGone is why a letter is superseded by what the source does not have, and sweptAway
+	// why it is by a barrier.
+	isGone    = "the source does not have the row any more"
+	sweptAway = "the table was emptied, dropped or copied anew since"
+	// notTaken is why one is skipped by the configuration.
+	notTaken = "the sink does not take this table any more"
+)
+
+// tooOld is why a letter stays that may name a former place of its row.
+func tooOld(remembers time.Duration, t cdc.TableName) string {
+	return fmt.Sprintf("the store remembers for %s that a row has left a place, and this letter is older, so its place may be a former one by now; copy the row again (lockstep snapshot start --table %s --keys FILE) and skip the letter", remembers, t)
+}
 
 // withoutGone closes the letters of the batch whose rows the source does not have, passes
 // over those whose rows may have moved on unknown to the store, and leaves the others in it.
@@ -187,7 +185,7 @@ func (r *replay) withoutGone(ctx context.Context) error {
 			}
 			continue
 		case r.opt.Moves != nil && r.opt.Moves(&c) && time.Since(r.letters[i].FirstFailed) >= r.opt.Remembers:
-			r.opt.Progress(r.letters[i], Result{Parked, fmt.Sprintf("the store remembers for %s that a row has left a place, and this letter is older, so its place may be a former one by now; copy the row again (lockstep snapshot start --table %s --keys FILE) and skip the letter", r.opt.Remembers, c.Table)})
+			r.opt.Progress(r.letters[i], Result{Parked, tooOld(r.opt.Remembers, c.Table)})
 			continue
 		}
 		r.letters[left], r.records[left], r.changes[left] = r.letters[i], r.records[i], c
@@ -208,7 +206,7 @@ func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Resu
 	case sinks.Stale:
 		return Result{State: Superseded}, r.finish(ctx, letter, Superseded, "the store has a newer version")
 	case sinks.Filtered:
-		reason := cmp.Or(outcome.Reason, "the sink does not take this table any more")
+		reason := cmp.Or(outcome.Reason, notTaken)
 		return Result{Skipped, reason}, r.finish(ctx, letter, Skipped, reason)
 	case sinks.Transient, sinks.Poison:
 		again := r.refused(sinks.Refusal{Record: r.records[i], Change: &r.changes[i], Class: outcome.Class, Reason: outcome.Reason, Failed: time.Now()})

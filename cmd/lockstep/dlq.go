@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"lockstep/admin"
 	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
@@ -152,15 +151,6 @@ func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
 	return all, nil
 }
 
-// Record is the record that a letter holds.
-func (d *desk) Record(ctx context.Context, l dlq.Letter) (record kafka.Record, err error) {
-	err = d.box(l.Sink).Records(ctx, []dlq.Letter{l}, func(_ dlq.Letter, r kafka.Record) error {
-		record = r
-		return nil
-	})
-	return record, err
-}
-
 // Skip closes a letter and leaves the row stale.
 func (d *desk) Skip(ctx context.Context, l dlq.Letter, reason string) error {
 	return d.box(l.Sink).Skip(ctx, l, reason)
@@ -253,29 +243,6 @@ func shorten(s string, n int) string {
 	return s
 }
 
-func newDLQShowCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:     "show ID",
-		Short:   "Show one dead letter with its record",
-		Long:    "Show prints a dead letter and the record it holds: key, value and headers as they were.",
-		Example: `  lockstep dlq show search-5f0c2a91d37e -o json`,
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letter, err := o.find(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				record, err := o.Record(ctx, letter)
-				if err != nil {
-					return err
-				}
-				return a.showLetter(letter, record)
-			})
-		},
-	}
-}
-
 // find returns the open letter with this ID.
 func (o *office) find(ctx context.Context, id string) (dlq.Letter, error) {
 	letters, err := o.Choose(ctx, dlq.Query{Filter: dlq.Filter{ID: id}})
@@ -286,19 +253,6 @@ func (o *office) find(ctx context.Context, id string) (dlq.Letter, error) {
 		return dlq.Letter{}, fmt.Errorf("no open dead letter has the ID %s; see: lockstep dlq list", id)
 	}
 	return letters[0], nil
-}
-
-func (a *app) showLetter(l dlq.Letter, r kafka.Record) error {
-	return a.show(admin.Show(l, r), func(w io.Writer) {
-		for _, line := range [][2]string{
-			{"id", l.ID}, {"sink", l.Sink}, {"state", string(l.State)}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
-			{"committed", clock(l.Committed)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
-			{"first failed", clock(l.FirstFailed)}, {"last failed", clock(l.LastFailed)},
-			{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"written by", l.App}, {"record key", string(r.Key)}, {"record value", string(r.Value)},
-		} {
-			fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
-		}
-	})
 }
 
 // clock is a time as text, and empty for none.
@@ -332,9 +286,11 @@ row the source, which is asked, does not have any more. A letter that is refused
 stays, with a higher retry count: mend what the reason names and replay it once
 more, or close it with skip.
 
-With --dry-run the result is what a replay would do: "would be applied" (through the
-guard, and the store may refuse it again), "would be superseded" (the row is gone, or
-was written anew since), or parked (it stays, as one that cannot be decoded does).
+With --dry-run nothing is changed: source and store are asked what a replay would come to,
+"would be applied", "would be resolved" (the store has it already), "would be superseded" (the store
+has a newer version, the row is gone, or its table was emptied since), "would be skipped" (the sink
+does not take the table any more), "would be refused" and why, parked (it cannot be sent, as
+one that cannot be decoded), or unknown (source or store cannot be asked).
 
 Name letters by ID, choose them with flags, or say --all.
 
@@ -362,12 +318,11 @@ It exits with 1 when a letter stays.`,
 					return err
 				}
 				if dryRun {
-					_, err := o.replay(ctx, a, letters, true)
-					return err
+					return o.preview(ctx, a, letters, payload)
 				}
 				chosen["id"] = strings.Join(args, ",")
 				return o.act(ctx, a, "dlq.replay", chosen, "", func() (map[string]int, error) {
-					return o.replay(ctx, a, letters, false)
+					return o.replay(ctx, a, letters)
 				})
 			})
 		},
@@ -396,7 +351,7 @@ func named(letters []dlq.Letter, ids []string) ([]dlq.Letter, error) {
 }
 
 // replay says what it did with each letter, and counts the states they have then.
-func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRun bool) (map[string]int, error) {
+func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter) (map[string]int, error) {
 	bySink := map[string][]dlq.Letter{}
 	for _, l := range letters {
 		bySink[l.Sink] = append(bySink[l.Sink], l)
@@ -420,7 +375,7 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 		if err != nil {
 			return counts, fmt.Errorf("sink %s: %w", name, err)
 		}
-		opt := dlq.ReplayOptions{DryRun: dryRun, Gone: o.gone, Moves: s.movesRow, Remembers: s.remembers, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
+		opt := dlq.ReplayOptions{Gone: o.gone, Moves: s.movesRow, Remembers: s.remembers, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
 			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
 			counts[string(r.State)]++
 		}}
@@ -430,22 +385,24 @@ func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter, dryRu
 			failed = errors.Join(failed, fmt.Errorf("sink %s: %w", name, err))
 		}
 	}
-	if err := a.show(results, func(w io.Writer) {
-		if len(results) == 0 {
-			fmt.Fprintln(w, "no dead letters")
-			return
-		}
-		fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tRESULT\tREASON")
-		for _, r := range results {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, r.Table, r.Key, r.Result.State, shorten(oneLine(r.Result.Reason), 120))
-		}
-	}); err != nil {
+	if err := a.show(results, func(w io.Writer) { printOutcomes(w, results) }); err != nil {
 		return counts, errors.Join(failed, err)
 	}
-	if stay := counts[string(dlq.Parked)] + counts[string(dlq.Retrying)] + counts[string(dlq.Exhausted)]; failed == nil && stay > 0 && !dryRun {
+	if stay := counts[string(dlq.Parked)] + counts[string(dlq.Retrying)] + counts[string(dlq.Exhausted)]; failed == nil && stay > 0 {
 		return counts, fmt.Errorf("%d of %d dead letters stay", stay, len(letters))
 	}
 	return counts, failed
+}
+
+func printOutcomes(w io.Writer, results []outcome) {
+	if len(results) == 0 {
+		fmt.Fprintln(w, "no dead letters")
+		return
+	}
+	fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tRESULT\tREASON")
+	for _, r := range results {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, r.Table, r.Key, r.Result.State, shorten(oneLine(r.Result.Reason), 120))
+	}
 }
 
 func (o *office) gone(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error) {

@@ -601,10 +601,12 @@ func (l *letterLog) ProduceAll(ctx context.Context, records ...kafka.Record) err
 // store is an open sink of either kind.
 type store struct {
 	sinks.Sink
-	takes func(cdc.TableName) bool
-	empty func(context.Context, cdc.TableName) (bool, error)
-	probe func(context.Context) (string, error)
-	check func(cdc.Table) error
+	// reader tells what the store has and would answer.
+	reader sinks.Reader
+	takes  func(cdc.TableName) bool
+	empty  func(context.Context, cdc.TableName) (bool, error)
+	probe  func(context.Context) (string, error)
+	check  func(cdc.Table) error
 	// shaper makes its documents.
 	shaper *shaper
 	// inspect looks at what the store has for a table; the texts are what to know of

@@ -64,6 +64,14 @@ func (s *shaper) before(store sinks.Sink) sinks.Sink {
 	return sinks.Shaped{Sink: store, Shape: s.shape}
 }
 
+// reads is before for what a store tells.
+func (s *shaper) reads(store sinks.Reader) sinks.Reader {
+	if !s.active {
+		return store
+	}
+	return sinks.ShapedReader{Reader: store, Shape: s.shape}
+}
+
 // checkShapes refuses shapes that do not fit the tables as they are. A source that
 // cannot be asked now is asked when the first row comes.
 func (p *process) checkShapes(ctx context.Context, s *store) error {

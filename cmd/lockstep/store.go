@@ -34,6 +34,7 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 	}
 	return &store{
 		Sink:   shaper.before(s),
+		reader: shaper.reads(s),
 		shaper: shaper,
 		takes:  func(t cdc.TableName) bool { _, ok := p.cfg.ElasticTable(t); return ok },
 		empty: func(ctx context.Context, t cdc.TableName) (bool, error) {
@@ -86,6 +87,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 	s.Describe = shaper.described
 	opened := &store{
 		Sink:   shaper.before(s),
+		reader: shaper.reads(s),
 		shaper: shaper,
 		takes:  func(t cdc.TableName) bool { _, ok := p.cfg.RedisTable(t); return ok },
 		empty: func(ctx context.Context, t cdc.TableName) (bool, error) {

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lockstep/admin"
+	"lockstep/cdc"
+	"lockstep/cdc/mysql"
+	"lockstep/dlq"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+// payload is the mode of a replay that sends a row as it was recorded; the other one,
+// resync, sends it as it is in the source now.
+const payload = "payload"
+
+const (
+	// lookWithin bounds the questions to source and store about one letter, each.
+	lookWithin = 10 * time.Second
+	// lookBytes bounds the document of one row.
+	lookBytes = 64 << 20
+)
+
+func newDLQShowCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ID",
+		Short: "Show one dead letter, and its row in MySQL and in the store now",
+		Long: `Show prints a dead letter: why the store refused the row and what is likely to help,
+what a replay would come to, and the row field by field: as it was recorded, as MySQL has it
+now, and as the store has it. A * marks what differs. What cannot be reached is said and left
+out. Columns that are masked stay masked. With -o json or yaml it prints the record, too: key,
+value and headers as they were.`,
+		Example: `  lockstep dlq show search-5f0c2a91d37e
+  lockstep dlq show search-5f0c2a91d37e -o json | jq '.fields[] | select(.differs)'`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letter, err := o.find(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				view, record, err := o.Look(ctx, letter)
+				if err != nil {
+					return err
+				}
+				return a.show(admin.Show(letter, view, record), func(w io.Writer) { printLetter(w, letter, view, record) })
+			})
+		},
+	}
+}
+
+// record is what a letter holds, as it stood in its own topic.
+func (d *desk) record(ctx context.Context, l dlq.Letter) (record kafka.Record, err error) {
+	err = d.box(l.Sink).Records(ctx, []dlq.Letter{l}, func(_ dlq.Letter, r kafka.Record) error {
+		record = r
+		return nil
+	})
+	return record, err
+}
+
+// Look is what there is to see of a letter now. What cannot be reached is a problem in
+// its place; an error is only of Kafka.
+func (d *desk) Look(ctx context.Context, l dlq.Letter) (dlq.View, kafka.Record, error) {
+	record, err := d.record(ctx, l)
+	if err != nil {
+		return dlq.View{}, record, err
+	}
+	seen := dlq.Seen{Letter: l, Record: record, Store: d.cfg.Sinks[l.Sink].Store()}
+	change, err := cdc.Decode(record.Key, record.Value, record.Headers)
+	if !l.Replayable() || err != nil {
+		const unread = "the record cannot be read, so nobody knows which row it is"
+		seen.Now.Problem, seen.Stored.Problem = unread, unread
+		return dlq.NewView(seen), record, nil
+	}
+	if masks := d.cfg.Source.Masks; masks != nil {
+		seen.Masked = masks(change.Table).Columns()
+	}
+	pos, found, err := kafka.PeekCheckpoint(ctx, d.kafka, d.cfg.Prefix)
+	if err != nil {
+		return dlq.View{}, record, err
+	}
+	next := change.Version
+	if found {
+		seen.Newest = pos.Barriers[change.Table.String()]
+		next = nextVersion(pos)
+	}
+	var layout uint32
+	seen.Now, layout = d.rowNow(ctx, change)
+	d.lookAtStore(ctx, &seen, change, layout, next)
+	return dlq.NewView(seen), seen.Veiled(), nil
+}
+
+// nextVersion is one that no row has yet: what is read from now on gets it or a lower one.
+func nextVersion(pos cdc.Position) cdc.Version {
+	v, err := cdc.NewVersion(pos.Epoch, cdc.MaxSeq)
+	if err != nil {
+		panic(err) // a position that was saved
+	}
+	return v
+}
+
+// rowNow is the row of a change as the source has it.
+func (d *desk) rowNow(ctx context.Context, c cdc.Change) (now dlq.RowNow, layout uint32) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	err := mysql.Rows(ctx, d.cfg.Source, c.Table, [][]byte{c.Key}, func(_, row []byte, print uint32) error {
+		now.Row, now.Gone, layout = append([]byte(nil), row...), row == nil, print
+		return nil
+	})
+	if err != nil {
+		return dlq.RowNow{Problem: oneLine(err.Error())}, 0
+	}
+	return now, layout
+}
+
+// lookAtStore asks the store of a letter for the row, and what it would answer.
+func (d *desk) lookAtStore(ctx context.Context, seen *dlq.Seen, recorded cdc.Change, layout uint32, next cdc.Version) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	s, err := d.openSink(ctx, seen.Letter.Sink)
+	if err != nil {
+		seen.Stored.Problem = oneLine(err.Error())
+		return
+	}
+	defer s.close()
+	present := recorded
+	if seen.Now.Problem == "" {
+		present = dlq.Resynced(recorded, seen.Now.Row, layout, next)
+	}
+	seen.Stored = s.reader.Stored(ctx, []cdc.Change{present}, lookBytes)[0]
+	if len(seen.Masked) > 0 && seen.Now.Row == nil {
+		seen.Stored.Place = nil // it may be made of a value that is masked by now
+	}
+	if len(seen.Masked) == 0 {
+		if was := s.reader.Stored(ctx, []cdc.Change{recorded}, lookBytes)[0]; was.Version > seen.Stored.Version {
+			seen.Stored = was // the row has moved, and the store does not know it yet
+		}
+	}
+	ask := func(c cdc.Change) *sinks.Prospect { return &s.reader.Would(ctx, []cdc.Change{c})[0] }
+	seen.Payload = ask(recorded)
+	if seen.Now.Problem == "" {
+		seen.Resync = ask(present)
+	}
+}
+
+func printLetter(w io.Writer, l dlq.Letter, v dlq.View, r kafka.Record) {
+	for _, line := range [][2]string{
+		{"id", l.ID}, {"sink", l.Sink}, {"state", string(l.State)}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
+		{"committed", clock(l.Committed)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"why", v.Why}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
+		{"first failed", clock(l.FirstFailed)}, {"last failed", clock(l.LastFailed)},
+		{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"written by", l.App},
+		{"in MySQL now", inSource(v.Now)}, {"in the store now", inStore(v.Stored)},
+		{"a replay", told(v.Resync)}, {"a replay of the recorded row", told(v.Payload)}, {"mend", v.Mend},
+	} {
+		if line[1] != "" {
+			fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
+		}
+	}
+	if !l.Replayable() {
+		fmt.Fprintf(w, "record key\t%s\nrecord value\t%s\n", oneLine(string(r.Key)), shorten(oneLine(string(r.Value)), 1000))
+		return
+	}
+	if len(v.Fields) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\n\tFIELD\tRECORDED\tMYSQL NOW\tSINK NOW")
+	for _, f := range v.Fields {
+		mark := ""
+		if f.Differs {
+			mark = "*"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", mark, f.Name, cell(f.Recorded), cell(f.Now), cell(f.Sink))
+	}
+}
+
+func cell(value []byte) string { return dash(shorten(oneLine(string(value)), 60)) }
+
+func told(r *dlq.Result) string {
+	switch {
+	case r == nil:
+		return ""
+	case r.Reason == "":
+		return string(r.State)
+	}
+	return string(r.State) + ": " + oneLine(r.Reason)
+}
+
+func inSource(now dlq.RowNow) string {
+	switch {
+	case now.Problem != "":
+		return "cannot be told: " + now.Problem
+	case now.Gone:
+		return "the row is gone"
+	}
+	return "the row is there"
+}
+
+func inStore(s dlq.SinkNow) string {
+	where := pairs(s.Place)
+	switch {
+	case s.Problem != "":
+		return "cannot be told: " + oneLine(s.Problem)
+	case s.Deleted:
+		return fmt.Sprintf("deleted at version %s (%s)", s.Version, where)
+	case s.Document == nil && !s.Omitted && s.Version == 0:
+		return "nothing (" + where + ")"
+	case s.Omitted:
+		return fmt.Sprintf("version %s, too large to be shown (%s)", s.Version, where)
+	}
+	return fmt.Sprintf("version %s (%s)", s.Version, where)
+}
+
+// preview says what a replay would do with each letter, and changes nothing. mode is
+// payload, or resync also when it is empty.
+func (o *office) preview(ctx context.Context, a *app, letters []dlq.Letter, mode string) error {
+	results := []outcome{}
+	unknown, said := 0, time.Now()
+	failed := o.Preview(ctx, letters, mode != payload, func(l dlq.Letter, r dlq.Result) {
+		results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
+		if r.State == dlq.Unknown {
+			unknown++
+		}
+		if time.Since(said) > 5*time.Second {
+			said = time.Now()
+			fmt.Fprintf(a.stderr, "lockstep: looked at %d of %s\n", len(results), count(len(letters), "letter"))
+		}
+	})
+	if unknown > 0 {
+		failed = errors.Join(failed, fmt.Errorf("of %d of %s nobody knows what would become of them", unknown, count(len(letters), "dead letter")))
+	}
+	return errors.Join(a.show(results, func(w io.Writer) { printOutcomes(w, results) }), failed)
+}
+
+// Preview tells of each letter what a replay would come to. What one sink cannot say does
+// not keep the others from it.
+func (d *desk) Preview(ctx context.Context, letters []dlq.Letter, resync bool, tell func(dlq.Letter, dlq.Result)) error {
+	if len(letters) == 0 {
+		return nil
+	}
+	pos, found, err := kafka.PeekCheckpoint(ctx, d.kafka, d.cfg.Prefix)
+	if err != nil {
+		return err
+	}
+	p := dlq.Preview{Resync: resync, Barriers: pos.Barriers, Rows: d.rows, Tell: tell}
+	if found {
+		p.Next = nextVersion(pos)
+	} else if resync {
+		return errors.New("no position is saved: the capture, which would read the rows again, has never run")
+	}
+	bySink := map[string][]dlq.Letter{}
+	for _, l := range letters {
+		bySink[l.Sink] = append(bySink[l.Sink], l)
+	}
+	var failed error
+	for _, name := range d.cfg.SinkNames() {
+		if len(bySink[name]) == 0 {
+			continue
+		}
+		if err := d.previewSink(ctx, name, bySink[name], p); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("sink %s: %w", name, err))
+		}
+	}
+	return failed
+}
+
+func (d *desk) previewSink(ctx context.Context, name string, letters []dlq.Letter, p dlq.Preview) error {
+	s, err := d.openSink(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	p.Would, p.Moves, p.Remembers = s.reader.Would, s.movesRow, s.remembers
+	return d.box(name).Preview(ctx, letters, p)
+}
+
+func (d *desk) rows(ctx context.Context, t cdc.TableName, keys [][]byte, fn func(key, row []byte, layout uint32) error) error {
+	return mysql.Rows(ctx, d.cfg.Source, t, keys, fn)
+}

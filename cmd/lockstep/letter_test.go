@@ -1,0 +1,317 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	goredis "github.com/redis/go-redis/v9"
+
+	"lockstep/admin"
+	"lockstep/cdc"
+	"lockstep/dlq"
+	"lockstep/internal/testenv"
+	"lockstep/kafka"
+	"lockstep/sinks"
+)
+
+// mailbox is a pipeline of one table into both stores, on real servers, of which nothing
+// runs. In the search index code is a number, and in MySQL a text.
+type mailbox struct {
+	*counter
+	db    *sql.DB
+	redis *goredis.Client
+	table cdc.TableName
+	text  string // of the configuration
+}
+
+func newMailbox(t *testing.T) *mailbox {
+	t.Helper()
+	source, search, cache := testenv.MySQL(t), testenv.Elastic(t), testenv.Redis(t)
+	name := testenv.Database(t, source)
+	m := &mailbox{
+		counter: newCounter(t, ""), db: testenv.OpenMySQL(t, source, name), table: cdc.TableName{DB: name, Table: "questions"},
+		redis: goredis.NewClient(&goredis.Options{Addr: cache.Addr}),
+	}
+	m.exec("CREATE TABLE questions (id int PRIMARY KEY, code varchar(50), secret varchar(50))")
+	operator := file(t, "operator", "operator-0123456789abcdef\n")
+	m.text = fmt.Sprintf(`prefix: %s
+source: {addr: %q, user: %s, password: %s, server_id: 76546}
+kafka: {brokers: [%q], partitions: 2}
+sinks:
+  search: {elastic: {addresses: [%q], replicas: 0}}
+  cache: {redis: {addresses: [%q]}}
+tables:
+  - match: "%[8]s.questions"
+    elastic: {mapping: {code: {type: long}}}
+    redis: {key: "%[8]s:{id}"}
+    mask: {secret: keep last 1}
+admin: {listen: "127.0.0.1:0", tokens: [{name: olga, role: operator, file: %[9]q}]}
+`, m.prefix, source.Addr, source.User, source.Password, testenv.Kafka(t).Addr, search.URL, cache.Addr, name, operator)
+	m.path = file(t, "lockstep.yaml", m.text)
+	t.Cleanup(func() {
+		for _, key := range m.redis.Keys(context.Background(), "*"+name+"*").Val() {
+			m.redis.Del(context.Background(), key)
+		}
+		m.redis.Close()
+		req, _ := http.NewRequest(http.MethodDelete, search.URL+"/"+name+"_questions-000001", nil)
+		if res, err := http.DefaultClient.Do(req); err == nil {
+			res.Body.Close()
+		}
+	})
+	m.office(func(ctx context.Context, o *office) error {
+		if err := kafka.EnsureCheckpoint(ctx, o.kafka, m.prefix); err != nil {
+			return err
+		}
+		pos, _ := json.Marshal(cdc.Position{Format: cdc.PositionFormat, Epoch: 3, Seq: 1000})
+		return o.log.Produce(ctx, kafka.Record{Topic: kafka.CheckpointTopic(m.prefix), Key: []byte("test"), Value: pos})
+	})
+	return m
+}
+
+func (m *mailbox) exec(statement string) {
+	m.t.Helper()
+	if _, err := m.db.Exec(statement); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// change is a change of a row at a version of epoch 3.
+func (m *mailbox) change(id int, version uint64, row string) cdc.Change {
+	v, err := cdc.NewVersion(3, version)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return cdc.Change{Table: m.table, Op: cdc.OpUpdate, Version: v, Key: fmt.Appendf(nil, `{"id":%d}`, id), After: []byte(row)}
+}
+
+// apply gives changes to a sink and buries those that it refuses.
+func (m *mailbox) apply(sink string, changes ...cdc.Change) {
+	m.t.Helper()
+	m.office(func(ctx context.Context, o *office) error {
+		s, err := o.openSink(ctx, sink)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		var refusals []sinks.Refusal
+		for i, out := range s.Apply(ctx, changes) {
+			switch c := &changes[i]; out.Verdict {
+			case sinks.Applied:
+			case sinks.Poison:
+				refusals = append(refusals, m.refusal(c, out))
+			default:
+				return fmt.Errorf("change %d: %+v", i, out)
+			}
+		}
+		m.bury(sink, refusals...)
+		return nil
+	})
+}
+
+func (m *mailbox) refusal(c *cdc.Change, out sinks.Outcome) sinks.Refusal {
+	topic, err := kafka.ChangeTopic(m.prefix, m.table)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return sinks.Refusal{
+		Record: kafka.Record{Topic: topic, Partition: kafka.PartitionFor(c.Key, 2), Offset: int64(c.Version.Seq()), Key: c.Key, Value: c.AppendValue(nil, m.prefix), Headers: c.Headers()},
+		Change: c, Class: out.Class, Reason: out.Reason, Failed: time.Now().UTC(),
+	}
+}
+
+// without is m where nobody answers at an address.
+func (m *mailbox) without(address string) *mailbox {
+	c := *m.counter
+	c.path = file(m.t, "lockstep.yaml", strings.ReplaceAll(m.text, address, "127.0.0.1:1"))
+	other := *m
+	other.counter = &c
+	return &other
+}
+
+// show is what dlq show says of a letter in JSON, and in a table.
+func (m *mailbox) show(id string) (shown admin.Letter, table string) {
+	m.t.Helper()
+	got := m.run("dlq", "show", id, "-o", "json")
+	if err := json.Unmarshal([]byte(got.stdout), &shown); err != nil || got.code != 0 {
+		m.t.Fatalf("%+v, %v", got, err)
+	}
+	in := m.run("dlq", "show", id)
+	if in.code != 0 {
+		m.t.Fatalf("%+v", in)
+	}
+	for _, said := range []string{got.stdout, in.stdout} {
+		if strings.Contains(said, "raw") {
+			m.t.Errorf("a masked value appears:\n%s", said)
+		}
+	}
+	return shown, in.stdout
+}
+
+func fieldsOf(shown admin.Letter) (lines []string) {
+	for _, f := range shown.Fields {
+		star := ""
+		if f.Differs {
+			star = "*"
+		}
+		lines = append(lines, fmt.Sprintf("%s%s %s/%s/%s", star, f.Name, f.Recorded, f.Now, f.Sink))
+	}
+	return lines
+}
+
+func (m *mailbox) expect(what string, got, want any) {
+	m.t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		m.t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+func TestAnOperatorSeesARowOnAllThreeSides(t *testing.T) {
+	m := newMailbox(t)
+	m.exec("INSERT INTO questions VALUES (1, '7', 'raw-now-1')")
+	m.apply("search", m.change(1, 1, `{"id":1,"code":"5","secret":"***1"}`))
+	m.apply("search", m.change(1, 2, `{"id":1,"code":"abc","secret":"raw-before-the-mask"}`))
+	id := m.letters()[0].ID
+	shown, table := m.show(id)
+	m.expect("fields", fieldsOf(shown), []string{`id 1/1/1`, `*code "abc"/"7"/"5"`, `*secret "(masked)"/"***1"/"***1"`})
+	m.expect("payload", shown.Payload.State, dlq.WouldRefuse)
+	m.expect("resync", *shown.Resync, dlq.Result{State: dlq.WouldApply})
+	m.expect("place", shown.Stored.Place, map[string]string{"index": m.table.DB + "_questions-000001", "_id": "1"})
+	m.expect("mend", shown.Mend, "the store takes the row as it is in MySQL now; run: lockstep dlq replay "+id)
+	for _, want := range []string{"the store's schema does not take a value of the row", "FIELD", "MYSQL NOW", `"abc"`, "*  code", "a replay of the recorded row", "would be refused: mapping: "} {
+		if !strings.Contains(table, want) {
+			t.Errorf("%s is not in\n%s", want, table)
+		}
+	}
+	if strings.Contains(table, "Preview of field's value: 'abc'") {
+		t.Errorf("a value is quoted:\n%s", table)
+	}
+
+	// The API says the same.
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+m.serving()+"/v1/dlq/"+id, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer operator-0123456789abcdef")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(res.Body)
+	var answered admin.Letter
+	if err := json.Unmarshal(body, &answered); err != nil || strings.Contains(string(body), "raw") || res.Header.Get("ETag") == "" {
+		t.Errorf("%v: %s", err, body)
+	}
+	m.expect("by the API", fieldsOf(answered), fieldsOf(shown))
+
+	m.exec("DELETE FROM questions")
+	shown, table = m.show(id)
+	m.expect("gone", []any{shown.Now.Gone, shown.Payload.State, shown.Resync.State}, []any{true, dlq.WouldSupersede, dlq.WouldSupersede})
+	if !strings.Contains(table, "the row is gone") {
+		t.Errorf("%s", table)
+	}
+}
+
+func TestAnOperatorSeesWhatRedisHas(t *testing.T) {
+	m := newMailbox(t)
+	m.exec("INSERT INTO questions VALUES (1, 'x', NULL), (2, 'y', NULL)")
+	key := m.table.DB + ":1"
+	m.redis.LPush(t.Context(), key, "x")
+	m.apply("cache", m.change(1, 2, `{"id":1,"code":"x","secret":null}`), m.change(2, 2, `{"id":2,"code":"y","secret":null}`))
+	id := m.letters()[0].ID
+	shown, _ := m.show(id)
+	m.expect("place", shown.Stored.Place, map[string]string{"key": key})
+	if !strings.HasPrefix(shown.Stored.Problem, "WRONGTYPE") || shown.Payload.State != dlq.WouldRefuse || !strings.Contains(shown.Mend, fmt.Sprintf("find out who writes the key %q, delete it", key)) {
+		t.Errorf("%+v", shown.View)
+	}
+	m.redis.Del(t.Context(), key)
+	shown, _ = m.show(id)
+	m.expect("mended", []any{shown.Payload.State, shown.Resync.State, shown.Stored.Version}, []any{dlq.WouldApply, dlq.WouldApply, cdc.Version(0)})
+	m.apply("cache", m.change(1, 3, `{"id":1,"code":"z","secret":null}`))
+	shown, _ = m.show(id)
+	m.expect("fields", fieldsOf(shown), []string{`id 1/1/"1"`, `*code "x"/"x"/"z"`, `secret null/null/`})
+	m.expect("payload", *shown.Payload, dlq.Result{State: dlq.WouldSupersede, Reason: "the store has a newer version"})
+}
+
+// What cannot be reached is said, and the rest is shown.
+func TestWhatCannotBeReachedIsSaidAndLeftOut(t *testing.T) {
+	m := newMailbox(t)
+	m.exec("INSERT INTO questions VALUES (1, '7', 'raw-now-1')")
+	m.apply("search", m.change(1, 1, `{"id":1,"code":"5","secret":"***1"}`))
+	m.apply("search", m.change(1, 2, `{"id":1,"code":"abc","secret":"raw-before"}`))
+	id := m.letters()[0].ID
+	shown, table := m.without(testenv.MySQL(t).Addr).show(id)
+	m.expect("without MySQL", fieldsOf(shown), []string{`id 1//1`, `*code "abc"//"5"`, `secret "(masked)"//"(masked)"`})
+	m.expect("a place that may be made of what is masked", len(shown.Stored.Place), 0)
+	if !strings.Contains(shown.Now.Problem, "127.0.0.1:1") || !strings.Contains(table, "cannot be told: ") || shown.Resync != nil || shown.Payload == nil {
+		t.Errorf("%+v\n%s", shown.View, table)
+	}
+	away := m.without(strings.TrimPrefix(testenv.Elastic(t).URL, "http://"))
+	shown, _ = away.show(id)
+	m.expect("without the store", fieldsOf(shown), []string{`id 1/1/`, `*code "abc"/"7"/`, `*secret "(masked)"/"***1"/`})
+	if shown.Stored.Problem == "" || shown.Resync.State != dlq.Unknown || shown.Payload.State != dlq.Unknown {
+		t.Errorf("%+v", shown.View)
+	}
+	if got := away.run("dlq", "replay", "--dry-run", id); got.code != 1 || !strings.Contains(got.stdout, "unknown") || !strings.Contains(got.stderr, "of 1 of 1 dead letter nobody knows what would become of them") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A dry run tells of each letter what a replay would come to, and a replay comes to that.
+func TestADryRunIsWhatAReplayComesTo(t *testing.T) {
+	m := newMailbox(t)
+	m.exec("INSERT INTO questions VALUES (1, 'a', NULL), (2, '2', NULL), (3, 'c', NULL), (4, 'd', NULL)")
+	row := func(id int, code string) string { return fmt.Sprintf(`{"id":%d,"code":%q,"secret":null}`, id, code) }
+	m.apply("search", m.change(9, 1, row(9, "0"))) // makes the index
+	var refusals []sinks.Refusal
+	for id := 1; id <= 5; id++ {
+		c := m.change(id, 10+uint64(id), row(id, fmt.Sprint("abc"[:id%3], id)))
+		refusals = append(refusals, m.refusal(&c, sinks.Outcome{Class: sinks.ClassMapping, Reason: "no number"}))
+	}
+	m.bury("search", refusals...)
+	m.apply("search", m.change(3, 50, row(3, "3"))) // of the row of letter 3: it stays, for no worker runs
+	said := func(got result) map[string]string {
+		var out []outcome
+		if err := json.Unmarshal([]byte(got.stdout), &out); err != nil {
+			t.Fatalf("%+v", got)
+		}
+		states := map[string]string{}
+		for _, o := range out {
+			states[o.Key] = string(o.Result.State)
+		}
+		return states
+	}
+	dry := m.run("dlq", "replay", "--sink", "search", "--dry-run", "-o", "json")
+	if dry.code != 0 {
+		t.Errorf("%+v", dry)
+	}
+	m.expect("would be", said(dry), map[string]string{"1": "would be refused", "2": "would be refused", "3": "would be superseded", "4": "would be refused", "5": "would be superseded"})
+	if !strings.Contains(dry.stdout, "mapping: ") {
+		t.Errorf("%s", dry.stdout)
+	}
+	m.office(func(ctx context.Context, o *office) error {
+		letters, err := o.Choose(ctx, dlq.Query{})
+		if err != nil {
+			return err
+		}
+		var out strings.Builder
+		if err := o.preview(ctx, &app{output: "json", stdout: &out, stderr: &out}, letters, ""); err != nil {
+			return err
+		}
+		m.expect("as they are now", said(result{stdout: out.String()}), map[string]string{"1": "would be refused", "2": "would be applied", "3": "would be refused", "4": "would be refused", "5": "would be superseded"})
+		return nil
+	})
+	if got := m.run("audit", "list"); got.stdout != "no acts\n" {
+		t.Errorf("a dry run became an act: %+v", got)
+	}
+	m.expect("letters", len(m.letters()), 5)
+	m.expect("came to", said(m.run("dlq", "replay", "--sink", "search", "--all", "-o", "json")), map[string]string{"1": "parked", "2": "parked", "3": "superseded", "4": "parked", "5": "superseded"})
+}
