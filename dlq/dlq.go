@@ -193,6 +193,11 @@ var errFound = errors.New("found")
 // topic, in the order of the letters' topic. A letter that is no longer there is
 // an error.
 func (l *Letters) Records(ctx context.Context, letters []Letter, fn func(Letter, kafka.Record) error) error {
+	return l.each(ctx, letters, func(letter Letter, r kafka.Record) error { return fn(letter, original(letter, r)) })
+}
+
+// each is Records for the records of the letters themselves.
+func (l *Letters) each(ctx context.Context, letters []Letter, fn func(Letter, kafka.Record) error) error {
 	wanted := make(map[Place]Letter, len(letters))
 	for _, letter := range letters {
 		wanted[letter.place] = letter
@@ -207,7 +212,7 @@ func (l *Letters) Records(ctx context.Context, letters []Letter, fn func(Letter,
 			return nil
 		}
 		delete(wanted, place)
-		if err := fn(letter, original(letter, r)); err != nil {
+		if err := fn(letter, r); err != nil {
 			return err
 		}
 		if len(wanted) == 0 {

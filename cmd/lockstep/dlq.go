@@ -22,14 +22,15 @@ import (
 func newDLQCommand(a *app) *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "dlq",
-		Short: "List, group, show, replay and skip dead letters",
+		Short: "List, group, show, replay, skip, export and import dead letters",
 		Long: `A dead letter is a row that a sink refused, with its record untouched and the reason
 beside it. It stays until its row changes again, or it is replayed or skipped; one that
 was refused for a reason that may pass is tried again by itself.`,
 		Example: `  lockstep dlq list
   lockstep dlq replay --sink search --dry-run`,
 	})
-	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a))
+	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a),
+		newDLQExportCommand(a), newDLQImportCommand(a))
 	return cmd
 }
 

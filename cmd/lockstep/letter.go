@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -282,4 +286,229 @@ func (d *desk) previewSink(ctx context.Context, name string, letters []dlq.Lette
 
 func (d *desk) rows(ctx context.Context, t cdc.TableName, keys [][]byte, fn func(key, row []byte, layout uint32) error) error {
 	return mysql.Rows(ctx, d.cfg.Source, t, keys, fn)
+}
+
+func newDLQExportCommand(a *app) *cobra.Command {
+	var flags letterFlags
+	var path string
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Write the open dead letters to a file, whole",
+		Long: `Export writes each letter as a line of JSON: its record key, value and headers, byte for
+byte, and why it was refused. Lockstep dlq import puts them back. The file holds rows,
+as the topic does; one that --file names is made so that only you can read it.`,
+		Example: `  lockstep dlq export --sink search --file letters.ndjson
+  lockstep dlq export | jq -r .id`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, query, err := flags.chosen(a, cmd)
+			if err != nil {
+				return err
+			}
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letters, err := o.Choose(ctx, query)
+				if err != nil {
+					return err
+				}
+				if path == "" {
+					return o.export(ctx, letters, a.stdout)
+				}
+				f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+				if errors.Is(err, fs.ErrExist) {
+					return fmt.Errorf("%s is there already; name another file, or remove it", path)
+				}
+				if err != nil {
+					return err
+				}
+				if err := errors.Join(o.export(ctx, letters, f), f.Close()); err != nil {
+					return errors.Join(err, os.Remove(path)) // a part of the letters could be taken for all
+				}
+				fmt.Fprintf(a.stdout, "%s in %s\n", count(len(letters), "dead letter"), path)
+				return nil
+			})
+		},
+	}
+	flags = addLetterFlags(a, cmd)
+	cmd.Flags().StringVar(&path, "file", "", "write to this file, which must not be there, instead of standard output")
+	return cmd
+}
+
+func (o *office) export(ctx context.Context, letters []dlq.Letter, to io.Writer) error {
+	out := bufio.NewWriter(to)
+	for _, name := range o.cfg.SinkNames() {
+		var some []dlq.Letter
+		for _, l := range letters {
+			if l.Sink == name {
+				some = append(some, l)
+			}
+		}
+		if len(some) == 0 {
+			continue
+		}
+		if err := o.box(name).Export(ctx, some, out); err != nil {
+			return fmt.Errorf("sink %s: %w", name, err)
+		}
+	}
+	return out.Flush()
+}
+
+// imported is what became of a letter of a file.
+type imported struct {
+	ID     string `json:"id"`
+	Sink   string `json:"sink"`
+	Table  string `json:"table"`
+	Key    string `json:"key"`
+	Result string `json:"result"`
+}
+
+func newDLQImportCommand(a *app) *cobra.Command {
+	var dryRun bool
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Put dead letters back that were exported",
+		Long: `Import puts the letters of a file that lockstep dlq export wrote back into their topics, for
+one that was lost, or another environment with the same prefix, tables and number of
+partitions. With - it reads standard input. Every line is checked first; when one is wrong, or
+of another format, sink or table, its number is named and nothing is changed.
+
+It is safe to import twice, or late: a letter whose row has an open letter that is not
+older is left out, and the next change of the row that a sink applies closes it. One whose
+row the store has in the same or a newer version meanwhile is open until then, or until a replay
+closes it: see lockstep dlq replay --dry-run.`,
+		Example: `  lockstep dlq import letters.ndjson --dry-run
+  lockstep dlq import letters.ndjson --reason "the topic was deleted"`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			file, done, err := a.twice(args[0])
+			if err != nil {
+				return err
+			}
+			defer done()
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				return o.importLetters(ctx, a, args[0], file, dryRun, reason)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check the file, say what would be imported, and change nothing")
+	cmd.Flags().StringVar(&reason, "reason", "", "why they are put back, for the audit log")
+	a.addActor(cmd)
+	return cmd
+}
+
+// twice opens a file, or a copy of standard input for -, that can be read twice.
+func (a *app) twice(path string) (file *os.File, done func(), err error) {
+	if path != "-" {
+		file, err = os.Open(path)
+		return file, func() { file.Close() }, err
+	}
+	if file, err = os.CreateTemp("", "lockstep-import-"); err != nil {
+		return nil, nil, err
+	}
+	done = func() {
+		file.Close()
+		_ = os.Remove(file.Name())
+	}
+	if _, err = io.Copy(file, a.stdin); err != nil {
+		done()
+		return nil, nil, fmt.Errorf("read standard input: %w", err)
+	}
+	return file, done, nil
+}
+
+func (o *office) importLetters(ctx context.Context, a *app, name string, file *os.File, dryRun bool, reason string) error {
+	topics, err := o.kafka.Topics(ctx)
+	if err != nil {
+		return err
+	}
+	box := func(sink string) *dlq.Letters {
+		if _, ok := o.cfg.Sinks[sink]; !ok {
+			return nil
+		}
+		b := o.box(sink)
+		if !slices.Contains(topics, b.Topic) {
+			b.Log = noLetters{b.Log}
+		}
+		return b
+	}
+	im := dlq.Import{
+		Box: box, Takes: o.takes, Prefix: o.cfg.Prefix, Partitions: o.cfg.Kafka.Partitions,
+		LineBytes: 6*(o.cfg.Kafka.MaxRecordBytes+dlq.HeaderBytes) + 64<<10, // a byte takes six at most
+		Put:       o.log.ProduceAll,
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	found, err := im.Check(ctx, file)
+	if wrong, ok := errors.AsType[*dlq.LineError](err); ok {
+		return fmt.Errorf("%s: %w; nothing was imported", name, wrong)
+	}
+	if err != nil {
+		return err
+	}
+	results := make([]imported, len(found))
+	fresh := 0
+	for i, f := range found {
+		results[i] = imported{f.Letter.ID, f.Letter.Sink, f.Letter.Table, f.Letter.Key, "left out: " + f.Kept}
+		if f.Kept == "" {
+			fresh++
+			results[i].Result = "would be imported"
+		}
+	}
+	table := func(w io.Writer) { printImported(w, results) }
+	if dryRun || fresh == 0 {
+		return a.show(results, table)
+	}
+	err = o.act(ctx, a, "dlq.import", map[string]string{"file": name}, reason, func() (map[string]int, error) {
+		counts := map[string]int{"imported": 0, "left_out": len(found) - fresh}
+		for _, sink := range dlq.Sinks(found) {
+			if err := o.kafka.EnsureTopic(ctx, dlq.Topic(o.cfg.Prefix, sink, o.cfg.Kafka.Partitions, o.cfg.Kafka.MaxRecordBytes)); err != nil {
+				return counts, err
+			}
+		}
+		if _, err := file.Seek(0, io.SeekStart); err != nil {
+			return counts, err
+		}
+		at := 0
+		return counts, im.Run(ctx, file, found, func(l dlq.Letter) {
+			for found[at].Kept != "" {
+				at++
+			}
+			results[at].Result = "imported"
+			at++
+			counts["imported"]++
+		})
+	})
+	for i := range results {
+		if results[i].Result == "would be imported" {
+			results[i].Result = "not reached"
+		}
+	}
+	return errors.Join(err, a.show(results, table))
+}
+
+// noLetters is a log of a sink that has no topic yet.
+type noLetters struct{ dlq.Log }
+
+func (noLetters) ReadAll(context.Context, string, func(kafka.Record) error) error { return nil }
+
+// takes reports whether rows of a table go to a sink.
+func (d *desk) takes(sink string, t cdc.TableName) bool {
+	if d.cfg.Sinks[sink].Elastic != nil {
+		_, ok := d.cfg.ElasticTable(t)
+		return ok
+	}
+	_, ok := d.cfg.RedisTable(t)
+	return ok
+}
+
+func printImported(w io.Writer, results []imported) {
+	if len(results) == 0 {
+		fmt.Fprintln(w, "no dead letters")
+		return
+	}
+	fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tRESULT")
+	for _, r := range results {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, dash(r.Table), dash(r.Key), r.Result)
+	}
 }

@@ -4,9 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -314,4 +319,103 @@ func TestADryRunIsWhatAReplayComesTo(t *testing.T) {
 	}
 	m.expect("letters", len(m.letters()), 5)
 	m.expect("came to", said(m.run("dlq", "replay", "--sink", "search", "--all", "-o", "json")), map[string]string{"1": "parked", "2": "parked", "3": "superseded", "4": "parked", "5": "superseded"})
+}
+
+// The letters of a topic that was lost are put back byte for byte, and the act is in the
+// audit log; a dry run is none.
+func TestLettersOfALostTopicAreImported(t *testing.T) {
+	m := newMailbox(t)
+	var refusals []sinks.Refusal
+	for id := 1; id <= 5; id++ {
+		c := m.change(id, uint64(id), fmt.Sprintf(`{"id":%d,"code":"<&> \u2028 Grüße","secret":null}`, id))
+		refusals = append(refusals, m.refusal(&c, sinks.Outcome{Class: sinks.ClassMapping, Reason: "no number"}))
+	}
+	m.bury("search", refusals...)
+	m.bury("cache", refusals[:2]...)
+	read := func() (records []string) {
+		m.office(func(ctx context.Context, o *office) error {
+			for _, sink := range []string{"search", "cache"} {
+				if err := o.kafka.ReadAll(ctx, kafka.LettersTopic(m.prefix, sink), func(r kafka.Record) error {
+					records = append(records, fmt.Sprintf("%s/%d %q %q %q", r.Topic, r.Partition, r.Key, r.Value, r.Headers))
+					return nil
+				}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		slices.Sort(records)
+		return records
+	}
+	before := read()
+	path := filepath.Join(t.TempDir(), "letters.ndjson")
+	if got := m.run("dlq", "export", "--file", path); got.code != 0 || got.stdout != "7 dead letters in "+path+"\n" {
+		t.Fatalf("%+v", got)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if got := m.run("dlq", "export", "--file", path); got.code != 1 || got.stderr != "lockstep: "+path+" is there already; name another file, or remove it\n" {
+		t.Errorf("%+v", got)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.run("dlq", "export", "--sink", "search", "--key", "3"); got.code != 0 || strings.Count(got.stdout, "\n") != 1 || !strings.Contains(string(text), got.stdout) {
+		t.Errorf("%+v", got)
+	}
+	m.office(func(ctx context.Context, o *office) error {
+		if err := o.kafka.DeleteTopics(ctx, kafka.LettersTopic(m.prefix, "search"), kafka.LettersTopic(m.prefix, "cache")); err != nil {
+			return err
+		}
+		for { // Kafka forgets a topic in its own time
+			topics, err := o.kafka.Topics(ctx)
+			if err != nil || !slices.ContainsFunc(topics, func(t string) bool { return strings.HasPrefix(t, m.prefix+".dlq.") }) {
+				return err
+			}
+		}
+	})
+	broken := file(t, "broken.ndjson", string(text)+`{"format":"9"}`+"\n")
+	if got := m.run("dlq", "import", broken); got.code != 1 || got.stderr != "lockstep: "+broken+": line 8: it has format \"9\" and this lockstep knows 2; import it with the lockstep that exported it; nothing was imported\n" {
+		t.Errorf("%+v", got)
+	}
+	if got := m.run("dlq", "import", path, "--dry-run"); got.code != 0 || strings.Count(got.stdout, "would be imported") != 7 {
+		t.Errorf("%+v", got)
+	}
+	m.expect("letters", len(m.letters()), 0)
+	if got := m.run("audit", "list"); got.stdout != "no acts\n" {
+		t.Errorf("%+v", got)
+	}
+	if got := m.run("dlq", "import", path, "--reason", "the topic was deleted", "--actor", "ann"); got.code != 0 || strings.Count(got.stdout, "  imported\n") != 7 {
+		t.Errorf("%+v", got)
+	}
+	m.expect("records", read(), before)
+	if got := m.run("dlq", "import", path); got.code != 0 || strings.Count(got.stdout, "left out: it is open already") != 7 {
+		t.Errorf("%+v", got)
+	}
+	m.expect("records of an import that was repeated", read(), before)
+	if got := m.run("audit", "list"); strings.Count(got.stdout, "\n") != 2 || !strings.Contains(got.stdout, "dlq.import") || !strings.Contains(got.stdout, "imported=7 left_out=0") || !strings.Contains(got.stdout, "the topic was deleted") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestStandardInputIsImportedToo(t *testing.T) {
+	a := &app{stdin: strings.NewReader("one\ntwo\n")}
+	f, done, err := a.twice("-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(f); err != nil || string(text) != "one\ntwo\n" {
+			t.Errorf("%q, %v", text, err)
+		}
+	}
+	done()
+	if _, err := os.Stat(f.Name()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the copy stays: %v", err)
+	}
 }
