@@ -99,6 +99,24 @@ func (s *shelf) Preview(_ context.Context, letters []dlq.Letter, resync bool, te
 	return s.fail
 }
 
+func (s *shelf) Patching(_ context.Context, l dlq.Letter, patch []byte) (*dlq.Patching, []dlq.Field, error) {
+	if string(patch) == "[]" {
+		return nil, nil, &dlq.PatchError{Problem: "the patch changes nothing"}
+	}
+	return &dlq.Patching{Letter: l, Columns: []string{"n", "m"}}, []dlq.Field{{Name: "n", Now: []byte("1"), Differs: true}}, nil
+}
+
+func (s *shelf) Patch(_ context.Context, p *dlq.Patching, by string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.letters {
+		if s.letters[i].ID == p.Letter.ID {
+			s.letters[i].Patched = &dlq.Patched{By: by}
+		}
+	}
+	return s.fail
+}
+
 func (s *shelf) Skip(_ context.Context, l dlq.Letter, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -511,7 +529,7 @@ func TestWhatIsWrongWithARequestIsOneSentenceAndChangesNothing(t *testing.T) {
 			t.Errorf("%s (%s), want %s", has, got.detail, want)
 		}
 	}
-	if got := a.ask("DELETE", "/v1/dlq/search-1", operator, ""); got.header.Get("Allow") != "GET, HEAD" {
+	if got := a.ask("DELETE", "/v1/dlq/search-1", operator, ""); got.header.Get("Allow") != "GET, HEAD, PATCH" {
 		t.Errorf("Allow is %q", got.header.Get("Allow"))
 	}
 	if a.shelf.skips != 0 || a.acts() != 0 {
@@ -660,6 +678,9 @@ func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
 	check("get", "/v1/dlq/preview", "200", ok, a.ask("GET", "/v1/dlq/preview?limit=2", viewer, "").body)
 	check("get", "/v1/dlq/{id}", "200", ok, a.ask("GET", "/v1/dlq/search-1", viewer, "").body)
 	check("get", "/v1/dlq/{id}", "404", bad, a.ask("GET", "/v1/dlq/search-9", viewer, "").body)
+	check("patch", "/v1/dlq/{id}", "428", bad, a.ask("PATCH", patchPath, operator, patchBody, patchType, "X-Request-ID: p-0").body)
+	check("patch", "/v1/dlq/{id}", "422", bad, a.ask("PATCH", patchPath, operator, "[]", patchType, "X-Request-ID: p-0", "If-Match: *").body)
+	check("patch", "/v1/dlq/{id}", "200", ok, a.ask("PATCH", patchPath, operator, patchBody, patchType, "X-Request-ID: p-1", "If-Match: *").body)
 	check("post", "/v1/dlq/{id}/skip", "412", bad, a.skip("r-0", skipReason, `If-Match: "0"`).body)
 	check("post", "/v1/dlq/{id}/skip", "200", ok, a.skip("r-1", skipReason).body)
 
@@ -712,5 +733,42 @@ func TestAReplayIsPreviewedForTheOldestLetters(t *testing.T) {
 	}
 	if a.shelf.asked.Class != "key" && a.shelf.asked.Class != "" {
 		t.Errorf("%+v", a.shelf.asked)
+	}
+}
+
+const patchPath, patchBody, patchType = "/v1/dlq/search-1?reason=ticket", `[{"op":"add","path":"/n","value":1}]`, "Content-Type: application/json-patch+json"
+
+func TestALetterIsPatchedAsItWasRead(t *testing.T) {
+	a := newAPI(t)
+	ask := func(path, body string, headers ...string) answer {
+		return a.ask("PATCH", path, operator, body, append(headers, "X-Request-ID: r-1")...)
+	}
+	for want, got := range map[string]answer{
+		"415 not_json":          ask(patchPath, patchBody, jsonType, "If-Match: *"),
+		"428 if_match_missing":  ask(patchPath, patchBody, patchType),
+		"412 changed":           ask(patchPath, patchBody, patchType, `If-Match: "0"`),
+		"400 reason_missing":    ask("/v1/dlq/search-1", patchBody, patchType, "If-Match: *"),
+		"400 parameter_unknown": ask("/v1/dlq/search-1?reson=x", patchBody, patchType, "If-Match: *"),
+		"404 no_letter":         ask("/v1/dlq/search-9?reason=x", patchBody, patchType, "If-Match: *"),
+		"422 patch_refused":     ask(patchPath, "[]", patchType, "If-Match: *"),
+		"403 role_viewer":       a.ask("PATCH", patchPath, viewer, patchBody, patchType, "X-Request-ID: r-1", "If-Match: *"),
+	} {
+		var p Problem
+		if err := json.Unmarshal(got.body, &p); err != nil || fmt.Sprintf("%d %s", got.status, p.Code) != want {
+			t.Errorf("%d %s; want %s", got.status, got.body, want)
+		}
+	}
+	etag := a.ask("GET", "/v1/dlq/search-1", viewer, "").header.Get("ETag")
+	for _, again := range []string{"", "true"} {
+		got := ask(patchPath, patchBody, patchType, "If-Match: "+etag)
+		if got.status != 200 || !strings.Contains(strings.ReplaceAll(string(got.body), " ", ""), `"field":"n"`) || got.header.Get("Idempotent-Replayed") != again {
+			t.Errorf("%d %s", got.status, got.body)
+		}
+	}
+	if p := a.shelf.letters[1].Patched; p == nil || p.By != "olga" {
+		t.Errorf("%+v", p)
+	}
+	if now := a.ask("GET", "/v1/dlq/search-1", viewer, "").header.Get("ETag"); now == etag {
+		t.Error("the ETag is the same after a patch")
 	}
 }

@@ -30,6 +30,11 @@ type Desk interface {
 	// Preview tells of each letter what a replay would come to: of the row as it is now, or
 	// of the recorded one.
 	Preview(ctx context.Context, letters []dlq.Letter, resync bool, tell func(dlq.Letter, dlq.Result)) error
+	// Patching is a JSON Patch of the row that a letter holds, once it fits; its error is a
+	// dlq.PatchError where it does not. Fields are what it changes, as they may be shown.
+	Patching(ctx context.Context, l dlq.Letter, patch []byte) (p *dlq.Patching, fields []dlq.Field, err error)
+	// Patch writes it.
+	Patch(ctx context.Context, p *dlq.Patching, by string) error
 	// Skip closes a letter.
 	Skip(ctx context.Context, l dlq.Letter, reason string) error
 }
@@ -86,6 +91,21 @@ type prospects struct {
 
 type skipBody struct {
 	Reason string `json:"reason" doc:"why the row may stay stale"`
+}
+
+// operation is one of a JSON Patch.
+type operation struct {
+	Op    string `json:"op" doc:"add, remove, replace, move, copy or test"`
+	Path  string `json:"path" doc:"a column, such as /price, or a place in a JSON column, such as /meta/tags/0"`
+	From  string `json:"from,omitempty"`
+	Value any    `json:"value,omitempty"`
+}
+
+type patchedLetter struct {
+	ID     string      `json:"id"`
+	State  dlq.State   `json:"state"`
+	Reason string      `json:"reason"`
+	Fields []dlq.Field `json:"fields" doc:"the columns that are other ones now: recorded is what they were, now what they are"`
 }
 
 type skipped struct {
@@ -151,6 +171,39 @@ func LetterRoutes(d Desk) []Route {
 				}
 				view, record, err := d.Look(ctx, l)
 				return Show(l, view, record), err
+			},
+		},
+		{
+			Method: http.MethodPatch, Path: "/v1/dlq/{id}", ID: "patchLetter", Short: "Change the row that a dead letter holds", Wildcards: id,
+			Query: []Param{{Name: "reason", Doc: "why the row is changed here and not in the source; it must be there"}},
+			Body:  []operation{}, Takes: "application/json-patch+json", Answer: patchedLetter{}, Tagged: true, Matched: true,
+			Long: "A JSON Patch (RFC 6902) of the row. Key and version stay, and so does the letter, parked. A replay of the recorded row sends it; one that reads the row again from the source does not know of it.",
+			Codes: append(slices.Clone(wrong[:1]), none, Code{http.StatusPreconditionFailed, "changed", ""}, Code{http.StatusBadRequest, "reason_missing", ""},
+				Code{http.StatusUnprocessableEntity, "patch_refused", "it does not fit the letter or the table"}),
+			Act: "dlq.patch",
+			Write: func(ctx context.Context, r *Request) (*Work, error) {
+				fields, err := r.fields([]Param{{Name: "reason"}})
+				if err != nil {
+					return nil, err
+				}
+				reason := fields["reason"]
+				if strings.TrimSpace(reason) == "" {
+					return nil, problem(http.StatusBadRequest, "reason_missing", "reason is missing; say why the row is changed here and not in the source")
+				}
+				l, err := find(ctx, r, d)
+				if err != nil {
+					return nil, err
+				}
+				p, changed, err := d.Patching(ctx, l, r.body)
+				if no, ok := errors.AsType[*dlq.PatchError](err); ok {
+					return nil, problem(http.StatusUnprocessableEntity, "patch_refused", "%s", no.Problem)
+				}
+				if err != nil {
+					return nil, err
+				}
+				return &Work{Filter: map[string]string{"id": l.ID, "columns": strings.Join(p.Columns, ",")}, Reason: reason, Do: func(ctx context.Context) (any, map[string]int, error) {
+					return patchedLetter{l.ID, dlq.Parked, reason, changed}, map[string]int{"patched": 1}, d.Patch(ctx, p, r.Identity.Name)
+				}}, nil
 			},
 		},
 		{

@@ -96,11 +96,14 @@ func (b *book) operation(route Route) object {
 	codes := slices.Concat(everywhere, route.Codes)
 	if write {
 		codes = slices.Concat(everywhere, ofWrites, route.Codes)
+		if route.Matched {
+			codes = append(codes, Code{http.StatusPreconditionRequired, "if_match_missing", ""})
+		}
 		add("header", Param{Name: "X-Request-ID", Doc: "A name of your own making for this request, 1 to 128 letters, digits and ._:- The same one when you try again."}, true)
 	}
 	if route.Tagged {
 		if write {
-			add("header", Param{Name: "If-Match", Doc: "The ETag that was read: nothing is done when it is another one by now."}, false)
+			add("header", Param{Name: "If-Match", Doc: "The ETag that was read: nothing is done when it is another one by now."}, route.Matched)
 		} else {
 			add("header", Param{Name: "If-None-Match", Doc: "An ETag that was read before: the answer is 304 while it is the same."}, false)
 		}
@@ -131,7 +134,7 @@ func (b *book) operation(route Route) object {
 	op := object{"operationId": route.ID, "summary": route.Short, "parameters": params, "responses": answers}
 	if write {
 		role = Operator
-		op["requestBody"] = object{"required": true, "content": object{"application/json": object{"schema": b.schema(reflect.TypeOf(route.Body))}}}
+		op["requestBody"] = object{"required": true, "content": object{route.takes(): object{"schema": b.schema(reflect.TypeOf(route.Body))}}}
 	}
 	op["description"] = strings.TrimSpace(route.Long + fmt.Sprintf(" Needs the role %s.", role))
 	return op

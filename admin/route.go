@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -27,8 +28,11 @@ type Route struct {
 	Wildcards []Param // of Path
 	// Body and Answer are zero values of what is sent and answered, in JSON.
 	Body, Answer any
-	// Tagged answers carry an ETag; a write then takes If-Match.
-	Tagged bool
+	// Takes is the media type of the body; application/json when it is empty.
+	Takes string
+	// Tagged answers carry an ETag; a write then takes If-Match, and one that is Matched
+	// needs it.
+	Tagged, Matched bool
 	// Codes are the problems that it can answer with beside those of every operation.
 	Codes []Code
 
@@ -71,6 +75,9 @@ type Request struct {
 	body []byte
 	etag string
 }
+
+// takes is the media type of the body.
+func (r Route) takes() string { return cmp.Or(r.Takes, "application/json") }
 
 const (
 	// bodyBytes bounds what a request may carry, answerBytes what is kept of an answer.
@@ -153,10 +160,10 @@ func thereAre(names []string) string {
 	return "there are " + strings.Join(names, ", ")
 }
 
-// readBody reads what a write carries, which is JSON and not too much.
-func (r *Request) readBody(w http.ResponseWriter) error {
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return problem(http.StatusUnsupportedMediaType, "not_json", "the body is %q; send application/json", r.Header.Get("Content-Type"))
+// readBody reads what a write carries, which is JSON of the right kind and not too much.
+func (r *Request) readBody(w http.ResponseWriter, takes string) error {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != takes {
+		return problem(http.StatusUnsupportedMediaType, "not_json", "the body is %q; send %s", r.Header.Get("Content-Type"), takes)
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyBytes))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {

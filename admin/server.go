@@ -222,8 +222,11 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 	case len(id) > 1 || id[0] != r.ID:
 		return problem(http.StatusBadRequest, "request_id_invalid", "X-Request-ID is 1 to 128 letters, digits and ._:- and is there once")
 	}
-	if err := r.readBody(w); err != nil {
+	if err := r.readBody(w, route.takes()); err != nil {
 		return err
+	}
+	if route.Matched && len(r.Header.Values("If-Match")) == 0 {
+		return problem(http.StatusPreconditionRequired, "if_match_missing", "send the ETag of what was read as If-Match, so that nothing is done when it has changed since")
 	}
 	act := audit.Act{Actor: r.Identity.Name, Via: "http", Name: route.Act, Request: r.ID, Body: r.hash()}
 	known, err := s.Audit.Find(ctx, act)

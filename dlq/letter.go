@@ -64,6 +64,12 @@ const (
 	HeaderApp = "lockstep.letter.app"
 	// HeaderClosed is why a letter was closed.
 	HeaderClosed = "lockstep.letter.closed"
+	// HeaderPatchedBy says who has patched the row of the letter last, HeaderPatchedAt when,
+	// and HeaderPatchedWas is the SHA-256 of the record's value as it was recorded first.
+	// They are there when the value is not as it was recorded.
+	HeaderPatchedBy  = "lockstep.letter.patched_by"
+	HeaderPatchedAt  = "lockstep.letter.patched_at"
+	HeaderPatchedWas = "lockstep.letter.patched_was"
 )
 
 // The names by which Kafka Connect describes a dead letter, for tools that know
@@ -146,6 +152,8 @@ type Letter struct {
 	Fingerprint string      `json:"fingerprint"`
 	App         string      `json:"app,omitempty"`    // the version of lockstep that wrote it
 	Closed      string      `json:"closed,omitempty"` // why, when it is
+	// Patched is there when the row is not as it was recorded.
+	Patched *Patched `json:"patched,omitempty"`
 	// Source is the place of the refused record.
 	Source Place `json:"source"`
 	// Bytes of the refused record's key and value.
@@ -257,6 +265,11 @@ func (l Letter) headers() []cdc.Header {
 	add(HeaderRetryCount, strconv.Itoa(l.Retries))
 	add(HeaderApp, l.App)
 	add(HeaderClosed, l.Closed)
+	if p := l.Patched; p != nil {
+		add(HeaderPatchedBy, p.By)
+		when(HeaderPatchedAt, p.At)
+		add(HeaderPatchedWas, p.Was)
+	}
 	if !l.State.Open() {
 		return h
 	}
@@ -358,6 +371,9 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	}
 	if values[HeaderCommitted] != "" {
 		l.Committed = when(HeaderCommitted)
+	}
+	if by := values[HeaderPatchedBy]; by != "" {
+		l.Patched = &Patched{by, when(HeaderPatchedAt), values[HeaderPatchedWas]}
 	}
 	if bad != "" {
 		return fail("header %s is %q", bad, values[bad])

@@ -754,7 +754,7 @@ func (p *post) tried(j *job, out sinks.Outcome, now time.Time) {
 		result, j.record = resultSkipped, p.finished(j, Skipped, "the sink does not take this table any more")
 	case sinks.Transient, sinks.Poison:
 		again := p.refused(sinks.Refusal{Record: j.held, Change: &j.change, Class: out.Class, Reason: out.Reason, Failed: now})
-		again.Retries, again.FirstFailed = j.letter.Retries+1, j.letter.FirstFailed
+		again.Retries, again.FirstFailed, again.Patched = j.letter.Retries+1, j.letter.FirstFailed, j.letter.Patched
 		switch {
 		case out.Verdict == sinks.Poison:
 			result, again.State = resultRefused, Parked

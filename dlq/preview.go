@@ -106,9 +106,7 @@ func decodeLetter(letter Letter, record kafka.Record) (cdc.Change, error) {
 	if !letter.Replayable() {
 		return cdc.Change{}, fmt.Errorf("the record could not be decoded, so there is no change to apply: %s", letter.Reason)
 	}
-	change, err := cdc.Decode(record.Key, record.Value, record.Headers)
-	change.Left = letter.left
-	return change, err
+	return cdc.Decode(record.Key, record.Value, record.Headers)
 }
 
 // second is what the source says of a row: the change to be sent, or a Result.

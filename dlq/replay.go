@@ -210,7 +210,7 @@ func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Resu
 		return Result{Skipped, reason}, r.finish(ctx, letter, Skipped, reason)
 	case sinks.Transient, sinks.Poison:
 		again := r.refused(sinks.Refusal{Record: r.records[i], Change: &r.changes[i], Class: outcome.Class, Reason: outcome.Reason, Failed: time.Now()})
-		again.Retries, again.FirstFailed = letter.Retries+1, letter.FirstFailed
+		again.Retries, again.FirstFailed, again.Patched = letter.Retries+1, letter.FirstFailed, letter.Patched
 		if outcome.Verdict == sinks.Transient {
 			again.State = Exhausted // whoever replays it looks at it
 			if letter.State == Retrying {

@@ -22,7 +22,7 @@ import (
 func newDLQCommand(a *app) *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "dlq",
-		Short: "List, group, show, replay, skip, export and import dead letters",
+		Short: "List, group, show, replay, skip, patch, export and import dead letters",
 		Long: `A dead letter is a row that a sink refused, with its record untouched and the reason
 beside it. It stays until its row changes again, or it is replayed or skipped; one that
 was refused for a reason that may pass is tried again by itself.`,
@@ -30,7 +30,7 @@ was refused for a reason that may pass is tried again by itself.`,
   lockstep dlq replay --sink search --dry-run`,
 	})
 	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a),
-		newDLQExportCommand(a), newDLQImportCommand(a))
+		newDLQPatchCommand(a), newDLQExportCommand(a), newDLQImportCommand(a))
 	return cmd
 }
 

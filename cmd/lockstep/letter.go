@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -159,7 +160,7 @@ func printLetter(w io.Writer, l dlq.Letter, v dlq.View, r kafka.Record) {
 		{"id", l.ID}, {"sink", l.Sink}, {"state", string(l.State)}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
 		{"committed", clock(l.Committed)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"why", v.Why}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
 		{"first failed", clock(l.FirstFailed)}, {"last failed", clock(l.LastFailed)},
-		{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"written by", l.App},
+		{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"written by", l.App}, {"patched", patchedBy(l.Patched)},
 		{"in MySQL now", inSource(v.Now)}, {"in the store now", inStore(v.Stored)},
 		{"a replay", told(v.Resync)}, {"a replay of the recorded row", told(v.Payload)}, {"mend", v.Mend},
 	} {
@@ -182,6 +183,13 @@ func printLetter(w io.Writer, l dlq.Letter, v dlq.View, r kafka.Record) {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", mark, f.Name, cell(f.Recorded), cell(f.Now), cell(f.Sink))
 	}
+}
+
+func patchedBy(p *dlq.Patched) string {
+	if p == nil {
+		return ""
+	}
+	return fmt.Sprintf("by %s at %s, so what is recorded below is not what the capture has read; a replay that reads the row again ignores it", p.By, clock(p.At))
 }
 
 func cell(value []byte) string { return dash(shorten(oneLine(string(value)), 60)) }
@@ -394,6 +402,140 @@ closes it: see lockstep dlq replay --dry-run.`,
 	cmd.Flags().StringVar(&reason, "reason", "", "why they are put back, for the audit log")
 	a.addActor(cmd)
 	return cmd
+}
+
+// Patching is a patch of a letter that fits, and what it changes.
+func (d *desk) Patching(ctx context.Context, l dlq.Letter, patch []byte) (*dlq.Patching, []dlq.Field, error) {
+	record, err := d.record(ctx, l)
+	if err != nil {
+		return nil, nil, err
+	}
+	var columns []string
+	var masked map[string]bool
+	if l.Replayable() {
+		db, name, _ := strings.Cut(l.Table, ".")
+		table := cdc.TableName{DB: db, Table: name}
+		now, err := mysql.Describe(ctx, d.cfg.Source, table)
+		if errors.Is(err, cdc.ErrNoTable) {
+			return nil, nil, &dlq.PatchError{Problem: fmt.Sprintf("the source has no table %s any more; skip the letter", table)}
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("which columns %s has: %w", table, err)
+		}
+		for _, c := range now.Columns {
+			columns = append(columns, c.Name)
+		}
+		if masks := d.cfg.Source.Masks; masks != nil {
+			masked = masks(table).Columns()
+		}
+	}
+	p, err := dlq.NewPatching(l, record, patch, columns)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, p.Fields(masked), nil
+}
+
+// Patch writes a patched letter.
+func (d *desk) Patch(ctx context.Context, p *dlq.Patching, by string) error {
+	return d.box(p.Letter.Sink).Patch(ctx, p, by, time.Now().UTC())
+}
+
+// patchBytes bounds a patch.
+const patchBytes = 1 << 20
+
+func newDLQPatchCommand(a *app) *cobra.Command {
+	var path, reason string
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "patch ID --patch FILE",
+		Short: "Change the row that a dead letter holds",
+		Long: `Patch applies a JSON Patch (RFC 6902) to the row as it was recorded, for a value that the
+store cannot take and that cannot be mended in MySQL now. Key and version stay as they are:
+columns of the primary key, and those that the table does not have, cannot be patched, and a
+patch of which one operation cannot be done changes nothing.
+
+The letter stays, parked, and says who patched it, when, and the hash of the record as it was.
+A replay of the recorded row (payload) sends the patched one; a replay that reads the row again
+(resync) ignores it. The store then has a row that MySQL does not have, until the row changes
+there.`,
+		Example: `  echo '[{"op": "replace", "path": "/price", "value": "0.00"}]' |
+    lockstep dlq patch search-5f0c2a91d37e --patch - --reason "ticket 4711" --dry-run`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case path == "":
+				return usageError{errors.New("--patch is missing; name a file with a JSON Patch, or - for standard input")}
+			case strings.TrimSpace(reason) == "" && !dryRun:
+				return usageError{errors.New("--reason is missing; say why the row is changed here and not in MySQL")}
+			}
+			patch, err := a.readAll(path, patchBytes)
+			if err != nil {
+				return err
+			}
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				letter, err := o.find(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				p, fields, err := o.Patching(ctx, letter, patch)
+				if err != nil {
+					return fmt.Errorf("letter %s is not patched: %w", letter.ID, err)
+				}
+				if !dryRun {
+					who, err := a.who()
+					if err != nil {
+						return err
+					}
+					err = o.act(ctx, a, "dlq.patch", map[string]string{"id": letter.ID, "columns": strings.Join(p.Columns, ",")}, reason, func() (map[string]int, error) {
+						return map[string]int{"patched": 1}, o.Patch(ctx, p, who)
+					})
+					if err != nil {
+						return err
+					}
+				}
+				return a.show(patchShown{letter.ID, !dryRun, fields}, func(w io.Writer) {
+					if !dryRun {
+						fmt.Fprintf(w, "dead letter %s is patched\n", letter.ID)
+					}
+					fmt.Fprintln(w, "FIELD\tWAS\tIS")
+					for _, f := range fields {
+						fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, cell(f.Recorded), cell(f.Now))
+					}
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVar(&path, "patch", "", "file with a JSON Patch, or - for standard input (required)")
+	cmd.Flags().StringVar(&reason, "reason", "", "why the row is changed here and not in MySQL (required, but for a dry run)")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be changed, and change nothing")
+	a.addActor(cmd)
+	return cmd
+}
+
+// patchShown is what a patch changes: recorded is what a column was, now what it is.
+type patchShown struct {
+	ID      string      `json:"id"`
+	Patched bool        `json:"patched"`
+	Fields  []dlq.Field `json:"fields"`
+}
+
+// readAll reads a file, or standard input for -.
+func (a *app) readAll(path string, most int64) ([]byte, error) {
+	in := a.stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, most+1))
+	if err == nil && int64(len(text)) > most {
+		err = fmt.Errorf("%s has more than %d bytes", path, most)
+	}
+	return text, err
 }
 
 // twice opens a file, or a copy of standard input for -, that can be read twice.

@@ -419,3 +419,88 @@ func TestStandardInputIsImportedToo(t *testing.T) {
 		t.Errorf("the copy stays: %v", err)
 	}
 }
+
+// A row that MySQL cannot have mended now is patched in its letter: first shown, then done,
+// by command and by the API, and a replay sends it in its version.
+func TestARowIsPatchedInItsLetterAndReplayed(t *testing.T) {
+	m := newMailbox(t)
+	m.exec("INSERT INTO questions VALUES (1, 'abc', 'raw-1')")
+	m.apply("search", m.change(1, 1, `{"id":1,"code":"5","secret":"***1"}`))
+	m.apply("search", m.change(1, 2, `{"id":1,"code":"abc","secret":"raw-before"}`))
+	id := m.letters()[0].ID
+	patch := file(t, "patch.json", `[{"op": "test", "path": "/code", "value": "abc"}, {"op": "replace", "path": "/code", "value": "7"}]`)
+	if got := m.run("dlq", "patch", id, "--patch", patch, "--dry-run"); got.code != 0 || got.stdout != "FIELD  WAS    IS\ncode   \"abc\"  \"7\"\n" {
+		t.Errorf("%+v", got)
+	}
+	for want, args := range map[string][]string{
+		"2 lockstep: --patch is missing; name a file with a JSON Patch, or - for standard input\n":                                                                                       {id, "--reason", "x"},
+		"2 lockstep: --reason is missing; say why the row is changed here and not in MySQL\n":                                                                                            {id, "--patch", patch},
+		"1 lockstep: no open dead letter has the ID search-none; see: lockstep dlq list\n":                                                                                               {"search-none", "--patch", patch, "--reason", "x"},
+		"1 lockstep: open nowhere.json: no such file or directory\n":                                                                                                                     {id, "--patch", "nowhere.json", "--reason", "x"},
+		"1 lockstep: letter " + id + " is not patched: operation 1 (add /colour) is of a column colour that the table " + m.table.String() + " does not have; it has id, code, secret\n": {id, "--patch", file(t, "bad.json", `[{"op":"add","path":"/colour","value":1}]`), "--reason", "x"},
+	} {
+		if got := m.run(append([]string{"dlq", "patch"}, args...)...); fmt.Sprint(got.code, " ", got.stderr) != want {
+			t.Errorf("%+v; want %s", got, want)
+		}
+	}
+	if got := m.run("audit", "list"); got.stdout != "no acts\n" || m.letters()[0].Patched != nil {
+		t.Errorf("something was done: %+v", got)
+	}
+	if got := m.run("dlq", "patch", id, "--patch", patch, "--reason", "ticket 4711", "--actor", "ann"); got.code != 0 || !strings.HasPrefix(got.stdout, "dead letter "+id+" is patched\n") {
+		t.Errorf("%+v", got)
+	}
+	shown, table := m.show(id)
+	m.expect("fields", fieldsOf(shown), []string{`id 1/1/1`, `*code "7"/"abc"/"5"`, `*secret "(masked)"/"***1"/"***1"`})
+	m.expect("patched", []any{shown.Patched.By, shown.State, shown.Payload.State, shown.Resync.State}, []any{"ann", dlq.Parked, dlq.WouldApply, dlq.WouldRefuse})
+	if !strings.Contains(table, "patched") || !strings.Contains(table, "by ann at ") {
+		t.Errorf("%s", table)
+	}
+
+	address := m.serving()
+	ask := func(method, path, body, etag string) (*http.Response, string) {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+address+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Authorization": {"Bearer operator-0123456789abcdef"}, "X-Request-Id": {"ticket-4711"}, "Content-Type": {"application/json-patch+json"}}
+		if etag != "" {
+			req.Header.Set("If-Match", etag)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res, string(text)
+	}
+	read, _ := ask(http.MethodGet, "/v1/dlq/"+id, "", "")
+	res, body := ask(http.MethodPatch, "/v1/dlq/"+id+"?reason=again", `[{"op":"replace","path":"/code","value":"8"}]`, read.Header.Get("ETag"))
+	if res.StatusCode != http.StatusOK || !strings.Contains(body, `"recorded": "7"`) {
+		t.Fatalf("%s %s", res.Status, body)
+	}
+	was := shown.Patched.Was
+	if shown, _ = m.show(id); shown.Patched.By != "olga" || shown.Patched.Was != was {
+		t.Errorf("%+v", shown.Patched)
+	}
+	if got := m.run("audit", "list", "--act", "dlq.patch"); strings.Count(got.stdout, "\n") != 3 || !strings.Contains(got.stdout, "columns=code id="+id) || !strings.Contains(got.stdout, "ticket 4711") {
+		t.Errorf("%+v", got)
+	}
+	if got := m.run("dlq", "replay", id); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	m.office(func(ctx context.Context, o *office) error {
+		s, err := o.openSink(ctx, "search")
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		c := m.change(1, 2, "")
+		is := s.reader.Stored(ctx, []cdc.Change{c}, 1<<20)[0]
+		m.expect("in the store", []any{is.Version, string(is.Document)}, []any{c.Version, `{"id":1,"code":"8","secret":"raw-before"}`})
+		return nil
+	})
+}

@@ -1,0 +1,174 @@
+package dlq
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/tidwall/gjson"
+
+	"lockstep/cdc"
+	"lockstep/kafka"
+)
+
+// Patched says that the row of a letter is not as it was recorded.
+type Patched struct {
+	By  string    `json:"by"`
+	At  time.Time `json:"at"`
+	Was string    `json:"was" doc:"SHA-256 of the record's value as it was recorded first"`
+}
+
+// PatchError is why a patch does not fit a letter. Nothing was changed.
+type PatchError struct{ Problem string }
+
+func (e *PatchError) Error() string { return e.Problem }
+
+func unfit(format string, args ...any) error { return &PatchError{fmt.Sprintf(format, args...)} }
+
+// Patching is a patch of a letter that fits, and is not written yet.
+type Patching struct {
+	Letter  Letter
+	Columns []string // that it changes
+	Before  []byte   // the row as it is in the letter
+	After   []byte   // and as it is to be
+
+	record kafka.Record
+}
+
+// NewPatching applies a JSON Patch (RFC 6902) to the row that a letter holds. columns are
+// those that the table has now. It keeps key and version, and refuses, with a PatchError,
+// whatever the table could not have.
+func NewPatching(letter Letter, record kafka.Record, patch []byte, columns []string) (*Patching, error) {
+	change, err := decodeLetter(letter, record)
+	switch {
+	case err != nil:
+		return nil, unfit("there is no row to patch: %v", err)
+	case change.Op == cdc.OpDelete:
+		return nil, unfit("it is the delete of a row, so there is no row to patch")
+	case letter.State == Retrying:
+		return nil, unfit("it is tried again by itself (worker.retries), which would undo the patch; patch it when it is exhausted")
+	}
+	p := &Patching{Letter: letter, Before: change.After}
+	if p.After, p.Columns, err = patchRow(change, patch, columns); err != nil {
+		return nil, err
+	}
+	p.record = record
+	after := gjson.GetBytes(record.Value, "after")
+	p.record.Value = slices.Concat(record.Value[:after.Index], p.After, record.Value[after.Index+len(after.Raw):])
+	if !slices.Equal(names(p.Before), names(p.After)) { // it has not the columns of its layout any more
+		p.record.Headers = slices.DeleteFunc(slices.Clone(record.Headers), func(h cdc.Header) bool { return h.Key == cdc.HeaderLayout })
+	}
+	if letter.Patched == nil {
+		sum := sha256.Sum256(record.Value)
+		p.Letter.Patched = &Patched{Was: hex.EncodeToString(sum[:])}
+	}
+	return p, nil
+}
+
+// Fields are the columns that the patch changes.
+func (p *Patching) Fields(masked map[string]bool) []Field {
+	s := Seen{Masked: masked}
+	before, after := s.veil(p.Before, p.Before, nil), s.veil(p.After, p.After, nil)
+	fields := []Field{}
+	for _, name := range p.Columns {
+		fields = append(fields, Field{Name: name, Recorded: get(before, name), Now: get(after, name), Differs: true})
+	}
+	return fields
+}
+
+// Patch writes the letter with its patched row. It is parked then: a replay of the recorded
+// row sends the patched one, in the version that it had.
+func (l *Letters) Patch(ctx context.Context, p *Patching, by string, at time.Time) error {
+	letter := p.Letter
+	was := *letter.Patched
+	was.By, was.At = clip(by, nameBytes), at
+	letter.State, letter.App, letter.Patched = Parked, clip(l.App, nameBytes), &was
+	record := l.open(p.record, letter)
+	record.Partition = letter.place.Partition
+	if err := l.Log.Produce(ctx, record); err != nil {
+		return fmt.Errorf("patch letter %s: %w", letter.ID, err)
+	}
+	return nil
+}
+
+// patchRow is the row of a change with a patch applied, and the columns that it changes.
+func patchRow(c cdc.Change, patch []byte, columns []string) (row []byte, changed []string, err error) {
+	if !json.Valid(patch) {
+		return nil, nil, unfit("the patch is no JSON")
+	}
+	operations, err := jsonpatch.DecodePatch(patch)
+	if err != nil {
+		return nil, nil, unfit("it is no JSON Patch, an array of operations such as {\"op\": \"replace\", \"path\": \"/title\", \"value\": \"x\"}: %v", err)
+	}
+	options := jsonpatch.NewApplyOptions()
+	options.SupportNegativeIndices, options.EscapeHTML = false, false
+	options.AccumulatedCopySizeLimit = int64(len(c.After)) + 1<<20
+	row = c.After
+	for i, op := range operations { // one at a time, to know which it was
+		next, err := jsonpatch.Patch{op}.ApplyWithOptions(row, options)
+		if err != nil {
+			return nil, nil, unfit("operation %d (%s) cannot be done: %v", i+1, spelled(op), err)
+		}
+		if !gjson.ParseBytes(next).IsObject() {
+			return nil, nil, unfit("operation %d (%s) leaves no row: a row is an object of columns", i+1, spelled(op))
+		}
+		row = next
+	}
+	by := func(column string) string {
+		for i := len(operations) - 1; i >= 0; i-- {
+			path, _ := operations[i].Path()
+			from, _ := operations[i].From()
+			if columnOf(path) == column || operations[i].Kind() == "move" && columnOf(from) == column || path == "" {
+				return fmt.Sprintf("operation %d (%s)", i+1, spelled(operations[i]))
+			}
+		}
+		return "the patch"
+	}
+	before, after := names(c.After), names(row)
+	for _, name := range slices.Concat(before, after) {
+		was, is := get(c.After, name), get(row, name)
+		if equal(was, is) || slices.Contains(changed, name) {
+			continue
+		}
+		switch has := slices.Contains(columns, name); {
+		case get(c.Key, name) != nil:
+			return nil, nil, unfit("%s changes %s, a column of the primary key, by which the row is known", by(name), name)
+		case !has && is != nil:
+			return nil, nil, unfit("%s is of a column %s that the table %s does not have; it has %s", by(name), name, c.Table, strings.Join(columns, ", "))
+		case has && is == nil:
+			return nil, nil, unfit("%s takes the column %s away, which every row of %s has; set it to null", by(name), name, c.Table)
+		}
+		changed = append(changed, name)
+	}
+	if len(changed) == 0 {
+		return nil, nil, unfit("the patch changes nothing")
+	}
+	return row, changed, nil
+}
+
+// spelled is an operation in short, without its value.
+func spelled(op jsonpatch.Operation) string {
+	path, _ := op.Path()
+	if from, err := op.From(); err == nil {
+		return fmt.Sprintf("%s %s to %s", op.Kind(), from, path)
+	}
+	return op.Kind() + " " + path
+}
+
+// columnOf is the column of a path such as /price or /meta/a.
+func columnOf(path string) string {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return strings.NewReplacer("~1", "/", "~0", "~").Replace(first)
+}
+
+func names(row []byte) (names []string) {
+	each(json.RawMessage(bytes.TrimSpace(row)), func(name string) { names = append(names, name) })
+	return names
+}
