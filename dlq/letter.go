@@ -114,6 +114,10 @@ const (
 	Skipped    State = "skipped"    // a person, or the configuration, has decided to leave it
 )
 
+// Moved ends a letter in a partition, because it stands in another one since the topics
+// have more of them. It says nothing about the letter.
+const Moved State = "moved"
+
 // What a dry run says of a letter that a replay would not leave parked. No letter is
 // ever in these states.
 const (
@@ -122,7 +126,7 @@ const (
 )
 
 // States lists every State: first the open ones, in the order of a letter's life.
-var States = []State{Parked, Retrying, Exhausted, Resolved, Superseded, Skipped}
+var States = []State{Parked, Retrying, Exhausted, Resolved, Superseded, Skipped, Moved}
 
 // Open reports whether a letter in this state waits for something.
 func (s State) Open() bool { return s == Parked || s == Retrying || s == Exhausted }
@@ -165,6 +169,7 @@ type Letter struct {
 	Bytes int `json:"bytes"`
 
 	place     Place    // in the letters' topic
+	also      []int    // other partitions of it where the letter is open, too, while it is moved
 	key       string   // of the letter
 	recordKey []byte   // of the refused record; nil when it has none
 	noValue   bool     // the refused record has none

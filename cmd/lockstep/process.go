@@ -58,6 +58,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.elastic = elastic.NewMetrics(p.registry)
 	p.metrics.admin = admin.NewMetrics(p.registry)
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
+	p.registry.MustRegister(&p.workers)
 	return p, nil
 }
 
@@ -168,6 +169,12 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 	g.Go(func() error { return out.Run(writing) })
 	g.Go(func() error {
 		defer stop()
+		if err := p.grow(reading, out); err != nil {
+			if reading.Err() != nil {
+				return nil
+			}
+			return err
+		}
 		if from != nil && !flags.resnapshot {
 			if err := p.askForTopics(reading, from.Copied, requests); err != nil && reading.Err() == nil {
 				return err
@@ -176,6 +183,27 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 		return source.Run(reading)
 	})
 	return g.Wait()
+}
+
+// grow gives the topics of changes the partitions that the configuration says, once the
+// topics of dead letters have them.
+func (p *process) grow(ctx context.Context, out *kafka.ChangeLog) error {
+	topics, err := p.changeTopics(ctx)
+	if err != nil {
+		return err
+	}
+	return out.Grow(ctx, topics, func(ctx context.Context) error {
+		for _, name := range p.cfg.SinkNames() {
+			if err := p.kafka.EnsureTopic(ctx, p.lettersSpec(name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (p *process) lettersSpec(sink string) kafka.TopicSpec {
+	return dlq.Topic(p.cfg.Prefix, sink, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes)
 }
 
 // askForTopics has those tables copied again whose topic is gone, and with it what no
@@ -266,7 +294,7 @@ func (p *process) lastEpoch(ctx context.Context) (uint16, error) {
 		for _, r := range records {
 			if c, err := cdc.Decode(r.Key, r.Value, r.Headers); err == nil {
 				last = max(last, c.Version.Epoch())
-				if c.Op == cdc.OpBarrier && c.Version.Seq() == cdc.MaxSeq { // the sweep behind the end of an epoch
+				if c.Op.OfTable() && c.Version.Seq() == cdc.MaxSeq { // the sweep behind the end of an epoch
 					last = max(last, c.Version.Epoch()+1)
 				}
 			}
@@ -284,7 +312,7 @@ func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc
 	}
 	return p.kafka.Scan(ctx, topics, since, func(r kafka.Record, cut bool) error {
 		c, err := cdc.DecodeHeaders(r.Key, r.Headers)
-		if err != nil {
+		if err != nil || c.Op == cdc.OpGrowth {
 			return nil
 		}
 		return fn(&c, r.Partition, cut)
@@ -393,7 +421,7 @@ func (p *process) runSinks(ctx context.Context, names []string) error {
 }
 
 func (p *process) runSink(ctx context.Context, name string, log *letterLog) error {
-	spec := dlq.Topic(p.cfg.Prefix, name, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes)
+	spec := p.lettersSpec(name)
 	if err := p.kafka.EnsureTopic(ctx, spec); err != nil {
 		return err
 	}
@@ -423,7 +451,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	worker := &sinks.Worker{
 		Name: name, Sink: posts.Guard(store), Bury: posts.Bury, Settled: posts.Settled, Filter: store.takes,
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
-			return p.kafka.Progress(ctx, p.group(name), topic)
+			return p.progress(ctx, name, store, topic)
 		},
 		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
@@ -441,7 +469,8 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	p.workers.add(name, p.cfg.Sinks[name].Store(), func() sinks.Status {
 		s := withHeld(worker.Status(), store.held)
 		s.Retrying = posts.Retrying()
-		return s
+		open, all := posts.Open() // afterwards: whatever counts as applied and is a letter is there by now
+		return withLetters(s, open, all)
 	})
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool
@@ -477,6 +506,20 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		})
 	})
 	return g.Wait()
+}
+
+// progress is how far a sink is in the partitions of a topic. What its store has lost is not
+// behind it, whatever was committed.
+func (p *process) progress(ctx context.Context, sink string, s *store, topic string) (ends, committed map[int]int64, err error) {
+	ends, committed, err = p.kafka.Progress(ctx, p.group(sink), topic)
+	if err != nil || s.marks == nil {
+		return ends, committed, err
+	}
+	marks, err := s.marks(ctx, p.group(sink))
+	for id := range committed {
+		committed[id] = min(committed[id], marks[fmt.Sprintf("%s/%d", topic, id)])
+	}
+	return ends, committed, err
 }
 
 // newKeeper mends what the store of a sink loses.
