@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"lockstep/admin"
+	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/config"
@@ -77,6 +78,11 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	}
 	for _, name := range what.sinks {
 		if _, err := a.sinkNamed(cfg, name); err != nil {
+			return err
+		}
+	}
+	if what.capture != nil {
+		if what.capture.actor, err = a.who(); err != nil {
 			return err
 		}
 	}
@@ -147,6 +153,12 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 		}
 		return err
 	}
+	if err := p.writeDown(ctx, flags.acts()); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
 	if from != nil {
 		from.Term++ // what an earlier capture still saves counts no more
 	}
@@ -183,6 +195,17 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 		return source.Run(reading)
 	})
 	return g.Wait()
+}
+
+// writeDown writes acts into the audit log that are about to be done by the capture.
+func (p *process) writeDown(ctx context.Context, acts []audit.Act) error {
+	log := &audit.Log{Prefix: p.cfg.Prefix, Kafka: &rareLog{p.newLetterLog()}}
+	for _, act := range acts {
+		if err := log.Do(ctx, act, func() (map[string]int, error) { return nil, nil }); err != nil {
+			return fmt.Errorf("nothing was done, because it cannot be written down first: %w", err)
+		}
+	}
+	return nil
 }
 
 // grow gives the topics of changes the partitions that the configuration says, once the

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -368,12 +369,24 @@ func TestASinkThatHasRowsOfUnknownVersionsIsRefused(t *testing.T) {
 	if p.err == nil || !strings.Contains(string(log), "versions nobody knows") {
 		t.Fatalf("it ended with %v and said\n%s", p.err, log)
 	}
-	p = w.start("run", "--resnapshot", "--epoch", "7")
+	p = w.start("run", "--resnapshot", "--epoch", "7", "--actor", "ann")
 	if _, err := w.db.Exec("UPDATE questions SET title = 'after the epoch' WHERE id = 1"); err != nil {
 		t.Fatal(err)
 	}
 	w.equal(time.Minute)
 	p.stop()
+	var acts []struct {
+		Actor, Act, Outcome string
+		Filter              map[string]string
+	}
+	w.lockstep(&acts, "audit", "list")
+	var did []string
+	for _, act := range acts {
+		did = append(did, act.Actor+" "+act.Act+" "+act.Filter["epoch"]+" "+act.Outcome)
+	}
+	if want := []string{"ann snapshot.resnapshot  done", "ann capture.epoch 7 done"}; !slices.Equal(did, want) {
+		t.Errorf("the audit log says %q, want %q", did, want)
+	}
 }
 
 // Told to stop while a server is away, it still stops in time, and the next start
