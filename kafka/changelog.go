@@ -163,16 +163,23 @@ func ChangeSpec(name string, partitions int) TopicSpec {
 func (l *ChangeLog) Grow(ctx context.Context, topics []string, first func(context.Context) error) error {
 	l.publishing.Lock()
 	defer l.publishing.Unlock()
+	var grow []string
 	for _, name := range topics {
 		ends, err := l.client.EndOffsets(ctx, name)
 		if err != nil {
 			return err
 		}
 		if len(ends) < l.cfg.Partitions {
-			if err := first(ctx); err != nil {
-				return err
-			}
-			break
+			grow = append(grow, name)
+		}
+	}
+	if len(grow) > 0 {
+		if err := first(ctx); err != nil {
+			return err
+		}
+		// All at once, because it takes a second or two until one shows.
+		if err := l.client.retry(ctx, "add partitions", func() error { return l.client.growTopics(ctx, l.cfg.Partitions, grow...) }); err != nil {
+			return err
 		}
 	}
 	for _, name := range topics {

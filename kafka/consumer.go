@@ -85,10 +85,10 @@ type layout struct {
 }
 
 // differs reports whether there are other topics than before, or more partitions. A topic
-// that was not seen at one of the times does not count.
+// that cannot be seen now does not count.
 func (l layout) differs(before layout) bool {
 	for topic, n := range l.partitions {
-		if was, known := before.partitions[topic]; known && n > was {
+		if n > before.partitions[topic] {
 			return true
 		}
 	}

@@ -156,7 +156,7 @@ func (c *Client) EnsureTopic(ctx context.Context, spec TopicSpec) error {
 			if err := c.checkCleanup(ctx, spec); err != nil || made {
 				return cmp.Or(err, fmt.Errorf("topic %s has %d of %d partitions yet", spec.Name, partitions, spec.Partitions))
 			}
-			err := c.growTopic(ctx, spec)
+			err := c.growTopics(ctx, spec.Partitions, spec.Name)
 			made = err == nil
 			return cmp.Or(err, fmt.Errorf("topic %s has just grown", spec.Name)) // look at it in the next round
 		case err == nil && partitions != spec.Partitions:
@@ -186,14 +186,21 @@ func (s TopicSpec) mend(partitions int) string {
 	return fmt.Sprintf("it must have %d: delete it if it holds nothing that is needed", s.Partitions)
 }
 
-// growTopic adds the partitions that a topic lacks. Another process may have been faster.
-func (c *Client) growTopic(ctx context.Context, spec TopicSpec) error {
-	res, err := c.api.CreatePartitions(ctx, &kafkago.CreatePartitionsRequest{Topics: []kafkago.TopicPartitionsConfig{{Name: spec.Name, Count: int32(spec.Partitions)}}})
+// growTopics adds the partitions that topics lack. Another process may have been faster. When
+// it returns they do not show yet.
+func (c *Client) growTopics(ctx context.Context, partitions int, names ...string) error {
+	req := &kafkago.CreatePartitionsRequest{}
+	for _, name := range names {
+		req.Topics = append(req.Topics, kafkago.TopicPartitionsConfig{Name: name, Count: int32(partitions)})
+	}
+	res, err := c.api.CreatePartitions(ctx, req)
 	if err != nil {
 		return err
 	}
-	if err := res.Errors[spec.Name]; !errors.Is(err, kafkago.InvalidPartitionNumber) {
-		return err
+	for name, err := range res.Errors {
+		if err != nil && !errors.Is(err, kafkago.InvalidPartitionNumber) {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -84,9 +84,9 @@ func TestTheNumberOfPartitionsIsRaisedUnderLoad(t *testing.T) {
 	}
 	old.kill()
 	p.awaitReady()
-	await(t, 90*time.Second, "every partition to have the growth behind it", func() bool {
+	await(t, 90*time.Second, "every letter to be in one partition", func() bool { // this process has all of them
 		p.alive()
-		return p.metric("lockstep_consumer_lag_records") < 50 && p.metric("lockstep_dlq_loading_partitions") == 0
+		return p.metric("lockstep_dlq_loading_partitions") == 0 && p.metric("lockstep_dlq_letters", `sink="search"`) == rows
 	})
 	for key, was := range before {
 		if is := listed()[key]; is != was {
