@@ -59,7 +59,7 @@ type post struct {
 	met     map[identity]news     // until then: what the stream has settled
 	barrier map[string]news       // by table
 	grown   map[string]int        // how many partitions the topics of tables have, as far as this partition is
-	astray  map[identity]bool     // letters whose rows change in another partition now, to be moved there
+	astray  []identity            // letters whose rows change in another partition now, to be moved there
 	moving  bool                  // some are under way
 	onward  []kafka.Record        // ends that operators have written here, for where the letters are now
 	busy    map[identity]*writing // letters of which a record is being written
@@ -96,7 +96,7 @@ type writing struct {
 func newPost(p *Posts, id int) *post {
 	at := &post{
 		Posts: p, id: id, done: make(chan struct{}), bell: make(chan struct{}),
-		grown: make(map[string]int), astray: make(map[identity]bool), owned: make(map[string]int), runs: make(map[string]context.Context), index: newIndex(), met: make(map[identity]news), barrier: make(map[string]news),
+		grown: make(map[string]int), owned: make(map[string]int), runs: make(map[string]context.Context), index: newIndex(), met: make(map[identity]news), barrier: make(map[string]news),
 		busy: make(map[identity]*writing), closing: make(map[identity]news), mended: make(map[identity]bool), recent: make(map[identity]news),
 	}
 	at.over, at.end = context.WithCancelCause(context.Background())
@@ -282,7 +282,6 @@ func (p *post) fold(l *Letter) {
 	case !l.State.Open():
 		p.index.remove(id)
 		delete(p.mended, id)
-		delete(p.astray, id)
 		w := p.busy[id]
 		byOther := l.State != Moved && (w == nil || w.state == Moved)
 		if n := p.grown[l.Table]; n > 0 && p.whole && byOther {
@@ -303,7 +302,7 @@ func (p *post) fold(l *Letter) {
 			p.void(id, n)
 		}
 		if p.whole && p.homeOf(id) != p.id {
-			p.astray[id] = true
+			p.astray = append(p.astray, id)
 		}
 	}
 	if w := p.busy[id]; w != nil && w.state == l.State && w.version == l.Version && w.retries == l.Retries {
@@ -356,12 +355,22 @@ func (p *post) homeOf(id identity) int {
 	return p.id
 }
 
-// resettle has every letter of a table moved that belongs elsewhere.
+// resettle has every letter of a table moved that belongs elsewhere, those first that stand
+// first: so they are read together.
 func (p *post) resettle(table string) {
+	type standing struct {
+		id     identity
+		offset int64
+	}
+	var astray []standing
 	for id, e := range p.index.letters {
 		if p.index.topics[e.origin].table == table && p.homeOf(id) != p.id {
-			p.astray[id] = true
+			astray = append(astray, standing{id, e.offset})
 		}
+	}
+	slices.SortFunc(astray, func(a, b standing) int { return cmp.Compare(a.offset, b.offset) })
+	for _, s := range astray {
+		p.astray = append(p.astray, s.id)
 	}
 	p.ring()
 }
@@ -598,15 +607,9 @@ func (p *post) close(ctx context.Context) error {
 		onward := p.onward
 		p.onward = nil
 		p.closing, p.mended, p.closer = make(map[identity]news), make(map[identity]bool), true
-		var astray []identity
-		for id := range p.astray {
-			if astray = append(astray, id); len(astray) == roundLetters {
-				break
-			}
-		}
-		for _, id := range astray {
-			delete(p.astray, id)
-		}
+		n := min(len(p.astray), roundLetters)
+		astray := p.astray[:n]
+		p.astray = p.astray[n:]
 		p.moving = len(astray) > 0
 		p.mu.Unlock()
 		err := p.round(ctx, closing, mended, astray)
@@ -709,6 +712,7 @@ func (p *post) claim(ctx context.Context, closing map[identity]news, mended map[
 			return nil, err
 		}
 	}
+	slices.SortFunc(jobs, func(a, b job) int { return cmp.Compare(a.offset, b.offset) }) // those that stand together are read together
 	return jobs, nil
 }
 
@@ -854,7 +858,7 @@ func (p *post) missing(ctx context.Context, jobs, found []job) error {
 		case j.mend:
 			p.mended[j.id] = true
 		case j.move:
-			p.astray[j.id] = true
+			p.astray = append(p.astray, j.id)
 		default:
 			p.void(j.id, j.news)
 		}
