@@ -176,6 +176,13 @@ func TestAnOperatorsActFollowsALetterThatIsMoved(t *testing.T) {
 				t.Errorf("after all but one were skipped these are open: %v", open)
 			}
 		})
+		withPost(t, tape, never, func(ctx context.Context, p *Posts, part sinks.Partition) { // another process
+			must(t, part.Commit(ctx, 2))
+			again := p.open(refusal(0, base+5, "a").Record, p.refused(refusal(0, base+5, "a")))
+			must(t, p.Letters.Log.Produce(ctx, again)) // of a replay that began before the letters were moved
+			time.Sleep(time.Minute)
+			expect(t, "a letter that is refused again where it was", places(t, tape)["0"], []string{"parked 0 in 0"})
+		})
 	})
 }
 

@@ -43,6 +43,9 @@ const (
 	// HeaderLeft is there once for each row image of an older change that the refused
 	// one stands for, of a table whose rows move in the store.
 	HeaderLeft = "lockstep.letter.left"
+	// HeaderPartitions is in the end of a letter that has moved: how many partitions the
+	// topic of its row has since.
+	HeaderPartitions = "lockstep.letter.partitions"
 	// HeaderTable ("db.table"), HeaderKey (the primary key as text, cut at 1 KiB),
 	// HeaderVersion, HeaderGTID and HeaderCommitted (the commit time in the source) are
 	// missing when the record could not be decoded.
@@ -174,6 +177,7 @@ type Letter struct {
 	recordKey []byte   // of the refused record; nil when it has none
 	noValue   bool     // the refused record has none
 	left      [][]byte // see HeaderLeft
+	among     int      // see HeaderPartitions
 }
 
 // Replayable reports whether the letter holds a change that can be applied. A
@@ -291,6 +295,9 @@ func (l Letter) headers() []cdc.Header {
 	add(HeaderRetryCount, strconv.Itoa(l.Retries))
 	add(HeaderApp, l.App)
 	add(HeaderClosed, l.Closed)
+	if l.State == Moved {
+		add(HeaderPartitions, strconv.Itoa(l.among))
+	}
 	if !l.State.Open() {
 		return h
 	}
@@ -392,6 +399,9 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	l.Fingerprint = values[HeaderFingerprint]
 	l.App, l.Closed = values[HeaderApp], values[HeaderClosed]
 	l.Source = Place{values[HeaderTopic], int(number(HeaderPartition)), number(HeaderOffset)}
+	if l.State == Moved {
+		l.among = int(number(HeaderPartitions))
+	}
 	if values[HeaderVersion] != "" {
 		l.Version = cdc.Version(number(HeaderVersion))
 	}

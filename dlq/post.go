@@ -280,6 +280,9 @@ func (p *post) fold(l *Letter) {
 	case known && e.version > l.Version:
 		p.mended[id] = true
 	case !l.State.Open():
+		if l.State == Moved { // whoever comes later knows it from here
+			p.grown[l.Table] = max(p.grown[l.Table], l.among)
+		}
 		p.index.remove(id)
 		delete(p.mended, id)
 		w := p.busy[id]
@@ -753,18 +756,18 @@ func (p *post) conclude(ctx context.Context, j *job) error {
 // dies, the letter is open in at least one partition.
 func (p *post) leave(j *job) {
 	p.mu.Lock()
-	home := p.homeOf(j.id)
+	home, among := p.homeOf(j.id), p.grown[j.letter.Table]
 	p.mu.Unlock()
 	if home == p.id {
 		return
 	}
 	end := j.letter
-	end.State = Moved
+	end.State, end.among = Moved, among
 	p.expect(j, end)
 	j.move = true
 	j.copy = p.open(j.held, j.letter)
 	j.copy.Partition = home
-	j.record = p.Letters.end(j.letter, Moved, fmt.Sprintf("it stands in partition %d, where the changes of its row come now", home))
+	j.record = p.Letters.end(end, Moved, fmt.Sprintf("it stands in partition %d, where the changes of its row come now", home))
 }
 
 // copyHome writes the letters that are moved to where they belong.

@@ -22,6 +22,9 @@ func TestATopicGetsThePartitionsItLacksAndKeepsThoseItHas(t *testing.T) {
 	spec := TopicSpec{Name: "p.a.b", Partitions: 2, Grows: true}
 	must(t, c.EnsureTopic(ctx, spec))
 	spec.Partitions = 5
+	if found, err := c.Inspect(ctx, []TopicSpec{spec}); err != nil || !strings.HasPrefix(found[1].Detail, "2 partitions, and gets 5 at the next start") {
+		t.Errorf("an inspection finds %+v, %v", found, err)
+	}
 	must(t, c.EnsureTopic(ctx, spec))
 	must(t, open(t, cfg).EnsureTopic(ctx, spec))
 	if ends, err := c.EndOffsets(ctx, "p.a.b"); err != nil || len(ends) != 5 {
