@@ -51,8 +51,8 @@ const (
 )
 
 // Topic says what the letters' topic of a sink must be. It keeps the newest record of
-// each key for ever and the end of a letter for a week, and has the partitions of the
-// change topics, because a letter goes to the partition its record came from.
+// each key for ever and the end of a letter for a week, and has as many partitions as the
+// change topics, because a letter stands in the partition in which its row changes.
 // maxRecordBytes is the largest record of a change topic; the publisher of letters must
 // take HeaderBytes more as well.
 func Topic(prefix, sink string, partitions, maxRecordBytes int) kafka.TopicSpec {
