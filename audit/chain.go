@@ -1,13 +1,11 @@
 package audit
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 )
 
 // Hash stands for everything in the log up to a place: SHA-256 of the hash before the
@@ -95,12 +93,8 @@ func (c *chain) put(n int64, head Hash) {
 }
 
 func decode(value []byte) (r Record, err error) {
-	d := json.NewDecoder(bytes.NewReader(value))
-	if err := d.Decode(&r); err != nil {
+	if err := json.Unmarshal(value, &r); err != nil {
 		return r, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return r, errors.New("there is more behind it")
 	}
 	switch {
 	case r.Format != format:

@@ -23,14 +23,21 @@ const (
 	// gone: TRUNCATE, DROP, or the end of a copy that has written anew what is
 	// there. It has no key and no images and goes to every partition.
 	OpBarrier Op = 't'
+	// OpGrowth says that the topic of the table has more partitions than before: from
+	// here on keys stand where the new number puts them. It has no key and no images
+	// and goes to every partition.
+	OpGrowth Op = 'g'
 )
 
 func (o Op) String() string { return string(rune(o)) }
 
-// Valid reports whether o is one of the five.
+// Valid reports whether o is one of the six.
 func (o Op) Valid() bool {
-	return o == OpCreate || o == OpUpdate || o == OpDelete || o == OpRead || o == OpBarrier
+	return o == OpCreate || o == OpUpdate || o == OpDelete || o == OpRead || o.OfTable()
 }
+
+// OfTable reports whether o is of a table and not of a row.
+func (o Op) OfTable() bool { return o == OpBarrier || o == OpGrowth }
 
 // Change is one row change: the whole row before and after, under one version.
 //
@@ -63,6 +70,23 @@ type Change struct {
 	// no more than where it is now. It is not part of the record.
 	Leaves bool
 	Origin Origin
+	// Growth is what an OpGrowth tells, and nil otherwise.
+	Growth *Growth
+}
+
+// Growth is the change of a topic to a larger number of partitions.
+type Growth struct {
+	// Partitions is the new number.
+	Partitions int `json:"partitions"`
+	// Behind has for each partition an offset. The growth, and what stands behind it, must
+	// wait until all partitions are applied up to there, because an older change of the same
+	// row may be among that.
+	//
+	// Two growths stand in each partition. The first one is behind everything that the old
+	// number has put where it is. The second one is behind the first ones, so that what is
+	// done about a growth is done everywhere before a change comes that the new number has
+	// put where it is.
+	Behind []int64 `json:"behind"`
 }
 
 // ErrTooLarge is wrapped by the error for a change that the output takes under no

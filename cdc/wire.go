@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -24,6 +25,7 @@ const (
 	HeaderGTID    = "lockstep.gtid"
 	HeaderCommit  = "lockstep.commit_us"
 	HeaderLayout  = "lockstep.layout"
+	HeaderGrowth  = "lockstep.growth" // JSON of a Growth
 )
 
 // Format is the format number of the records that an Encoder writes.
@@ -84,6 +86,10 @@ func (e *Encoder) Set(c *Change) {
 	if c.Layout != 0 {
 		e.layout = strconv.AppendUint(e.layout[:0], uint64(c.Layout), 16)
 		e.headers = append(e.headers, Header{HeaderLayout, e.layout})
+	}
+	if c.Growth != nil {
+		growth, _ := json.Marshal(c.Growth) // numbers alone
+		e.headers = append(e.headers, Header{HeaderGrowth, growth})
 	}
 
 	dst := append(e.tail[:0], e.head...)
@@ -225,6 +231,10 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 				return c, undecodable("header %s is %q, not hexadecimal", h.Key, h.Value)
 			}
 			c.Layout = uint32(n)
+		case HeaderGrowth:
+			if err := json.Unmarshal(h.Value, &c.Growth); err != nil {
+				return c, undecodable("header %s is %q: %v", h.Key, h.Value, err)
+			}
 		}
 	}
 	switch {
@@ -235,16 +245,18 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 	case versionErr != nil:
 		return c, undecodable("header %s: %v", HeaderVersion, versionErr)
 	case !c.Op.Valid():
-		return c, undecodable("header %s is not one of c, u, d, r, t", HeaderOp)
+		return c, undecodable("header %s is not one of c, u, d, r, t, g", HeaderOp)
 	case c.Table.DB == "" || c.Table.Table == "":
 		return c, undecodable("headers %s and %s do not name a table", HeaderDB, HeaderTable)
+	case (c.Op == OpGrowth) != (c.Growth != nil) || c.Growth != nil && c.Growth.Partitions < 1:
+		return c, undecodable("op %s does not go with what header %s says", c.Op, HeaderGrowth)
 	}
 	return c, nil
 }
 
 // Decode reads a record back. The images of the result are parts of value, and its texts
-// of the headers' values. A
-// barrier has neither key nor images: its record is Debezium's truncate. A record
+// of the headers' values. A barrier has neither key nor images: its record is Debezium's
+// truncate. Neither has a growth, which Debezium does not know. A record
 // that was not written by this format, has no valid version, or is not whole, is
 // refused with an error that wraps ErrUndecodable and names what is wrong.
 func Decode(key, value []byte, headers []Header) (Change, error) {
@@ -254,9 +266,9 @@ func Decode(key, value []byte, headers []Header) (Change, error) {
 		return c, err
 	case !isObject(value):
 		return c, undecodable("value is not a JSON object")
-	case c.Op == OpBarrier && len(key) > 0:
-		return c, undecodable("op t is of a table and has a key")
-	case c.Op == OpBarrier:
+	case c.Op.OfTable() && len(key) > 0:
+		return c, undecodable("op %s is of a table and has a key", c.Op)
+	case c.Op.OfTable():
 		return c, nil
 	case !isObject(key):
 		return c, undecodable("key is not a JSON object")

@@ -51,8 +51,8 @@ const (
 )
 
 // Topic says what the letters' topic of a sink must be. It keeps the newest record of
-// each key for ever and the end of a letter for a week, and has the partitions of the
-// change topics, because a letter goes to the partition its record came from.
+// each key for ever and the end of a letter for a week, and has as many partitions as the
+// change topics, because a letter stands in the partition in which its row changes.
 // maxRecordBytes is the largest record of a change topic; the publisher of letters must
 // take HeaderBytes more as well.
 func Topic(prefix, sink string, partitions, maxRecordBytes int) kafka.TopicSpec {
@@ -60,6 +60,7 @@ func Topic(prefix, sink string, partitions, maxRecordBytes int) kafka.TopicSpec 
 		Name:       kafka.LettersTopic(prefix, sink),
 		Partitions: partitions,
 		Compacted:  true,
+		Grows:      true,
 		Mend:       "a topic of dead letters that is not compacted was made by an older lockstep, with letters of format 1: settle them with that one (lockstep dlq replay, lockstep dlq skip), then delete the topic; it is made again",
 		Configs: map[string]string{
 			"delete.retention.ms":   strconv.FormatInt(History.Milliseconds(), 10),
@@ -92,10 +93,15 @@ func (l *Letters) open(record kafka.Record, letter Letter) kafka.Record {
 	return record
 }
 
-// end is the record that closes a letter.
+// end is the record that closes a letter where it stands.
 func (l *Letters) end(letter Letter, state State, reason string) kafka.Record {
+	return l.endIn(letter.place.Partition, letter, state, reason)
+}
+
+// endIn is the record that closes it in a partition.
+func (l *Letters) endIn(partition int, letter Letter, state State, reason string) kafka.Record {
 	letter.State, letter.Closed, letter.App = state, clip(reason, textBytes), clip(l.App, nameBytes)
-	return kafka.Record{Topic: l.Topic, Partition: letter.place.Partition, Key: []byte(letter.key), Headers: letter.headers()}
+	return kafka.Record{Topic: l.Topic, Partition: partition, Key: []byte(letter.key), Headers: letter.headers()}
 }
 
 // Skip closes a letter and leaves the store without the change. The reason is for
@@ -107,10 +113,20 @@ func (l *Letters) Skip(ctx context.Context, letter Letter, reason string) error 
 	return l.finish(ctx, letter, Skipped, reason)
 }
 
-// finish closes a letter.
+// finish closes a letter, wherever it is open.
 func (l *Letters) finish(ctx context.Context, letter Letter, state State, reason string) error {
-	if err := l.Log.Produce(ctx, l.end(letter, state, reason)); err != nil {
+	if err := l.everywhere(ctx, letter, l.end(letter, state, reason)); err != nil {
 		return fmt.Errorf("close letter %s as %s: %w", letter.ID, state, err)
+	}
+	return nil
+}
+
+// everywhere writes a record of a letter to each partition where the letter is open.
+func (l *Letters) everywhere(ctx context.Context, letter Letter, r kafka.Record) error {
+	for _, r.Partition = range append([]int{letter.place.Partition}, letter.also...) {
+		if err := l.Log.Produce(ctx, r); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -135,10 +151,11 @@ func (f Filter) takes(l *Letter) bool {
 }
 
 // List reads the whole topic and returns the open letters that f takes, oldest
-// failure first. Of a row's letters the one with the newest version is open. It
+// failure first. Of a row's letters the one with the newest version is open; one that is
+// being moved to another partition, and open in both, is one letter. It
 // keeps no values, so its memory is about 1 KiB per letter that it returns.
 func (l *Letters) List(ctx context.Context, f Filter) ([]Letter, error) {
-	open := make(map[identity]entry)
+	open := make(map[home]entry)
 	err := l.Log.ReadAll(ctx, l.Topic, func(r kafka.Record) error {
 		letter, err := l.read(r)
 		if err != nil {
@@ -150,39 +167,72 @@ func (l *Letters) List(ctx context.Context, f Filter) ([]Letter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read letters: %w", err)
 	}
-	var letters []Letter
-	for _, e := range open {
-		if e.letter != nil {
-			letters = append(letters, *e.letter)
-		}
-	}
+	letters := joined(open)
 	slices.SortFunc(letters, func(a, b Letter) int {
 		return cmp.Or(a.FirstFailed.Compare(b.FirstFailed), cmp.Compare(a.place.Partition, b.place.Partition), cmp.Compare(a.place.Offset, b.place.Offset))
 	})
 	return letters, nil
 }
 
-// entry is the open letter of an identity; letter is nil when the filter does not
-// take it.
+// home is a letter in a partition of its topic.
+type home struct {
+	id        identity
+	partition int
+}
+
+// entry is the open letter of an identity in a partition; letter is nil when the filter
+// does not take it.
 type entry struct {
 	version cdc.Version
+	retries int
 	letter  *Letter
+}
+
+// joined are the letters that a filter takes, each once. Of one that is open in several
+// partitions the newest counts, and of equal ones that which was tried most often.
+func joined(open map[home]entry) []Letter {
+	newest := make(map[identity]home, len(open))
+	var twice []home // seldom any
+	for at, e := range open {
+		first, known := newest[at.id]
+		if !known {
+			newest[at.id] = at
+			continue
+		}
+		other := open[first]
+		if cmp.Or(cmp.Compare(e.version, other.version), cmp.Compare(e.retries, other.retries), cmp.Compare(at.partition, first.partition)) > 0 {
+			newest[at.id], at = at, first
+		}
+		twice = append(twice, at)
+	}
+	for _, at := range twice {
+		if l := open[newest[at.id]].letter; l != nil {
+			l.also = append(l.also, at.partition)
+		}
+	}
+	var letters []Letter
+	for _, at := range newest {
+		if l := open[at].letter; l != nil {
+			letters = append(letters, *l)
+		}
+	}
+	return letters
 }
 
 // fold takes the next record of the topic into the open letters. What an older writer
 // has to say of a row does not overwrite a newer letter; the end of a letter closes what
 // stands before it: a row that is refused again later is a letter again.
-func fold(open map[identity]entry, l Letter, f Filter) {
-	id := l.identity()
-	e, known := open[id]
+func fold(open map[home]entry, l Letter, f Filter) {
+	at := home{l.identity(), l.place.Partition}
+	e, known := open[at]
 	switch {
 	case known && e.version > l.Version:
 	case !l.State.Open():
-		delete(open, id)
+		delete(open, at)
 	case f.takes(&l):
-		open[id] = entry{l.Version, &l}
+		open[at] = entry{l.Version, l.Retries, &l}
 	default:
-		open[id] = entry{l.Version, nil}
+		open[at] = entry{l.Version, l.Retries, nil}
 	}
 }
 

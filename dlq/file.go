@@ -129,7 +129,7 @@ const (
 func (p *Import) Check(ctx context.Context, file io.Reader) ([]Found, error) {
 	var found []Found
 	lines := map[string]int{} // of a letter's ID and key
-	open := map[string]map[identity]entry{}
+	open := map[string]map[identity]cdc.Version{}
 	err := p.each(file, func(n int, _ kafka.Record, l Letter) error {
 		name := l.Sink + "\x00" + l.key
 		if first := lines[name]; first > 0 {
@@ -144,9 +144,9 @@ func (p *Import) Check(ctx context.Context, file io.Reader) ([]Found, error) {
 			open[l.Sink] = now
 		}
 		f := Found{Letter: l}
-		if e, there := open[l.Sink][l.identity()]; there && e.version > l.Version {
+		if v, there := open[l.Sink][l.identity()]; there && v > l.Version {
 			f.Kept = keptNewer
-		} else if there && e.version == l.Version {
+		} else if there && v == l.Version {
 			f.Kept = keptSame
 		}
 		found = append(found, f)
@@ -155,9 +155,9 @@ func (p *Import) Check(ctx context.Context, file io.Reader) ([]Found, error) {
 	return found, err
 }
 
-// versions are the open letters.
-func (l *Letters) versions(ctx context.Context) (map[identity]entry, error) {
-	open := map[identity]entry{}
+// versions are those of the open letters.
+func (l *Letters) versions(ctx context.Context) (map[identity]cdc.Version, error) {
+	open := map[home]entry{}
 	err := l.Log.ReadAll(ctx, l.Topic, func(r kafka.Record) error {
 		letter, err := l.read(r)
 		if err == nil {
@@ -168,7 +168,11 @@ func (l *Letters) versions(ctx context.Context) (map[identity]entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read letters of sink %s: %w", l.Sink, err)
 	}
-	return open, nil
+	newest := make(map[identity]cdc.Version, len(open))
+	for at, e := range open {
+		newest[at.id] = max(newest[at.id], e.version)
+	}
+	return newest, nil
 }
 
 // Run puts the letters of a file that was checked back, save those that Check would keep. A letter of

@@ -2,9 +2,11 @@ package dlq
 
 import (
 	"container/heap"
+	"strings"
 	"time"
 
 	"lockstep/cdc"
+	"lockstep/kafka"
 	"lockstep/sinks"
 )
 
@@ -15,18 +17,40 @@ type index struct {
 	topics  []origin // that the letters' records came from
 	byName  map[origin]uint16
 	counts  map[count]int
-	oldest  uint32 // first failure of the oldest letter
-	unsure  bool   // whether it is still that
+	extents []extent // by origin
+	unsure  bool     // whether they are still the oldest
 }
 
-// card is an open letter in the index: 24 bytes, and 16 of its identity.
+// extent says how old the letters of an origin are, in seconds since 1970.
+type extent struct {
+	letters   int
+	failed    uint32 // first failure of the letter for which that is longest ago
+	committed uint32 // commit time of the oldest change
+	blind     int    // letters of which nobody knows when their change was committed
+}
+
+func (x *extent) add(e card) {
+	if x.letters++; x.letters == 1 || e.failed < x.failed {
+		x.failed = e.failed
+	}
+	switch {
+	case e.committed == 0:
+		x.blind++
+	case x.letters-x.blind == 1 || e.committed < x.committed:
+		x.committed = e.committed
+	}
+}
+
+// card is an open letter in the index: 32 bytes, and 16 of its identity.
 type card struct {
-	version cdc.Version
-	offset  int64
-	failed  uint32 // first, in seconds since 1970
-	origin  uint16 // of index.topics
-	class   uint8  // of sinks.Classes
-	state   uint8  // of States
+	version   cdc.Version
+	offset    int64
+	failed    uint32        // first, in seconds since 1970
+	committed uint32        // in the source, likewise; 0 when nobody knows
+	key       kafka.KeyHash // of the refused record
+	origin    uint16        // of index.topics
+	class     uint8         // of sinks.Classes
+	state     uint8         // of States
 }
 
 // origin is the topic and the table of a refused record.
@@ -52,8 +76,12 @@ func (x *index) put(id identity, l *Letter) {
 		}
 		at = uint16(len(x.topics))
 		x.topics, x.byName[from] = append(x.topics, from), at
+		x.extents = append(x.extents, extent{})
 	}
-	e := card{version: l.Version, offset: l.place.Offset, failed: uint32(max(l.FirstFailed.Unix(), 0)), origin: at}
+	e := card{
+		version: l.Version, offset: l.place.Offset, origin: at, key: kafka.HashKey(l.recordKey),
+		failed: uint32(max(l.FirstFailed.Unix(), 0)), committed: uint32(max(l.Committed.Unix(), 0)),
+	}
 	for i, c := range sinks.Classes {
 		if c == l.Class {
 			e.class = uint8(i)
@@ -66,9 +94,7 @@ func (x *index) put(id identity, l *Letter) {
 	}
 	x.letters[id] = e
 	x.counts[count{e.origin, e.class, e.state}]++
-	if e.failed < x.oldest || x.oldest == 0 {
-		x.oldest = e.failed
-	}
+	x.extents[at].add(e)
 }
 
 func (x *index) remove(id identity) {
@@ -78,20 +104,32 @@ func (x *index) remove(id identity) {
 	}
 	delete(x.letters, id)
 	x.counts[count{e.origin, e.class, e.state}]--
-	x.unsure = x.unsure || e.failed == x.oldest
+	of := &x.extents[e.origin]
+	if of.letters--; e.committed == 0 {
+		of.blind--
+	}
+	x.unsure = x.unsure || e.failed == of.failed || e.committed == of.committed
 }
 
-// since is the first failure of the oldest letter, or 0.
-func (x *index) since() uint32 {
+// ages gives the extents, by origin.
+func (x *index) ages() []extent {
 	if x.unsure {
-		x.oldest, x.unsure = 0, false
+		clear(x.extents)
 		for _, e := range x.letters {
-			if e.failed < x.oldest || x.oldest == 0 {
-				x.oldest = e.failed
-			}
+			x.extents[e.origin].add(e)
 		}
+		x.unsure = false
 	}
-	return x.oldest
+	return x.extents
+}
+
+// label is the table of the letters of an origin; of records that nobody can read the end of
+// their topic's name.
+func (o origin) label() string {
+	if parts := strings.Split(o.topic, "."); o.table == "" && len(parts) > 2 {
+		return strings.Join(parts[len(parts)-2:], ".")
+	}
+	return o.table
 }
 
 func (e card) is(s State) bool { return States[e.state] == s }

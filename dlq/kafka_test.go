@@ -3,9 +3,11 @@ package dlq
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"lockstep/cdc"
 	"lockstep/internal/testenv"
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // realLog is a Log on a real Kafka.
@@ -178,4 +181,71 @@ func TestOnARealKafkaCompactionKeepsTheOpenLettersAndTheHistory(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (l realLog) ProduceAll(ctx context.Context, records ...kafka.Record) error {
+	for _, r := range records {
+		if err := l.Produce(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A letter of another format stops whoever meets it, with its place and the way out, and
+// nothing is written; a record that is none, or is damaged, is one that nobody can read and
+// stops nobody. The posts of other partitions go on.
+func TestOnARealKafkaALetterNobodyKnowsStopsItsPartitionAndADamagedOneIsSeen(t *testing.T) {
+	l := realLetters(t, 1<<20, nil)
+	log := l.Log.(realLog)
+	posts := func() *Posts {
+		return &Posts{Letters: l, Log: log, Loading: make(chan struct{}, 1), Metrics: NewMetrics(prometheus.NewRegistry())}
+	}
+	visit := func(partition int) error {
+		return posts().RunPartition(t.Context(), quiet(partition), func(ctx context.Context, part sinks.Partition) error {
+			return part.Commit(ctx, 1) // it waits until all letters are known
+		})
+	}
+	r := refusal(1, base+1, "a")
+	letter := l.open(r.Record, l.refused(r))
+	damaged := letter
+	damaged.Key, damaged.Headers = []byte("damaged"), slices.Clone(letter.Headers)
+	for i, h := range damaged.Headers {
+		if h.Key == HeaderOffset {
+			damaged.Headers[i].Value = []byte("many")
+		}
+	}
+	stranger := kafka.Record{Topic: l.Topic, Partition: 2, Key: []byte("?"), Value: []byte("?")}
+	must(t, log.ProduceAll(t.Context(), letter, damaged, stranger))
+	letters := list(t, l, Filter{Class: sinks.ClassUndecodable})
+	expect(t, "letters that nobody can read", len(letters), 2)
+	for _, bad := range letters {
+		if !strings.HasPrefix(bad.Reason, "not a letter: header lockstep.letter.") || bad.Source.Topic != l.Topic {
+			t.Errorf("of %s it is said: %s", bad.Source, bad.Reason)
+		}
+	}
+	must(t, visit(3))
+	must(t, visit(2))
+
+	later := letter
+	later.Partition, later.Headers = 2, slices.Clone(letter.Headers)
+	for i, h := range later.Headers {
+		if h.Key == HeaderFormat {
+			later.Headers[i].Value = []byte("3")
+		}
+	}
+	must(t, log.Produce(t.Context(), later))
+	before, err := log.EndOffsets(t.Context(), l.Topic)
+	must(t, err)
+	want := fmt.Sprintf(`%s/2/1 has format "3" and this lockstep knows 2; settle it with the lockstep that wrote it`, l.Topic)
+	_, listed := l.List(t.Context(), Filter{})
+	for who, err := range map[string]error{"the list": listed, "the post": visit(2)} {
+		if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s says %v; want %s", who, err, want)
+		}
+	}
+	must(t, visit(3))
+	after, err := log.EndOffsets(t.Context(), l.Topic)
+	must(t, err)
+	expect(t, "records", after, before)
 }

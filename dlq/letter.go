@@ -39,6 +39,9 @@ const (
 	// none. HeaderNoValue is there when that has no value.
 	HeaderRecordKey = "lockstep.letter.record_key"
 	HeaderNoValue   = "lockstep.letter.no_value"
+	// HeaderPartitions is in the end of a letter that has moved: how many partitions the
+	// topic of its row has since.
+	HeaderPartitions = "lockstep.letter.partitions"
 	// HeaderTable ("db.table"), HeaderKey (the primary key as text, cut at 1 KiB),
 	// HeaderVersion, HeaderGTID and HeaderCommitted (the commit time in the source) are
 	// missing when the record could not be decoded.
@@ -114,8 +117,12 @@ const (
 	Skipped    State = "skipped"    // a person, or the configuration, has decided to leave it
 )
 
+// Moved ends a letter in a partition, because it stands in another one since the topics
+// have more of them. It says nothing about the letter.
+const Moved State = "moved"
+
 // States lists every State: first the open ones, in the order of a letter's life.
-var States = []State{Parked, Retrying, Exhausted, Resolved, Superseded, Skipped}
+var States = []State{Parked, Retrying, Exhausted, Resolved, Superseded, Skipped, Moved}
 
 // Open reports whether a letter in this state waits for something.
 func (s State) Open() bool { return s == Parked || s == Retrying || s == Exhausted }
@@ -160,9 +167,11 @@ type Letter struct {
 	Bytes int `json:"bytes"`
 
 	place     Place  // in the letters' topic
+	also      []int  // other partitions of it where the letter is open, too, while it is moved
 	key       string // of the letter
 	recordKey []byte // of the refused record; nil when it has none
 	noValue   bool   // the refused record has none
+	among     int    // see HeaderPartitions
 }
 
 // Replayable reports whether the letter holds a change that can be applied. A
@@ -270,6 +279,9 @@ func (l Letter) headers() []cdc.Header {
 		when(HeaderPatchedAt, p.At)
 		add(HeaderPatchedWas, p.Was)
 	}
+	if l.State == Moved {
+		add(HeaderPartitions, strconv.Itoa(l.among))
+	}
 	if !l.State.Open() {
 		return h
 	}
@@ -366,6 +378,9 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	l.Fingerprint = values[HeaderFingerprint]
 	l.App, l.Closed = values[HeaderApp], values[HeaderClosed]
 	l.Source = Place{values[HeaderTopic], int(number(HeaderPartition)), number(HeaderOffset)}
+	if l.State == Moved {
+		l.among = int(number(HeaderPartitions))
+	}
 	if values[HeaderVersion] != "" {
 		l.Version = cdc.Version(number(HeaderVersion))
 	}

@@ -12,15 +12,17 @@ import (
 // Metrics tell of the letters of a process. What is counted letter by letter is read off
 // the posts when it is asked for.
 type Metrics struct {
-	attempts *prometheus.CounterVec
-	closed   *prometheus.CounterVec
-	letters  *prometheus.Desc
-	oldest   *prometheus.Desc
-	loading  *prometheus.Desc
+	attempts    *prometheus.CounterVec
+	closed      *prometheus.CounterVec
+	letters     *prometheus.Desc
+	oldest      *prometheus.Desc
+	undelivered *prometheus.Desc
+	loading     *prometheus.Desc
 
 	mu    sync.Mutex
 	posts map[*post]bool
 	seen  map[labels]bool // what was once counted is shown as 0 afterwards
+	old   map[labels]bool // likewise, of sink and table
 }
 
 // labels are those of letters that are counted together.
@@ -49,10 +51,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink", "state"}),
 		letters: prometheus.NewDesc("lockstep_dlq_letters", "Open dead letters of the partitions that this process has, by state: retrying (tried again by itself), parked and exhausted (both wait for a change of the row, or for a person).",
 			[]string{"sink", "table", "class", "state"}, nil),
-		oldest: prometheus.NewDesc("lockstep_dlq_oldest_unresolved_seconds", "Time since the first failure of the oldest open dead letter; 0 when there is none.", []string{"sink"}, nil),
+		oldest:      prometheus.NewDesc("lockstep_dlq_oldest_unresolved_seconds", "Time since the first failure of the open dead letter of the table that waits longest; 0 when there is none.", []string{"sink", "table"}, nil),
+		undelivered: prometheus.NewDesc("lockstep_dlq_undelivered_seconds", "Age of the oldest change of the table that is an open dead letter, since it was committed in the source; 0 when there is none. A letter whose commit time nobody knows, of a row of a copy or of a record that nobody can read, counts from its first failure.", []string{"sink", "table"}, nil),
 		loading: prometheus.NewDesc("lockstep_dlq_loading_partitions", "Partitions whose dead letters are being read after the process got them. Until they are, no offset is committed there.",
 			[]string{"sink"}, nil),
-		posts: make(map[*post]bool), seen: make(map[labels]bool),
+		posts: make(map[*post]bool), seen: make(map[labels]bool), old: make(map[labels]bool),
 	}
 	reg.MustRegister(m.attempts, m.closed, m)
 	return m
@@ -63,7 +66,7 @@ func (m *Metrics) enter(p *post) {
 	defer m.mu.Unlock()
 	m.posts[p] = true
 	for _, s := range States {
-		if !s.Open() {
+		if !s.Open() && s != Moved {
 			m.closed.WithLabelValues(p.Sink, string(s))
 		}
 	}
@@ -79,6 +82,7 @@ func (m *Metrics) leave(p *post) {
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
 	out <- m.letters
 	out <- m.oldest
+	out <- m.undelivered
 	out <- m.loading
 }
 
@@ -90,28 +94,46 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	for l := range m.seen {
 		counts[l] = 0
 	}
-	oldest, loading := map[string]float64{}, map[string]int{}
+	open, loading := map[string]map[string]Open{}, map[string]int{}
 	for p := range m.posts {
 		p.mu.Lock()
 		for c, n := range p.index.counts {
 			counts[labels{p.Sink, p.index.topics[c.origin].table, string(sinks.Classes[c.class]), string(States[c.state])}] += n
 		}
-		age := 0.0
-		if since := p.index.since(); since > 0 {
-			age = max(time.Since(time.Unix(int64(since), 0)).Seconds(), 0)
-		}
-		oldest[p.Sink] = max(oldest[p.Sink], age)
 		if loading[p.Sink] += 0; !p.whole {
 			loading[p.Sink]++
 		}
 		p.mu.Unlock()
+		if open[p.Sink] == nil {
+			open[p.Sink] = map[string]Open{}
+		}
+		p.addOpen(open[p.Sink])
 	}
 	for l, n := range counts {
 		m.seen[l] = true
 		out <- prometheus.MustNewConstMetric(m.letters, prometheus.GaugeValue, float64(n), l.sink, l.table, l.class, l.state)
 	}
-	for sink, age := range oldest {
-		out <- prometheus.MustNewConstMetric(m.oldest, prometheus.GaugeValue, age, sink)
-		out <- prometheus.MustNewConstMetric(m.loading, prometheus.GaugeValue, float64(loading[sink]), sink)
+	for sink, n := range loading {
+		for table := range open[sink] {
+			m.old[labels{sink: sink, table: table}] = true
+		}
+		out <- prometheus.MustNewConstMetric(m.loading, prometheus.GaugeValue, float64(n), sink)
 	}
+	for l := range m.old {
+		o := open[l.sink][l.table]
+		first := o.Committed
+		if o.Blind > 0 && (first.IsZero() || o.Failed.Before(first)) {
+			first = o.Failed
+		}
+		out <- prometheus.MustNewConstMetric(m.oldest, prometheus.GaugeValue, age(o.Failed), l.sink, l.table)
+		out <- prometheus.MustNewConstMetric(m.undelivered, prometheus.GaugeValue, age(first), l.sink, l.table)
+	}
+}
+
+// age is how many seconds ago a time was; 0 for none.
+func age(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(time.Since(t).Seconds(), 0)
 }

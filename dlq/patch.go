@@ -91,9 +91,10 @@ func (l *Letters) Patch(ctx context.Context, p *Patching, by string, at time.Tim
 	was.By, was.At = clip(by, nameBytes), at
 	letter.State, letter.App, letter.Patched = Parked, clip(l.App, nameBytes), &was
 	record := l.open(p.record, letter)
-	record.Partition = letter.place.Partition
-	if err := l.Log.Produce(ctx, record); err != nil {
-		return fmt.Errorf("patch letter %s: %w", letter.ID, err)
+	for _, record.Partition = range append([]int{letter.place.Partition}, letter.also...) {
+		if err := l.Log.Produce(ctx, record); err != nil {
+			return fmt.Errorf("patch letter %s: %w", letter.ID, err)
+		}
 	}
 	return nil
 }

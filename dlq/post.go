@@ -48,10 +48,20 @@ type post struct {
 	mu      sync.Mutex
 	bell    chan struct{} // closed when something below has changed
 	owned   map[string]int
+	runs    map[string]context.Context // of the partitions that it owns, by topic
 	index   *index
-	whole   bool                  // the index has every letter
+	whole   bool                  // the index has every letter, as far as asked for
+	first   bool                  // it has what was there when the post began
+	next    int64                 // offset behind what the index has
+	until   int64                 // what it must have at least, besides
+	asked   int                   // times that the post was to look how much there is
+	looked  int                   // of them, those that are answered
 	met     map[identity]news     // until then: what the stream has settled
 	barrier map[string]news       // by table
+	grown   map[string]int        // how many partitions the topics of tables have, as far as this partition is
+	astray  []identity            // letters whose rows change in another partition now, to be moved there
+	moving  bool                  // some are under way
+	onward  []kafka.Record        // ends that operators have written here, for where the letters are now
 	busy    map[identity]*writing // letters of which a record is being written
 	closing map[identity]news     // letters to be closed in the next round
 	mended  map[identity]bool     // letters that were overwritten by an older writer, to be written again
@@ -86,7 +96,7 @@ type writing struct {
 func newPost(p *Posts, id int) *post {
 	at := &post{
 		Posts: p, id: id, done: make(chan struct{}), bell: make(chan struct{}),
-		owned: make(map[string]int), index: newIndex(), met: make(map[identity]news), barrier: make(map[string]news),
+		grown: make(map[string]int), owned: make(map[string]int), runs: make(map[string]context.Context), index: newIndex(), met: make(map[identity]news), barrier: make(map[string]news),
 		busy: make(map[identity]*writing), closing: make(map[identity]news), mended: make(map[identity]bool), recent: make(map[identity]news),
 	}
 	at.over, at.end = context.WithCancelCause(context.Background())
@@ -101,6 +111,7 @@ func (p *post) start(ctx context.Context) {
 		defer close(p.done)
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return p.follow(ctx) })
+		g.Go(func() error { return p.look(ctx) })
 		g.Go(func() error { return p.close(ctx) })
 		g.Go(func() error { return p.retry(ctx) })
 		if err := g.Wait(); err != nil && p.over.Err() == nil {
@@ -142,10 +153,11 @@ func (p *post) await(ctx context.Context, ok func() bool) error {
 
 // own notes that a partition of a topic came, or that one left. What was closed for
 // records that it may now read again, because the store has lost them, counts no more.
-func (p *post) own(topic string, n int) {
+func (p *post) own(topic string, n int, running context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.owned[topic] += n
+	p.runs[topic] = running
 	clear(p.recent)
 	p.ring()
 }
@@ -159,6 +171,29 @@ func (p *post) count(s State) (n int64) {
 		}
 	}
 	return n
+}
+
+// addOpen adds the open letters to those of a table, and reports whether it knows them all.
+func (p *post) addOpen(byTable map[string]Open) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, x := range p.index.ages() {
+		table := p.index.topics[i].label()
+		o, known := byTable[table]
+		if x.letters == 0 && known {
+			continue
+		}
+		o.Letters += x.letters
+		o.Blind += x.blind
+		if at := time.Unix(int64(x.failed), 0).UTC(); x.letters > 0 && (o.Failed.IsZero() || at.Before(o.Failed)) {
+			o.Failed = at
+		}
+		if at := time.Unix(int64(x.committed), 0).UTC(); x.letters > x.blind && (o.Committed.IsZero() || at.Before(o.Committed)) {
+			o.Committed = at
+		}
+		byTable[table] = o
+	}
+	return p.whole
 }
 
 // follow keeps the index as the topic is.
@@ -182,23 +217,59 @@ func (p *post) follow(ctx context.Context) error {
 		defer p.mu.Unlock()
 		for i := range letters {
 			p.fold(&letters[i])
+			p.next = letters[i].place.Offset + 1
 		}
-		if whole && !p.whole {
+		if whole {
 			release()
-			p.whole = true
-			for id, n := range p.met {
-				p.void(id, n)
-			}
-			p.met = nil
-			for table, n := range p.barrier {
-				p.voidTable(table, n)
-			}
+			p.first = true
 		}
-		if len(letters) > 0 || whole {
+		p.complete()
+		if len(letters) > 0 {
 			p.ring()
 		}
 		return nil
 	})
+}
+
+// look finds out how much there is to be read, when the post was told to.
+func (p *post) look(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		err := p.await(ctx, func() bool { return p.looked < p.asked })
+		asked := p.asked
+		p.mu.Unlock()
+		if err != nil {
+			return ended(ctx, err)
+		}
+		ends, err := p.Log.EndOffsets(ctx, p.Topic)
+		if err != nil {
+			return ended(ctx, err)
+		}
+		p.mu.Lock()
+		p.looked, p.until = asked, ends[p.id]
+		p.complete()
+		p.mu.Unlock()
+	}
+}
+
+// complete takes note that every letter is known, if that is so, and does what was put off
+// until then.
+func (p *post) complete() {
+	if p.whole || !p.first || p.looked < p.asked || p.next < p.until {
+		return
+	}
+	p.whole = true
+	for id, n := range p.met {
+		p.void(id, n)
+	}
+	p.met = nil
+	for table, n := range p.barrier {
+		p.voidTable(table, n)
+	}
+	for table := range p.grown {
+		p.resettle(table)
+	}
+	p.ring()
 }
 
 // fold takes the next record of the topic into the index.
@@ -209,8 +280,18 @@ func (p *post) fold(l *Letter) {
 	case known && e.version > l.Version:
 		p.mended[id] = true
 	case !l.State.Open():
+		if l.State == Moved { // whoever comes later knows it from here
+			p.grown[l.Table] = max(p.grown[l.Table], l.among)
+		}
 		p.index.remove(id)
 		delete(p.mended, id)
+		w := p.busy[id]
+		byOther := l.State != Moved && (w == nil || w.state == Moved)
+		if n := p.grown[l.Table]; n > 0 && p.whole && byOther {
+			if home := kafka.HashKey(l.recordKey).Partition(n); home != p.id {
+				p.onward = append(p.onward, p.Letters.endIn(home, *l, l.State, l.Closed))
+			}
+		}
 	default:
 		p.index.put(id, l)
 		delete(p.mended, id)
@@ -222,6 +303,9 @@ func (p *post) fold(l *Letter) {
 		}
 		if n, ok := p.barrier[l.Table]; ok && p.whole {
 			p.void(id, n)
+		}
+		if p.whole && p.homeOf(id) != p.id {
+			p.astray = append(p.astray, id)
 		}
 	}
 	if w := p.busy[id]; w != nil && w.state == l.State && w.version == l.Version && w.retries == l.Retries {
@@ -264,9 +348,50 @@ func (p *post) voidTable(table string, n news) {
 	}
 }
 
+// homeOf is the partition where a letter belongs: where the changes of its row come. What
+// nobody can read stays where it is. The caller holds mu.
+func (p *post) homeOf(id identity) int {
+	e := p.index.letters[id]
+	if n := p.grown[p.index.topics[e.origin].table]; n > 0 && e.version > 0 {
+		return e.key.Partition(n)
+	}
+	return p.id
+}
+
+// resettle has every letter of a table moved that belongs elsewhere, those first that stand
+// first: so they are read together.
+func (p *post) resettle(table string) {
+	type standing struct {
+		id     identity
+		offset int64
+	}
+	var astray []standing
+	for id, e := range p.index.letters {
+		if p.index.topics[e.origin].table == table && p.homeOf(id) != p.id {
+			astray = append(astray, standing{id, e.offset})
+		}
+	}
+	slices.SortFunc(astray, func(a, b standing) int { return cmp.Compare(a.offset, b.offset) })
+	for _, s := range astray {
+		p.astray = append(p.astray, s.id)
+	}
+	p.ring()
+}
+
 func (p *post) settled(c *cdc.Change, v sinks.Verdict) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if c.Op == cdc.OpGrowth {
+		table := c.Table.String()
+		p.grown[table] = max(p.grown[table], c.Growth.Partitions)
+		// Letters may have come from other partitions that the index does not have yet.
+		if p.whole {
+			p.whole, p.met = false, make(map[identity]news)
+		}
+		p.asked++
+		p.ring()
+		return
+	}
 	if c.Op == cdc.OpBarrier {
 		table, n := c.Table.String(), news{c.Version, swept}
 		if p.barrier[table].version < n.version {
@@ -299,18 +424,12 @@ func (p *post) room(ctx context.Context) error {
 	return p.await(ctx, func() bool { return p.whole || len(p.met) < remembered })
 }
 
-// flush returns nil when every letter is closed that was to be closed before. When
-// running ends it does not wait for letters to be known.
+// flush returns nil when every letter is closed that was to be closed before, and every one
+// moved that belongs elsewhere. When running ends it does not wait for letters to be known.
 func (p *post) flush(ctx, running context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	known, stop := context.WithCancel(ctx)
-	defer stop()
-	defer context.AfterFunc(running, stop)()
-	if err := p.await(known, func() bool { return p.whole }); err != nil {
-		if ctx.Err() == nil && running.Err() != nil {
-			return errLoading
-		}
+	if err := p.loaded(ctx, running); err != nil {
 		return err
 	}
 	round := p.rounds
@@ -320,7 +439,20 @@ func (p *post) flush(ctx, running context.Context) error {
 	if len(p.closing) > 0 {
 		round++
 	}
-	return p.await(ctx, func() bool { return p.rounds >= round })
+	return p.await(ctx, func() bool { return p.rounds >= round && len(p.astray) == 0 && !p.moving })
+}
+
+// loaded returns when all letters are known. It waits only while running lasts. The caller
+// holds mu before and afterwards.
+func (p *post) loaded(ctx, running context.Context) error {
+	known, stop := context.WithCancel(ctx)
+	defer stop()
+	defer context.AfterFunc(running, stop)()
+	err := p.await(known, func() bool { return p.whole })
+	if err != nil && ctx.Err() == nil && running.Err() != nil {
+		return errLoading
+	}
+	return err
 }
 
 // bury writes the letter of a refusal, unless one of its row is open that is not older.
@@ -334,7 +466,10 @@ func (p *post) bury(ctx context.Context, r sinks.Refusal) error {
 	}
 	id := letter.identity()
 	p.mu.Lock()
-	err := p.await(ctx, func() bool { return p.whole && p.busy[id] == nil })
+	err := p.loaded(ctx, cmp.Or(p.runs[r.Record.Topic], ctx))
+	if err == nil {
+		err = p.await(ctx, func() bool { return p.busy[id] == nil })
+	}
 	e, known := p.index.letters[id]
 	if err != nil || known && e.version >= letter.Version {
 		p.mu.Unlock()
@@ -350,7 +485,7 @@ func (p *post) bury(ctx context.Context, r sinks.Refusal) error {
 
 // write notes that a letter is being written. The caller holds mu.
 func (p *post) write(id identity, l Letter) *writing {
-	w := &writing{l.State, l.Version, l.Retries}
+	w := &writing{state: l.State, version: l.Version, retries: l.Retries}
 	p.busy[id] = w
 	return w
 }
@@ -361,6 +496,8 @@ type job struct {
 	offset  int64
 	news    news
 	mend    bool // write it again, for it was overwritten
+	move    bool // write it to where it belongs, and end it here
+	copy    kafka.Record
 	writing *writing
 	letter  Letter
 	held    kafka.Record
@@ -434,27 +571,36 @@ func (p *post) load(ctx context.Context, jobs []job) ([]job, error) {
 	return found, err
 }
 
-// close closes letters that are void, in rounds, and writes those again that were
-// overwritten.
+// close closes letters that are void, in rounds, writes those again that were overwritten,
+// and moves those that belong elsewhere.
 func (p *post) close(ctx context.Context) error {
 	for {
 		p.mu.Lock()
-		if err := p.await(ctx, func() bool { return p.whole && len(p.closing)+len(p.mended) > 0 }); err != nil {
+		if err := p.await(ctx, func() bool { return p.whole && len(p.closing)+len(p.mended)+len(p.astray)+len(p.onward) > 0 }); err != nil {
 			p.mu.Unlock()
 			return ended(ctx, err)
 		}
 		closing, mended := p.closing, p.mended
+		onward := p.onward
+		p.onward = nil
 		p.closing, p.mended, p.closer = make(map[identity]news), make(map[identity]bool), true
+		n := min(len(p.astray), roundLetters)
+		astray := p.astray[:n]
+		p.astray = p.astray[n:]
+		p.moving = len(astray) > 0
 		p.mu.Unlock()
-		err := p.round(ctx, closing, mended)
+		err := p.round(ctx, closing, mended, astray)
+		if err == nil && len(onward) > 0 {
+			err = p.Log.ProduceAll(ctx, onward...)
+		}
+		if err != nil { // the round is never over: nobody may commit behind it
+			return ended(ctx, err)
+		}
 		p.mu.Lock()
-		p.closer = false
+		p.closer, p.moving = false, false
 		p.rounds++
 		p.ring()
 		p.mu.Unlock()
-		if err != nil {
-			return ended(ctx, err)
-		}
 	}
 }
 
@@ -466,8 +612,8 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-func (p *post) round(ctx context.Context, closing map[identity]news, mended map[identity]bool) error {
-	jobs, err := p.claim(ctx, closing, mended)
+func (p *post) round(ctx context.Context, closing map[identity]news, mended map[identity]bool, astray []identity) error {
+	jobs, err := p.claim(ctx, closing, mended, astray)
 	if err != nil {
 		return err
 	}
@@ -479,12 +625,15 @@ func (p *post) round(ctx context.Context, closing map[identity]news, mended map[
 		for i := range found {
 			p.conclude(&found[i])
 		}
+		if err := p.copyHome(ctx, found); err != nil {
+			return err
+		}
 		if err := p.put(ctx, found); err != nil {
 			return err
 		}
 		p.mu.Lock()
 		for _, j := range found {
-			if !j.mend {
+			if !j.mend && !j.move {
 				if len(p.recent) >= recalled {
 					clear(p.recent)
 				}
@@ -502,40 +651,53 @@ func (p *post) round(ctx context.Context, closing map[identity]news, mended map[
 }
 
 // claim makes the letters of a round busy, waiting for those that are.
-func (p *post) claim(ctx context.Context, closing map[identity]news, mended map[identity]bool) ([]job, error) {
+func (p *post) claim(ctx context.Context, closing map[identity]news, mended map[identity]bool, astray []identity) ([]job, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var jobs []job
-	take := func(id identity, n news, mend bool) error {
-		if err := p.await(ctx, func() bool { return p.busy[id] == nil }); err != nil {
-			return err
-		}
-		e, known := p.index.letters[id]
-		if !known || !mend && e.version > n.version {
+	taken := make(map[identity]bool)
+	take := func(j job) error {
+		if taken[j.id] {
 			return nil
 		}
-		jobs = append(jobs, job{id: id, offset: e.offset, news: n, mend: mend, writing: p.write(id, Letter{Version: e.version})})
+		if err := p.await(ctx, func() bool { return p.busy[j.id] == nil }); err != nil {
+			return err
+		}
+		e, known := p.index.letters[j.id]
+		if !known || !j.mend && !j.move && e.version > j.news.version {
+			return nil
+		}
+		taken[j.id] = true
+		j.offset, j.writing = e.offset, p.write(j.id, Letter{Version: e.version})
+		jobs = append(jobs, j)
 		return nil
 	}
 	for id, n := range closing {
-		if err := take(id, n, false); err != nil {
+		if err := take(job{id: id, news: n}); err != nil {
 			return nil, err
 		}
 	}
 	for id := range mended {
-		if _, closed := closing[id]; closed {
-			continue
-		}
-		if err := take(id, news{}, true); err != nil {
+		if err := take(job{id: id, mend: true}); err != nil {
 			return nil, err
 		}
 	}
+	for _, id := range astray {
+		if err := take(job{id: id, move: true}); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(jobs, func(a, b job) int { return cmp.Compare(a.offset, b.offset) }) // those that stand together are read together
 	return jobs, nil
 }
 
 // conclude makes the record that a job of a round comes to.
 func (p *post) conclude(j *job) {
-	if j.mend {
+	switch {
+	case j.move:
+		p.leave(j)
+		return
+	case j.mend:
 		j.record = p.anew(j, j.letter)
 		return
 	}
@@ -549,6 +711,39 @@ func (p *post) conclude(j *job) {
 		state, reason = Resolved, "the store has the change"
 	}
 	j.record = p.finished(j, state, reason)
+}
+
+// leave makes the two records of a letter that belongs elsewhere: itself there, as it is,
+// and its end here. First the one and then the other is written: wherever this process
+// dies, the letter is open in at least one partition.
+func (p *post) leave(j *job) {
+	p.mu.Lock()
+	home, among := p.homeOf(j.id), p.grown[j.letter.Table]
+	p.mu.Unlock()
+	if home == p.id {
+		return
+	}
+	end := j.letter
+	end.State, end.among = Moved, among
+	p.expect(j, end)
+	j.move = true
+	j.copy = p.open(j.held, j.letter)
+	j.copy.Partition = home
+	j.record = p.Letters.end(end, Moved, fmt.Sprintf("it stands in partition %d, where the changes of its row come now", home))
+}
+
+// copyHome writes the letters that are moved to where they belong.
+func (p *post) copyHome(ctx context.Context, jobs []job) error {
+	var copies []kafka.Record
+	for _, j := range jobs {
+		if j.copy.Topic != "" {
+			copies = append(copies, j.copy)
+		}
+	}
+	if len(copies) == 0 {
+		return nil
+	}
+	return p.Log.ProduceAll(ctx, copies...)
 }
 
 // finished is the record that closes a job's letter.
@@ -572,7 +767,7 @@ func (p *post) anew(j *job, l Letter) kafka.Record {
 func (p *post) expect(j *job, l Letter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	*j.writing = writing{l.State, l.Version, l.Retries}
+	j.writing.state, j.writing.version, j.writing.retries = l.State, l.Version, l.Retries
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -600,12 +795,14 @@ func (p *post) missing(ctx context.Context, jobs, found []job) error {
 		}
 		e, known := p.index.letters[j.id]
 		switch {
-		case !known || !j.mend && e.version > j.news.version:
+		case !known || !j.mend && !j.move && e.version > j.news.version:
 		case e.offset == j.offset && j.mend:
 			return fmt.Errorf("letter %s of version %s was overwritten by an older one and is not in %s/%d at offset %d any more; its row is stale until it changes again or is copied again with lockstep snapshot start --keys",
 				letterID(p.Sink, j.id), e.version, p.Topic, p.id, j.offset)
 		case j.mend:
 			p.mended[j.id] = true
+		case j.move:
+			p.astray = append(p.astray, j.id)
 		default:
 			p.void(j.id, j.news)
 		}

@@ -260,3 +260,66 @@ func TestAPostRefusesALetterOfAnotherFormat(t *testing.T) {
 	}
 	expect(t, "records", len(tape.all(3)), 1)
 }
+
+// Of each table the letter that waits longest and the oldest change are known, also when the
+// oldest letters are closed.
+func TestTheOldestLetterOfATableIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		withPost(t, newTape(), never, func(ctx context.Context, p *Posts, part sinks.Partition) {
+			second := failed.Truncate(time.Second)
+			is := func(what string, want map[string]Open) {
+				t.Helper()
+				must(t, part.Commit(ctx, 1)) // every letter is known
+				got, all := p.Open()
+				expect(t, what, got, want)
+				expect(t, what+": all", all, true)
+			}
+			is("no letters", map[string]Open{})
+			for id, age := range []time.Duration{3, 9, 5} {
+				r := refusal(id, base+5, "a")
+				r.Change.CommitMicros = failed.Add(-age * time.Minute).UnixMicro()
+				r.Failed = failed.Add(time.Duration(id) * time.Hour)
+				must(t, p.Bury(ctx, r))
+			}
+			is("three letters", map[string]Open{"bank.questions": {Letters: 3, Failed: second, Committed: second.Add(-9 * time.Minute)}})
+			copied := refusal(3, base+5, "a")
+			copied.Change.CommitMicros, copied.Failed = 0, failed.Add(9*time.Hour)
+			must(t, p.Bury(ctx, copied))
+			other := undecodable(7, nil)
+			other.Record.Partition = 3
+			must(t, p.Bury(ctx, other))
+			is("five letters", map[string]Open{"bank.questions": {Letters: 5, Failed: second, Committed: second.Add(-9 * time.Minute), Blind: 2}})
+			for _, id := range []int{0, 1, 3} {
+				p.Settled(3, refusal(id, base+6, "").Change, sinks.Applied)
+			}
+			is("without the oldest", map[string]Open{"bank.questions": {Letters: 2, Failed: second, Committed: second.Add(-5 * time.Minute), Blind: 1}})
+		})
+	})
+}
+
+// Whoever is told to give a partition back while its letters are still being read, which
+// others may hold up for long, waits for nothing: neither with a commit nor with a letter.
+func TestAPartitionWhoseLettersAreStillReadIsGivenBackAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{tape: newTape(), draw: func(int) int { return 0 }}
+		p := &Posts{Letters: &Letters{Sink: "es", Topic: "shop.dlq.es", Log: w}, Log: w, Loading: make(chan struct{}, 1), Metrics: NewMetrics(prometheus.NewRegistry())}
+		p.Loading <- struct{}{} // somebody else reads
+		ctx, revoke := context.WithCancel(t.Context())
+		err := p.RunPartition(ctx, quiet(3), func(ctx context.Context, part sinks.Partition) error {
+			work := context.WithoutCancel(ctx) // what is under way may finish
+			began, ended := time.Now(), make(chan error, 2)
+			go func() { ended <- p.Bury(work, refusal(1, base+5, "a")) }()
+			go func() { ended <- part.Commit(work, 1) }()
+			time.Sleep(time.Minute)
+			revoke()
+			for range 2 {
+				if err := <-ended; !errors.Is(err, errLoading) {
+					t.Errorf("%v, want that the letters are not known", err)
+				}
+			}
+			expect(t, "the wait", time.Since(began), time.Minute)
+			return nil
+		})
+		must(t, err)
+	})
+}

@@ -21,6 +21,8 @@ type PartitionLog interface {
 	// they come. whole says that with these fn has had everything that was there at first.
 	// It returns nil when ctx ends, and fn's first error.
 	Follow(ctx context.Context, topic string, partition, most int, fn func(records []kafka.Record, whole bool) error) error
+	// EndOffsets gives for each partition the offset behind its last record.
+	EndOffsets(ctx context.Context, topic string) (map[int]int64, error)
 	// ReadAt calls fn with the records at these offsets, which ascend. Those that were
 	// compacted away are left out.
 	ReadAt(ctx context.Context, topic string, partition int, offsets []int64, fn func(kafka.Record) error) error
@@ -44,7 +46,11 @@ type PartitionLog interface {
 //   - between an attempt and the record of it, the attempt is made once more, and the
 //     store's guard makes that harmless;
 //   - while a post does not yet know all its letters no offset is committed at all; what
-//     the stream settles meanwhile is remembered, and reading waits when that is much.
+//     the stream settles meanwhile is remembered, and reading waits when that is much;
+//   - when a topic has got more partitions a letter is written to the partition where the
+//     changes of its row come from then on, before it is ended in the old one, and both
+//     before the offset of the first growth is committed. No change behind the second one is
+//     read before that anywhere (sinks), so whatever brings the row up to date finds the letter.
 type Posts struct {
 	*Letters
 	Log PartitionLog
@@ -67,10 +73,10 @@ type Posts struct {
 // partition beside it.
 func (p *Posts) RunPartition(ctx context.Context, part sinks.Partition, run func(context.Context, sinks.Partition) error) error {
 	topic, id := part.Name()
-	at := p.enter(ctx, topic, id)
-	defer p.leave(at, topic)
 	running, stop := context.WithCancel(ctx)
 	defer stop()
+	at := p.enter(running, topic, id)
+	defer p.leave(at, topic)
 	defer context.AfterFunc(at.over, stop)()
 	err := run(running, posted{part, at, running})
 	if failure := context.Cause(at.over); failure != nil {
@@ -95,12 +101,12 @@ func (p *Posts) enter(ctx context.Context, topic string, id int) *post {
 		at.start(context.WithoutCancel(ctx)) // it ends when the last one has left
 	}
 	at.users++
-	at.own(topic, 1)
+	at.own(topic, 1, ctx)
 	return at
 }
 
 func (p *Posts) leave(at *post, topic string) {
-	at.own(topic, -1)
+	at.own(topic, -1, context.Background())
 	p.mu.Lock()
 	at.users--
 	last := at.users == 0
@@ -149,6 +155,30 @@ func (p *Posts) Retrying() (n int64) {
 		return true
 	})
 	return n
+}
+
+// Open are open letters of a table, in the partitions of this process.
+type Open struct {
+	Letters int
+	// Failed is the first failure of the letter that waits longest.
+	Failed time.Time
+	// Committed is when the oldest change was committed that a letter is of, to the second
+	// below; zero when nobody knows that of any of them.
+	Committed time.Time
+	// Blind are letters of which nobody knows when their change was committed: of rows of a
+	// copy, and of records that nobody can read.
+	Blind int
+}
+
+// Open are the open letters of this process by table. It reports false while letters are
+// still being read, of which it says nothing.
+func (p *Posts) Open() (byTable map[string]Open, all bool) {
+	byTable, all = make(map[string]Open), true
+	p.byID.Range(func(_, at any) bool {
+		all = at.(*post).addOpen(byTable) && all
+		return true
+	})
+	return byTable, all
 }
 
 // Guard is the sink for a Worker. It sweeps a table when no attempt with one of its

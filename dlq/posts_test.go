@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -159,6 +160,13 @@ func (w *wire) Follow(ctx context.Context, _ string, partition, _ int, fn func([
 	}
 }
 
+func (w *wire) EndOffsets(context.Context, string) (map[int]int64, error) {
+	time.Sleep(time.Duration(w.draw(30)) * time.Millisecond)
+	w.tape.mu.Lock()
+	defer w.tape.mu.Unlock()
+	return maps.Clone(w.next), nil
+}
+
 func (w *wire) ReadAt(_ context.Context, _ string, partition int, offsets []int64, fn func(kafka.Record) error) error {
 	w.tape.mu.Lock()
 	records := w.records[partition]
@@ -173,8 +181,8 @@ func (w *wire) ReadAt(_ context.Context, _ string, partition int, offsets []int6
 	return nil
 }
 
-// town is a whole sink: change topics of two tables with two partitions, a store, the
-// letters' topic, processes that are killed or lose their partitions, and operators, with
+// town is a whole sink: change topics of two tables with two partitions, which may become
+// five at some time, a store, the letters' topic, processes that are killed or lose their partitions, and operators, with
 // any mishap at any moment. The rows of one table move in the store.
 type town struct {
 	t       *testing.T
@@ -188,6 +196,26 @@ type town struct {
 	skipped map[string]bool   // changes that an operator has given up
 	again   map[string]bool   // rows whose letters an operator has tried
 	fault   string
+	grown   bool
+	moved   int // letters
+}
+
+// grow puts a growth into every street.
+func (w *town) grow(i int) {
+	w.grown = true
+	for n, table := range tables {
+		c := cdc.Change{Table: table, Op: cdc.OpGrowth, Growth: &cdc.Growth{Partitions: many}}
+		c.Version, _ = cdc.NewVersion(1, uint64(i))
+		for range 2 {
+			c.Growth.Behind = nil
+			for id := range many {
+				c.Growth.Behind = append(c.Growth.Behind, int64(len(w.streets[many*n+id].log)))
+			}
+			for id := range many {
+				w.streets[many*n+id].put(&c)
+			}
+		}
+	}
 }
 
 // street is a partition of a change topic.
@@ -481,47 +509,60 @@ func (w *town) operate() {
 // left, or its newest change is a letter; no letter stays that the store has overtaken;
 // what may pass is tried to the end; and what a barrier took away stays away.
 func TestWhateverHappensALetterIsOpenForWhatTheStoreLacksAndForNothingElse(t *testing.T) {
-	var letters, overtaken, retried int
+	var letters, overtaken, retried, moved int
 	rapid.Check(t, func(rt *rapid.T) {
 		seed := rapid.Uint64().Draw(rt, "seed")
 		changes := rapid.IntRange(1, 60).Draw(rt, "changes")
 		kills := rapid.IntRange(0, 4).Draw(rt, "kills")
 		operators := rapid.IntRange(0, 2).Draw(rt, "operators")
+		grows := rapid.IntRange(-1, 40).Draw(rt, "grows")
 		var w *town
 		var closed map[string]float64
-		synctest.Test(t, func(t *testing.T) { w, closed = dwell(t, seed, changes, kills, operators) })
+		synctest.Test(t, func(t *testing.T) { w, closed = dwell(t, seed, changes, kills, operators, grows) })
 		if w.fault != "" {
 			rt.Fatal(w.fault)
 		}
 		letters += len(w.tape.all(0)) + len(w.tape.all(1))
+		moved += w.moved
 		overtaken += int(closed["superseded"])
 		retried += int(closed["resolved"])
 	})
-	if letters < 100 || overtaken < 10 || retried < 10 {
-		t.Errorf("%d records of letters, %d overtaken, %d taken at an attempt: that shows nothing", letters, overtaken, retried)
+	if letters < 100 || overtaken < 10 || retried < 10 || moved < 3 {
+		t.Errorf("%d records of letters, %d overtaken, %d taken at an attempt, %d moved: that shows nothing", letters, overtaken, retried, moved)
 	}
 }
 
-func dwell(t *testing.T, seed uint64, changes, kills, operators int) (*town, map[string]float64) {
+const (
+	few  = 2 // partitions at first
+	many = 5 // and once the topics have grown
+)
+
+// dwell lets changes happen in a town, which grows before one of them.
+func dwell(t *testing.T, seed uint64, changes, kills, operators, grows int) (*town, map[string]float64) {
 	w := &town{
 		t: t, tape: newTape(), draw: rand.New(rand.NewPCG(seed, seed)).IntN,
 		rows: map[string]*house{}, tries: map[string]int{}, skipped: map[string]bool{}, again: map[string]bool{},
 	}
 	for _, table := range tables {
-		for id := range 2 {
+		for id := range many {
 			w.streets = append(w.streets, &street{town: w, topic: "p." + table.String(), id: id})
 		}
 	}
 	newest, place, barrier := map[string]cdc.Change{}, map[string]string{}, map[cdc.TableName]cdc.Version{}
+	partitions := few
 	for i := range changes {
+		if i == grows {
+			w.grow(i)
+			partitions = many
+		}
 		n := w.draw(2)
 		c := cdc.Change{Table: tables[n], Op: cdc.OpUpdate, CommitMicros: 1}
 		c.Version, _ = cdc.NewVersion(1, uint64(i+1))
 		if w.draw(15) == 0 {
 			c.Op = cdc.OpBarrier
 			barrier[c.Table] = c.Version
-			for _, id := range []int{1, 0} {
-				w.streets[2*n+id].put(&c)
+			for id := partitions - 1; id >= 0; id-- {
+				w.streets[many*n+id].put(&c)
 			}
 			for row := range newest {
 				if strings.HasPrefix(row, c.Table.Table+"{") {
@@ -544,13 +585,13 @@ func dwell(t *testing.T, seed uint64, changes, kills, operators int) (*town, map
 			c.After = fmt.Appendf(nil, `{"id":%d,"at":%q}`, key, place[row])
 		}
 		newest[row] = c
-		w.streets[2*n+key%2].put(&c)
+		s := w.streets[many*n+kafka.PartitionFor(c.Key, partitions)]
+		s.put(&c)
 		if w.draw(15) == 0 {
-			w.streets[2*n+key%2].repeat(1 + w.draw(5))
+			s.repeat(1 + w.draw(5))
 		}
 		if w.draw(20) == 0 {
-			w.streets[2*n+key%2].log = append(w.streets[2*n+key%2].log, kafka.Record{
-				Topic: w.streets[2*n].topic, Partition: key % 2, Offset: int64(len(w.streets[2*n+key%2].log)), Value: []byte("?")})
+			s.log = append(s.log, kafka.Record{Topic: s.topic, Partition: s.id, Offset: int64(len(s.log)), Value: []byte("?")})
 		}
 	}
 
@@ -590,7 +631,7 @@ func dwell(t *testing.T, seed uint64, changes, kills, operators int) (*town, map
 	w.calm = true
 	w.mu.Unlock()
 	time.Sleep(10 * time.Minute)
-	w.tape.compact(0)
+	w.tape.compact(100 * time.Hour)
 	synctest.Wait()
 	w.judge(newest, barrier)
 	end(false)
@@ -601,10 +642,16 @@ func (s *street) put(c *cdc.Change) {
 	s.log = append(s.log, kafka.Record{Topic: s.topic, Partition: s.id, Offset: int64(len(s.log)), Key: c.Key, Value: c.AppendValue(nil, "p"), Headers: c.Headers()})
 }
 
-// repeat puts the last records there once more, as a capture does that reads its log again.
+// repeat puts the last records there once more, as a capture does that reads its log again:
+// those whose rows are at home there, for behind a growth it puts the others elsewhere.
 func (s *street) repeat(n int) {
+	partitions := many
+	if !s.grown {
+		partitions = few
+	}
 	for _, r := range s.log[max(0, len(s.log)-n):] {
-		if len(r.Headers) > 0 {
+		c, err := cdc.DecodeHeaders(nil, r.Headers)
+		if err == nil && c.Op != cdc.OpGrowth && (c.Op.OfTable() || kafka.PartitionFor(r.Key, partitions) == s.id) {
 			r.Offset = int64(len(s.log))
 			s.log = append(s.log, r)
 		}
@@ -624,7 +671,17 @@ func (w *town) judge(newest map[string]cdc.Change, barrier map[cdc.TableName]cdc
 	}
 	open := map[string]Letter{}
 	broken := 0
+	for id := range many {
+		for _, r := range w.tape.all(id) {
+			if letter, _ := l.read(r); letter.State == Moved {
+				w.moved++
+			}
+		}
+	}
 	for _, letter := range letters {
+		if len(letter.also) > 0 {
+			w.blame("letter %+v is open in several partitions", letter)
+		}
 		if !letter.Replayable() {
 			broken++
 			continue
@@ -693,6 +750,9 @@ func (w *town) judge(newest map[string]cdc.Change, barrier map[cdc.TableName]cdc
 		}
 	}
 	for row, letter := range open {
+		if home := kafka.PartitionFor(letter.recordKey, many); w.grown && letter.place.Partition != home && !w.again[letter.Table+letter.Key] {
+			wrong(row, "its letter is in partition %d and its changes come in %d", letter.place.Partition, home)
+		}
 		if _, known := newest[row]; !known && !w.again[letter.Table+letter.Key] {
 			wrong(row, "a barrier took the row away, and its letter stands")
 		}

@@ -217,9 +217,7 @@ func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Resu
 				again.State = Retrying // it has attempts left
 			}
 		}
-		record := r.open(r.records[i], again)
-		record.Partition = letter.place.Partition
-		if err := r.Log.Produce(ctx, record); err != nil {
+		if err := r.everywhere(ctx, letter, r.open(r.records[i], again)); err != nil {
 			return Result{}, fmt.Errorf("letter %s: %w", letter.ID, err)
 		}
 		return Result{again.State, again.Reason}, nil

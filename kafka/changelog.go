@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -76,7 +77,9 @@ func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Confi
 // for one record goes without the large values of the row before.
 //
 // A barrier goes to every partition, to the first one only when all others have
-// acknowledged it, so that whoever meets it there knows that it stands in all.
+// acknowledged it, so that whoever meets it there knows that it stands in all. A topic
+// with fewer partitions than the configuration says gets the others, and before any
+// change goes there every partition says so (cdc.Growth).
 func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	l.publishing.Lock()
 	defer l.publishing.Unlock()
@@ -140,14 +143,110 @@ func (l *ChangeLog) makeTopic(ctx context.Context, table cdc.TableName) (*change
 	if err != nil {
 		return nil, err
 	}
-	if err := l.client.EnsureTopic(ctx, TopicSpec{Name: name, Partitions: l.cfg.Partitions}); err != nil {
+	if err := l.client.EnsureTopic(ctx, ChangeSpec(name, l.cfg.Partitions)); err != nil {
 		return nil, err
 	}
 	topic := &changeTopic{partitions: make([]*partition, l.cfg.Partitions), encoder: cdc.NewEncoder(l.prefix, table)}
 	for id := range topic.partitions {
 		topic.partitions[id] = l.publisher.partition(name, id)
 	}
-	return topic, nil
+	return topic, l.announceGrowth(ctx, name, table, topic)
+}
+
+// ChangeSpec is the topic of a table.
+func ChangeSpec(name string, partitions int) TopicSpec {
+	return TopicSpec{Name: name, Partitions: partitions, Grows: true}
+}
+
+// Grow gives topics that exist the partitions that they lack, also those of tables that
+// do not change. It calls first before, if any lacks some.
+func (l *ChangeLog) Grow(ctx context.Context, topics []string, first func(context.Context) error) error {
+	l.publishing.Lock()
+	defer l.publishing.Unlock()
+	var grow []string
+	for _, name := range topics {
+		ends, err := l.client.EndOffsets(ctx, name)
+		if err != nil {
+			return err
+		}
+		if len(ends) < l.cfg.Partitions {
+			grow = append(grow, name)
+		}
+	}
+	if len(grow) > 0 {
+		if err := first(ctx); err != nil {
+			return err
+		}
+		// All at once, because it takes a second or two until one shows.
+		if err := l.client.retry(ctx, "add partitions", func() error { return l.client.growTopics(ctx, l.cfg.Partitions, grow...) }); err != nil {
+			return err
+		}
+	}
+	for _, name := range topics {
+		table, ok := TableOf(l.prefix, name)
+		if !ok || l.topics[table] != nil {
+			continue
+		}
+		topic, err := l.makeTopic(ctx, table)
+		if err != nil {
+			return err
+		}
+		l.topics[table] = topic
+	}
+	return nil
+}
+
+// announceGrowth puts the growths of a topic that has grown into its partitions (cdc.Growth).
+// The last one, which needs no more than the second, gets it when everything else is in Kafka:
+// so a topic has grown and does not say so if there was never a record in its last
+// partition, wherever a capture was killed. (That is also so of one whose few rows have left
+// it out. Nothing is wrong with a growth there.)
+func (l *ChangeLog) announceGrowth(ctx context.Context, name string, table cdc.TableName, topic *changeTopic) error {
+	c := cdc.Change{Table: table, Op: cdc.OpGrowth, Version: 1}
+	last := len(topic.partitions) - 1
+	for turn := range 2 {
+		ends, err := l.client.EndOffsets(ctx, name)
+		if err != nil {
+			return err
+		}
+		c.Growth = &cdc.Growth{Partitions: len(topic.partitions), Behind: make([]int64, len(topic.partitions))}
+		for id, end := range ends {
+			c.Growth.Behind[id] = end
+		}
+		if c.Growth.Behind[last] > 0 || slices.Max(c.Growth.Behind) == 0 {
+			return nil
+		}
+		if turn == 0 {
+			// Whoever looks for the highest version among the newest records must find it still.
+			newest, err := l.client.Newest(ctx, name)
+			if err != nil {
+				return err
+			}
+			for _, r := range newest {
+				if other, err := cdc.DecodeHeaders(r.Key, r.Headers); err == nil {
+					c.Version = max(c.Version, other.Version)
+				}
+			}
+			l.log.Info("topic has got more partitions", "topic", name, "partitions", len(topic.partitions))
+		}
+		topic.encoder.Set(&c)
+		r := Record{Headers: topic.encoder.Headers(), encoder: topic.encoder}
+		for _, part := range topic.partitions[:last] {
+			if err := l.publisher.publish(ctx, part, &r); err != nil {
+				return err
+			}
+		}
+		if err := l.publisher.Flush(ctx); err != nil {
+			return err
+		}
+		if turn == 1 {
+			if err := l.publisher.publish(ctx, topic.partitions[last], &r); err != nil {
+				return err
+			}
+		}
+		topic.encoder.Done()
+	}
+	return l.publisher.Flush(ctx)
 }
 
 // Checkpoint asks for pos to be saved once every change published before this

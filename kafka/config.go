@@ -15,7 +15,7 @@ import (
 type Config struct {
 	// Brokers to ask first, each as host:port. The others are found through them, so two or three are enough. Default 127.0.0.1:9092.
 	Brokers []string `yaml:"brokers"`
-	// Partitions of every change and dead-letter topic. It bounds how many workers can share a sink. It cannot be changed once topics exist, because a key would move to another partition. Default 4.
+	// Partitions of every change and dead-letter topic. It bounds how many workers can share a sink. It can be raised: the topics get the others when a capture and the sinks start with the new number, and dead letters follow their rows. It cannot be lowered. Default 4.
 	Partitions int `yaml:"partitions"`
 	// ReplicationFactor of new topics. 0 leaves it to the brokers' default.replication.factor. Set 3 in production. Default 0.
 	ReplicationFactor int `yaml:"replication_factor"`

@@ -33,7 +33,8 @@ type ConsumeConfig struct {
 	// Group is the consumer group.
 	Group string
 	// Topics gives the topics to read. It is asked at the start and every
-	// TopicsInterval; when the answer has changed the group begins anew with it.
+	// TopicsInterval; when the answer has changed, or one of them has got more partitions,
+	// the group begins anew with it.
 	Topics func(ctx context.Context) ([]string, error)
 	// TopicsInterval defaults to three seconds.
 	TopicsInterval time.Duration
@@ -66,7 +67,7 @@ func (c *Client) Consume(ctx context.Context, cc ConsumeConfig) error {
 		cc.TopicsInterval = 3 * time.Second
 	}
 	for ctx.Err() == nil {
-		topics, err := c.awaitTopics(ctx, cc, nil)
+		topics, err := c.awaitTopics(ctx, cc, layout{})
 		if err != nil {
 			return err
 		}
@@ -77,28 +78,60 @@ func (c *Client) Consume(ctx context.Context, cc ConsumeConfig) error {
 	return nil
 }
 
+// layout is which topics a group reads, and how many partitions each of them had.
+type layout struct {
+	topics     []string
+	partitions map[string]int
+}
+
+// differs reports whether there are other topics than before, or more partitions. A topic
+// that cannot be seen now does not count.
+func (l layout) differs(before layout) bool {
+	for topic, n := range l.partitions {
+		if n > before.partitions[topic] {
+			return true
+		}
+	}
+	return !slices.Equal(l.topics, before.topics)
+}
+
+// layout looks at topics. What cannot be seen now is left out.
+func (c *Client) layout(ctx context.Context, topics []string) layout {
+	l := layout{topics, map[string]int{}}
+	if meta, err := c.api.Metadata(ctx, &kafkago.MetadataRequest{Topics: topics}); err == nil {
+		for _, t := range meta.Topics {
+			if t.Error == nil {
+				l.partitions[t.Name] = len(t.Partitions)
+			}
+		}
+	}
+	return l
+}
+
 // awaitTopics returns the topics once there are some and they differ from old. It
-// returns nil when ctx ends.
-func (c *Client) awaitTopics(ctx context.Context, cc ConsumeConfig, old []string) ([]string, error) {
+// returns none when ctx ends.
+func (c *Client) awaitTopics(ctx context.Context, cc ConsumeConfig, old layout) (layout, error) {
 	tick := time.NewTicker(cc.TopicsInterval)
 	defer tick.Stop()
 	for {
 		topics, err := cc.Topics(ctx)
 		if ctx.Err() != nil {
-			return nil, nil
+			return layout{}, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("topics of group %s: %w", cc.Group, err)
+			return layout{}, fmt.Errorf("topics of group %s: %w", cc.Group, err)
 		}
 		topics = slices.Clone(topics)
 		slices.Sort(topics)
 		topics = slices.Compact(topics)
-		if len(topics) > 0 && !slices.Equal(topics, old) {
-			return topics, nil
+		if len(topics) > 0 {
+			if now := c.layout(ctx, topics); now.differs(old) {
+				return now, nil
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil
+			return layout{}, nil
 		case <-tick.C:
 		}
 	}
@@ -106,8 +139,8 @@ func (c *Client) awaitTopics(ctx context.Context, cc ConsumeConfig, old []string
 
 // session is a member's life in the group with one set of topics. It returns nil
 // when ctx has ended or the topics have changed, and every Handle has returned.
-func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string) error {
-	if len(topics) == 0 {
+func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics layout) error {
+	if len(topics.topics) == 0 {
 		return nil
 	}
 	ctx, end := context.WithCancelCause(ctx)
@@ -116,7 +149,7 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 		ID:                cc.Group,
 		Brokers:           c.cfg.Brokers,
 		Dialer:            c.dialer,
-		Topics:            topics,
+		Topics:            topics.topics,
 		GroupBalancers:    []kafkago.GroupBalancer{kafkago.RangeGroupBalancer{}},
 		HeartbeatInterval: heartbeatInterval,
 		SessionTimeout:    c.cfg.SessionTimeout,
@@ -132,8 +165,8 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics []string)
 		news, err := c.awaitTopics(ctx, cc, topics)
 		if err != nil {
 			end(final{err})
-		} else if news != nil {
-			cc.Log.Info("topics changed, joining the group anew", "group", cc.Group, "topics", len(news))
+		} else if news.topics != nil {
+			cc.Log.Info("topics changed, joining the group anew", "group", cc.Group, "topics", len(news.topics))
 			end(nil)
 		}
 	})

@@ -69,12 +69,12 @@ func (c *Client) inspectTopic(ctx context.Context, spec TopicSpec, topic kafkago
 		fail("see the broker's log, and that the account may describe the topic", "%v", topic.Error)
 		return bad, nil
 	}
-	if n := len(topic.Partitions); n != spec.Partitions {
-		fix := fmt.Sprintf("set kafka.partitions: %d", n)
-		if spec.Compacted && spec.Partitions == 1 {
-			fix = "delete the topic if it holds nothing that is needed; it must have one partition"
-		}
-		fail(fix, "%d partitions, but the configuration says %d", n, spec.Partitions)
+	grows := ""
+	switch n := len(topic.Partitions); {
+	case n < spec.Partitions && spec.Grows:
+		grows = fmt.Sprintf(", and gets %d at the next start", spec.Partitions)
+	case n != spec.Partitions:
+		fail(spec.mend(n), "%d partitions, but the configuration says %d", n, spec.Partitions)
 	}
 	is, err := c.topicConfig(ctx, spec.Name)
 	if err != nil {
@@ -141,7 +141,7 @@ func (c *Client) inspectTopic(ctx context.Context, spec TopicSpec, topic kafkago
 	if len(bad) > 0 {
 		return bad, nil
 	}
-	return []Finding{{Check: check, OK: true, Detail: fmt.Sprintf("%d partitions, cleanup.policy %s", len(topic.Partitions), is["cleanup.policy"])}}, nil
+	return []Finding{{Check: check, OK: true, Detail: fmt.Sprintf("%d partitions%s, cleanup.policy %s", len(topic.Partitions), grows, is["cleanup.policy"])}}, nil
 }
 
 // topicConfig is the configuration of a topic as the broker sees it.

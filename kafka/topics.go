@@ -88,9 +88,16 @@ func TableOf(prefix, topic string) (cdc.TableName, bool) {
 // PartitionFor is the partition of a key: the hash of Kafka's own Java client, so
 // that other programs find the same partition. It is part of the data format and
 // never changes.
-func PartitionFor(key []byte, partitions int) int {
-	return int(murmur2(key)&0x7fffffff) % partitions
-}
+func PartitionFor(key []byte, partitions int) int { return HashKey(key).Partition(partitions) }
+
+// KeyHash is what is needed of a key to find its partition.
+type KeyHash uint32
+
+// HashKey is the hash of a key.
+func HashKey(key []byte) KeyHash { return KeyHash(murmur2(key)) }
+
+// Partition is the partition of the key among so many.
+func (h KeyHash) Partition(partitions int) int { return int(h&0x7fffffff) % partitions }
 
 func murmur2(data []byte) uint32 {
 	const m = 0x5bd1e995
@@ -121,6 +128,8 @@ func murmur2(data []byte) uint32 {
 type TopicSpec struct {
 	Name       string
 	Partitions int
+	// Grows is for a topic that gets the partitions it lacks.
+	Grows bool
 	// Compacted topics keep the newest record of each key for ever; others keep
 	// every record for Config.Retention.
 	Compacted bool
@@ -132,8 +141,9 @@ type TopicSpec struct {
 }
 
 // EnsureTopic makes the topic if it is not there, and returns when every
-// partition has a leader. A topic that exists is left as it is, and refused when
-// its number of partitions or its cleanup policy is another one.
+// partition has a leader. One that grows gets the partitions that it lacks; apart from
+// that a topic that exists is left as it is, and refused when its number of partitions or
+// its cleanup policy is another one.
 func (c *Client) EnsureTopic(ctx context.Context, spec TopicSpec) error {
 	if err := checkTopic(spec.Name); err != nil {
 		return err
@@ -142,9 +152,15 @@ func (c *Client) EnsureTopic(ctx context.Context, spec TopicSpec) error {
 	return c.retry(ctx, "make topic "+spec.Name, func() error {
 		partitions, err := c.partitions(ctx, spec.Name)
 		switch {
+		case err == nil && partitions < spec.Partitions && spec.Grows:
+			if err := c.checkCleanup(ctx, spec); err != nil || made {
+				return cmp.Or(err, fmt.Errorf("topic %s has %d of %d partitions yet", spec.Name, partitions, spec.Partitions))
+			}
+			err := c.growTopics(ctx, spec.Partitions, spec.Name)
+			made = err == nil
+			return cmp.Or(err, fmt.Errorf("topic %s has just grown", spec.Name)) // look at it in the next round
 		case err == nil && partitions != spec.Partitions:
-			return final{fmt.Errorf("%w: %s has %d and the configuration says %d; set kafka.partitions to %d, because with another number keys would move and their order be lost",
-				ErrPartitionCount, spec.Name, partitions, spec.Partitions, partitions)}
+			return final{fmt.Errorf("%w: %s has %d and the configuration says %d; %s", ErrPartitionCount, spec.Name, partitions, spec.Partitions, spec.mend(partitions))}
 		case err == nil && !made:
 			return c.checkCleanup(ctx, spec)
 		case err == nil || !missing(err):
@@ -160,6 +176,33 @@ func (c *Client) EnsureTopic(ctx context.Context, spec TopicSpec) error {
 		}
 		return err
 	})
+}
+
+// mend says what is to be done about a topic that has another number of partitions.
+func (s TopicSpec) mend(partitions int) string {
+	if s.Grows {
+		return fmt.Sprintf("set kafka.partitions to %d or more, because Kafka takes no partition away", partitions)
+	}
+	return fmt.Sprintf("it must have %d: delete it if it holds nothing that is needed", s.Partitions)
+}
+
+// growTopics adds the partitions that topics lack. Another process may have been faster. When
+// it returns they do not show yet.
+func (c *Client) growTopics(ctx context.Context, partitions int, names ...string) error {
+	req := &kafkago.CreatePartitionsRequest{}
+	for _, name := range names {
+		req.Topics = append(req.Topics, kafkago.TopicPartitionsConfig{Name: name, Count: int32(partitions)})
+	}
+	res, err := c.api.CreatePartitions(ctx, req)
+	if err != nil {
+		return err
+	}
+	for name, err := range res.Errors {
+		if err != nil && !errors.Is(err, kafkago.InvalidPartitionNumber) {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // partitions counts the partitions of a topic; it fails until each has a leader.

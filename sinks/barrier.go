@@ -159,6 +159,13 @@ func (d *driver) othersPassed(ctx context.Context, it *item) bool {
 				ends = now
 				delete(ends, d.lane.id)
 			}
+			if g := d.growth.Load(); g != nil { // what is behind it waits for this barrier, too
+				for id, end := range ends {
+					if ends[id] = 0; id < len(g.Behind) {
+						ends[id] = min(end, g.Behind[id])
+					}
+				}
+			}
 			behind := lagging(ends, committed)
 			d.tellWaiting(it, behind)
 			if len(behind) == 0 {

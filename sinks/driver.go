@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"lockstep/cdc"
@@ -40,6 +41,8 @@ type driver struct {
 	caughtUp    bool      // Kafka had no more
 	heard       time.Time // from Kafka
 	reached     bound     // as it was told last
+
+	growth atomic.Pointer[cdc.Growth] // that the reading waits at; the barriers of the lane are before it
 
 	// They are closed when a breaker has changed since it was asked.
 	breakerRang, tableRang <-chan struct{}
@@ -113,10 +116,35 @@ func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
 			items, bytes = decode(records)
 			d.share.fetched(bytes, most)
 		}
-		select {
-		case out <- items:
-		case <-ctx.Done():
+		if !d.hand(ctx, out, items) {
 			return nil
+		}
+	}
+}
+
+// hand gives items to run; a growth, and what stands behind it, when its time has come.
+func (d *driver) hand(ctx context.Context, out chan<- []*item, items []*item) bool {
+	for {
+		n := len(items)
+		for i, it := range items {
+			if it.broken != nil || it.change.Op != cdc.OpGrowth {
+				continue
+			}
+			if i > 0 {
+				n = i
+				break
+			}
+			if !d.awaitGrowth(ctx, it.change.Growth) {
+				return false
+			}
+		}
+		select {
+		case out <- items[:n]:
+		case <-ctx.Done():
+			return false
+		}
+		if items = items[n:]; len(items) == 0 {
+			return true
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -178,6 +179,45 @@ func TestAFloodHoldsItsTableOnlyAndARestartBuriesNoMoreThanAWindow(t *testing.T)
 			t.Errorf("%d letters, and %d rows are done with", letters, from)
 		}
 	})
+}
+
+// A refusal that may pass counts as one of a flood when nobody knows what would mend it: a
+// store that refuses every row of a table so holds the table. Where the mend is known to stand
+// behind the row, as with one from before a column was dropped, it does not count: the letters
+// try themselves again. A table that is held is not let go on by either.
+func TestAFloodOfRefusalsThatMayPassHoldsTheTableWhereNobodyKnowsWhatMendsThem(t *testing.T) {
+	for _, c := range []struct {
+		class Class
+		held  bool
+	}{{ClassRefused, true}, {"a class that this store has made up", true}, {ClassMapping, false}, {ClassNoTable, false}} {
+		t.Run(string(c.class), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var letters atomic.Int32
+				sink := plain(func(_ context.Context, changes []cdc.Change) []Outcome {
+					out := make([]Outcome, len(changes))
+					for i, change := range changes {
+						out[i] = Outcome{Verdict: Transient, Class: c.class, Reason: fmt.Sprintf("not '%s'", change.Key)}
+					}
+					return out
+				})
+				w, reg := sink.worker(t, func(context.Context, Refusal) error { letters.Add(1); return nil })
+				w.Config.BatchChanges, w.Config.FloodWindow = 7, 40
+				p := &topicList{list{records: tableRows("q", 200)}, "p.shop.q"}
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- w.RunPartition(ctx, p) }()
+				time.Sleep(10 * time.Minute) // of which some tries of a table that is held
+				breaker := gaugeOf(t, reg, "lockstep_sink_table_breaker_state", "shop.q")
+				if n := letters.Load(); c.held && (breaker != 2 || n > 27) || !c.held && (breaker != 0 || n != 200) {
+					t.Errorf("the breaker's state is %v and there are %d letters; held should be %t", breaker, n, c.held)
+				}
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // gaugeOf reads a gauge of a table.

@@ -93,6 +93,9 @@ func (l *lane) take(now time.Time, items []*item) {
 			l.settle(it, outcomeFiltered)
 		case it.change.Op == cdc.OpBarrier:
 			l.barrier(it)
+		case it.change.Op == cdc.OpGrowth:
+			l.met(it, Applied)
+			l.settle(it, outcomeApplied)
 		case l.behindBarrier(it):
 			l.settle(it, outcomeSuperseded)
 		default:

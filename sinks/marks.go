@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"lockstep/cdc"
 	"lockstep/kafka"
@@ -14,6 +15,9 @@ import (
 // ErrWentBack says that a store may not have kept all that it took since a mark
 // was found: it is empty, or another server with another history answers.
 var ErrWentBack = errors.New("the store has lost what it took, or may have")
+
+// lookAfter is how often a partition asks whether its store has lost something.
+const lookAfter = 500 * time.Millisecond
 
 // Mark is how far a partition is applied, kept in the store itself behind what it
 // covers, so that whatever loses rows loses it too.
@@ -84,7 +88,7 @@ func (k *Keeper) RunPartition(ctx context.Context, p Rewindable, run func(contex
 		if err != nil || kept == nil {
 			return err
 		}
-		err = run(ctx, kept)
+		err = kept.watch(ctx, run)
 		last, release := linger(ctx, k.Config.StopWithin/5) // the worker has had its share
 		kept.mark.End(last)
 		release()
@@ -196,11 +200,36 @@ type barrierAt struct {
 	version cdc.Version
 }
 
-// Fetch looks after the store as well, since an idle partition commits nothing.
-func (p *keptPartition) Fetch(ctx context.Context, most int) ([]kafka.Record, error) {
-	if err := p.mark.Move(ctx, -1); errors.Is(err, ErrWentBack) {
-		return nil, err
+// watch gives p to run and looks after the store meanwhile, since a partition that is idle,
+// or waits, commits nothing.
+func (p *keptPartition) watch(ctx context.Context, run func(context.Context, Partition) error) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		tick := time.NewTicker(lookAfter)
+		defer tick.Stop()
+		for {
+			if err := p.mark.Move(ctx, -1); errors.Is(err, ErrWentBack) {
+				stop(err)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	err := run(ctx, p)
+	if cause := context.Cause(ctx); errors.Is(cause, ErrWentBack) {
+		err = cause
 	}
+	stop(nil)
+	watching.Wait()
+	return err
+}
+
+// Fetch remembers the barriers of what is read again.
+func (p *keptPartition) Fetch(ctx context.Context, most int) ([]kafka.Record, error) {
 	records, err := p.Rewindable.Fetch(ctx, most)
 	for _, r := range records {
 		if r.Offset >= p.again {

@@ -30,6 +30,11 @@ type Status struct {
 	// absent while a partition is behind of which no commit time is known: before its first
 	// answer from Kafka, and while it has had rows of a copy alone.
 	AppliedUpTo *time.Time `json:"applied_up_to,omitempty"`
+	// DeliveredUpTo is the time up to which everything is in the store: AppliedUpTo, or when
+	// the oldest change was committed of which there is an open dead letter, if that is
+	// earlier. It is absent while that is absent or the letters are not all known, and while
+	// one is open of which nobody knows when its change was committed. A Worker does not know.
+	DeliveredUpTo *time.Time `json:"delivered_up_to,omitempty"`
 	// Sweeps are under way or wait.
 	Sweeps []SweepStatus `json:"sweeps"`
 	// Tables are those of which this process has partitions, by name.
@@ -73,6 +78,10 @@ type TableStatus struct {
 	InFlight int64       `json:"in_flight"`
 	// Outcomes are counted since the process was started.
 	Outcomes map[string]int64 `json:"outcomes"`
+	// Letters are open dead letters, and OldestLetter is when the oldest change was
+	// committed of which there is one. A Worker does not know.
+	Letters      int64      `json:"letters"`
+	OldestLetter *time.Time `json:"oldest_letter,omitempty"`
 }
 
 // HeldStatus is why changes of a table wait, or would if there were any.

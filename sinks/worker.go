@@ -34,9 +34,10 @@ type Worker struct {
 	// then the partition waits. It is called from several goroutines.
 	Bury func(ctx context.Context, r Refusal) error
 	// Settled, if set, is told of every change that the store has, or of whose row it has
-	// a newer one, and of every barrier when it is met. It is told before the offset may
-	// be committed, by the goroutines of the partitions, and must not wait; and once more
-	// when an older change of the row has been buried since.
+	// a newer one, of every barrier when it is met, and of a growth when all before it is
+	// committed. It is told before the offset may be committed, by the goroutines of the
+	// partitions, and must not wait; and once more when an older change of the row has been
+	// buried since.
 	Settled func(partition int, c *cdc.Change, v Verdict)
 	// Progress gives for each partition of a topic the offset after its last record
 	// and the one that the sink's group has committed. A barrier is swept for when

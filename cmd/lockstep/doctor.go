@@ -15,7 +15,6 @@ import (
 	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
-	"lockstep/dlq"
 	"lockstep/kafka"
 	"lockstep/sinks"
 )
@@ -236,7 +235,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	}
 	specs := []kafka.TopicSpec{kafka.CheckpointSpec(p.cfg.Prefix), audit.Topic(p.cfg.Prefix)}
 	for _, name := range p.cfg.SinkNames() {
-		specs = append(specs, dlq.Topic(p.cfg.Prefix, name, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes))
+		specs = append(specs, p.lettersSpec(name))
 	}
 	topics, err := p.changeTopics(ctx)
 	if err != nil {
@@ -253,7 +252,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	}
 	slices.Sort(wanted)
 	for _, topic := range slices.Compact(wanted) {
-		specs = append(specs, kafka.TopicSpec{Name: topic, Partitions: p.cfg.Kafka.Partitions})
+		specs = append(specs, kafka.ChangeSpec(topic, p.cfg.Kafka.Partitions))
 	}
 	if err := add(p.kafka.Inspect(ctx, specs)); err != nil {
 		return found, err

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"lockstep/admin"
+	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/config"
@@ -58,6 +59,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.elastic = elastic.NewMetrics(p.registry)
 	p.metrics.admin = admin.NewMetrics(p.registry)
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
+	p.registry.MustRegister(&p.workers)
 	return p, nil
 }
 
@@ -76,6 +78,11 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	}
 	for _, name := range what.sinks {
 		if _, err := a.sinkNamed(cfg, name); err != nil {
+			return err
+		}
+	}
+	if what.capture != nil {
+		if what.capture.actor, err = a.who(); err != nil {
 			return err
 		}
 	}
@@ -146,6 +153,12 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 		}
 		return err
 	}
+	if err := p.writeDown(ctx, flags.acts()); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
 	if from != nil {
 		from.Term++ // what an earlier capture still saves counts no more
 	}
@@ -168,6 +181,12 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 	g.Go(func() error { return out.Run(writing) })
 	g.Go(func() error {
 		defer stop()
+		if err := p.grow(reading, out); err != nil {
+			if reading.Err() != nil {
+				return nil
+			}
+			return err
+		}
 		if from != nil && !flags.resnapshot {
 			if err := p.askForTopics(reading, from.Copied, requests); err != nil && reading.Err() == nil {
 				return err
@@ -176,6 +195,38 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 		return source.Run(reading)
 	})
 	return g.Wait()
+}
+
+// writeDown writes acts into the audit log that are about to be done by the capture.
+func (p *process) writeDown(ctx context.Context, acts []audit.Act) error {
+	log := &audit.Log{Prefix: p.cfg.Prefix, Kafka: &rareLog{p.newLetterLog()}}
+	for _, act := range acts {
+		if err := log.Do(ctx, act, func() (map[string]int, error) { return nil, nil }); err != nil {
+			return fmt.Errorf("nothing was done, because it cannot be written down first: %w", err)
+		}
+	}
+	return nil
+}
+
+// grow gives the topics of changes the partitions that the configuration says, once the
+// topics of dead letters have them.
+func (p *process) grow(ctx context.Context, out *kafka.ChangeLog) error {
+	topics, err := p.changeTopics(ctx)
+	if err != nil {
+		return err
+	}
+	return out.Grow(ctx, topics, func(ctx context.Context) error {
+		for _, name := range p.cfg.SinkNames() {
+			if err := p.kafka.EnsureTopic(ctx, p.lettersSpec(name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (p *process) lettersSpec(sink string) kafka.TopicSpec {
+	return dlq.Topic(p.cfg.Prefix, sink, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes)
 }
 
 // askForTopics has those tables copied again whose topic is gone, and with it what no
@@ -267,7 +318,7 @@ func (p *process) lastEpoch(ctx context.Context) (uint16, error) {
 		for _, r := range records {
 			if c, err := cdc.Decode(r.Key, r.Value, r.Headers); err == nil {
 				last = max(last, c.Version.Epoch())
-				if c.Op == cdc.OpBarrier && c.Version.Seq() == cdc.MaxSeq { // the sweep behind the end of an epoch
+				if c.Op.OfTable() && c.Version.Seq() == cdc.MaxSeq { // the sweep behind the end of an epoch
 					last = max(last, c.Version.Epoch()+1)
 				}
 			}
@@ -285,7 +336,7 @@ func (p *process) published(ctx context.Context, since time.Time, fn func(c *cdc
 	}
 	return p.kafka.Scan(ctx, topics, since, func(r kafka.Record, cut bool) error {
 		c, err := cdc.DecodeHeaders(r.Key, r.Headers)
-		if err != nil {
+		if err != nil || c.Op == cdc.OpGrowth {
 			return nil
 		}
 		return fn(&c, r.Partition, cut)
@@ -388,7 +439,7 @@ func (p *process) runSinks(ctx context.Context, names []string) error {
 }
 
 func (p *process) runSink(ctx context.Context, name string, log *letterLog) error {
-	spec := dlq.Topic(p.cfg.Prefix, name, p.cfg.Kafka.Partitions, p.cfg.Kafka.MaxRecordBytes)
+	spec := p.lettersSpec(name)
 	if err := p.kafka.EnsureTopic(ctx, spec); err != nil {
 		return err
 	}
@@ -418,7 +469,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	worker := &sinks.Worker{
 		Name: name, Sink: posts.Guard(store), Bury: posts.Bury, Settled: posts.Settled, Filter: store.takes,
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
-			return p.kafka.Progress(ctx, p.group(name), topic)
+			return p.progress(ctx, name, store, topic)
 		},
 		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
@@ -436,7 +487,8 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	p.workers.add(name, p.cfg.Sinks[name].Store(), func() sinks.Status {
 		s := withHeld(worker.Status(), store.held)
 		s.Retrying = posts.Retrying()
-		return s
+		open, all := posts.Open() // afterwards: whatever counts as applied and is a letter is there by now
+		return withLetters(s, open, all)
 	})
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool
@@ -472,6 +524,20 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		})
 	})
 	return g.Wait()
+}
+
+// progress is how far a sink is in the partitions of a topic. What its store has lost is not
+// behind it, whatever was committed.
+func (p *process) progress(ctx context.Context, sink string, s *store, topic string) (ends, committed map[int]int64, err error) {
+	ends, committed, err = p.kafka.Progress(ctx, p.group(sink), topic)
+	if err != nil || s.marks == nil {
+		return ends, committed, err
+	}
+	marks, err := s.marks(ctx, p.group(sink))
+	for id := range committed {
+		committed[id] = min(committed[id], marks[fmt.Sprintf("%s/%d", topic, id)])
+	}
+	return ends, committed, err
 }
 
 // newKeeper mends what the store of a sink loses.

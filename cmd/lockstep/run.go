@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 )
@@ -17,6 +18,20 @@ type captureFlags struct {
 	onGap      string
 	epoch      uint16
 	skipGTID   string
+	actor      string // who gave them
+}
+
+// acts are those of the flags that are an operator's act, as they are written down.
+func (f captureFlags) acts() (acts []audit.Act) {
+	add := func(given bool, name string, filter map[string]string) {
+		if given {
+			acts = append(acts, audit.Act{Actor: f.actor, Via: "cli", Name: name, Filter: filter})
+		}
+	}
+	add(f.resnapshot, "snapshot.resnapshot", nil)
+	add(f.skipGTID != "", "capture.skip_gtid", map[string]string{"gtid": f.skipGTID})
+	add(f.epoch > 0, "capture.epoch", map[string]string{"epoch": fmt.Sprint(f.epoch)})
+	return acts
 }
 
 func (f *captureFlags) add(cmd *cobra.Command) {
@@ -68,6 +83,7 @@ goes on where the last one was.`,
 		},
 	}
 	flags.add(cmd)
+	a.addActor(cmd)
 	return cmd
 }
 
@@ -93,6 +109,7 @@ ends with the same.`,
 		},
 	}
 	flags.add(cmd)
+	a.addActor(cmd)
 	return cmd
 }
 

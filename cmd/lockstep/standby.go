@@ -21,7 +21,7 @@ func (p *process) captureGroup() string { return p.group(config.CapturePart) }
 // the first time it is active, but for --on-gap, which holds for all of them.
 func (p *process) standby(ctx context.Context, flags captureFlags) error {
 	log := p.log.With("part", "capture")
-	always := captureFlags{onGap: flags.onGap}
+	always := captureFlags{onGap: flags.onGap, actor: flags.actor}
 	once := []any{"resnapshot", flags.resnapshot, "epoch", flags.epoch, "skip_gtid", flags.skipGTID}
 	if flags != always {
 		log.Info("the flags of this start take effect when this process becomes active", once...)

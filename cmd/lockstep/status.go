@@ -15,10 +15,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"lockstep/admin"
 	"lockstep/config"
+	"lockstep/dlq"
 	"lockstep/sinks"
 )
 
@@ -65,6 +67,32 @@ func (w *workers) add(name, store string, status func() sinks.Status) {
 	w.all = append(w.all, worker{name, store, status})
 }
 
+var (
+	appliedUpTo = prometheus.NewDesc("lockstep_sink_applied_up_to_timestamp_seconds",
+		"Time up to which everything that was committed in the source and is in Kafka is applied, or settled otherwise, a dead letter for example, in the partitions of this process; 0 when it is not known.", []string{"sink"}, nil)
+	deliveredUpTo = prometheus.NewDesc("lockstep_sink_delivered_up_to_timestamp_seconds",
+		"Time up to which everything is in the store: as applied_up_to, but never behind the commit of a change that is an open dead letter; 0 when it is not known, or a letter is open whose commit time nobody knows.", []string{"sink"}, nil)
+)
+
+// Describe names what Collect gives.
+func (w *workers) Describe(out chan<- *prometheus.Desc) {
+	out <- appliedUpTo
+	out <- deliveredUpTo
+}
+
+// Collect asks the sinks how far they are.
+func (w *workers) Collect(out chan<- prometheus.Metric) {
+	for _, s := range w.status() {
+		for desc, at := range map[*prometheus.Desc]*time.Time{appliedUpTo: s.AppliedUpTo, deliveredUpTo: s.DeliveredUpTo} {
+			seconds := 0.0
+			if at != nil {
+				seconds = float64(at.UnixMicro()) / 1e6
+			}
+			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, seconds, s.Name)
+		}
+	}
+}
+
 func (w *workers) status() []sinkStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -89,6 +117,32 @@ func withHeld(s sinks.Status, held func() map[string]*sinks.HeldStatus) sinks.St
 			t.Held = w
 		case w != nil && w.By == t.Held.By && w.Since.Before(t.Held.Since):
 			t.Held.Since = w.Since // partitions that changed hands wait since then
+		}
+	}
+	return s
+}
+
+// withLetters adds to a status what is not delivered: the open dead letters of this process,
+// of which all says whether they are all known. What the store lacks is no less missing
+// because it is written down.
+func withLetters(s sinks.Status, open map[string]dlq.Open, all bool) sinks.Status {
+	if all {
+		s.DeliveredUpTo = s.AppliedUpTo
+	}
+	for _, o := range open {
+		switch {
+		case o.Blind > 0:
+			s.DeliveredUpTo = nil
+			all = false
+		case all && !o.Committed.IsZero() && s.DeliveredUpTo != nil && o.Committed.Before(*s.DeliveredUpTo):
+			s.DeliveredUpTo = &o.Committed
+		}
+	}
+	for i := range s.Tables {
+		t := &s.Tables[i]
+		o := open[t.Table]
+		if t.Letters = int64(o.Letters); !o.Committed.IsZero() {
+			t.OldestLetter = &o.Committed
 		}
 	}
 	return s
@@ -152,23 +206,20 @@ func (s *processStatus) table(w io.Writer) {
 	if len(s.Sinks) == 0 {
 		return
 	}
-	fmt.Fprintln(w, "\nSINK\tSTORE\tBREAKER\tPARTITIONS\tHELD\tRETRYING\tCALLS\tWAITING\tAPPLIED UP TO\t")
+	fmt.Fprintln(w, "\nSINK\tSTORE\tBREAKER\tPARTITIONS\tHELD\tRETRYING\tCALLS\tWAITING\tAPPLIED UP TO\tDELIVERED UP TO\t")
 	for _, k := range s.Sinks {
-		upTo := "-"
-		if k.AppliedUpTo != nil {
-			upTo = k.AppliedUpTo.UTC().Format(time.RFC3339) + ", " + s.ago(*k.AppliedUpTo)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%d of %d\t%d\t%s\t\n", k.Name, k.Store, k.Breaker.State, k.Partitions, k.HeldPartitions, k.Retrying, k.Pool.InUse, k.Pool.Size, k.Pool.Waiting, upTo)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%d of %d\t%d\t%s\t%s\t\n", k.Name, k.Store, k.Breaker.State, k.Partitions, k.HeldPartitions, k.Retrying, k.Pool.InUse, k.Pool.Size, k.Pool.Waiting,
+			s.at(k.AppliedUpTo), s.at(k.DeliveredUpTo))
 	}
-	fmt.Fprintln(w, "\nSINK\tTABLE\tBREAKER\tHELD BY\tRECEIVED\tIN FLIGHT\tAPPLIED\tSTALE\tDUPLICATE\tSUPERSEDED\tFILTERED\tDEAD\tRELEASED\t")
+	fmt.Fprintln(w, "\nSINK\tTABLE\tBREAKER\tHELD BY\tRECEIVED\tIN FLIGHT\tAPPLIED\tSTALE\tDUPLICATE\tSUPERSEDED\tFILTERED\tDEAD\tRELEASED\tLETTERS\t")
 	for _, k := range s.Sinks {
 		for _, t := range k.Tables {
 			o, by := t.Outcomes, "-"
 			if t.Held != nil {
 				by = t.Held.By
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Name, t.Table, t.Breaker.State, by, t.Received, t.InFlight,
-				o["applied"], o["stale"], o["duplicate"], o["superseded"], o["filtered"], o["dead"], o["released"])
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Name, t.Table, t.Breaker.State, by, t.Received, t.InFlight,
+				o["applied"], o["stale"], o["duplicate"], o["superseded"], o["filtered"], o["dead"], o["released"], t.Letters)
 		}
 	}
 	first := true
@@ -198,6 +249,13 @@ func (s *processStatus) table(w io.Writer) {
 			}
 			if t.Held != nil && t.Held.Mend != "" {
 				say("  mend: %s", t.Held.Mend)
+			}
+			if t.Letters > 0 {
+				since := "at a time that nobody knows"
+				if t.OldestLetter != nil {
+					since = s.ago(*t.OldestLetter)
+				}
+				say("sink %s: table %s has %d open dead letters, of which the oldest change was committed %s; see lockstep dlq list", k.Name, t.Table, t.Letters, since)
 			}
 		}
 		for _, sweep := range k.Sweeps {
@@ -233,6 +291,14 @@ func (s *processStatus) why(h *sinks.HeldStatus) string {
 		out += ", next try " + s.in(*h.NextTry)
 	}
 	return out + ": " + h.Reason
+}
+
+// at is a time and how long ago it was.
+func (s *processStatus) at(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.UTC().Format(time.RFC3339) + ", " + s.ago(*t)
 }
 
 func (s *processStatus) ago(t time.Time) string {
@@ -273,9 +339,13 @@ the store refuses its changes one like the other) or kafka (which does not take 
 letter). The reason and the way out stand below the tables.
 
 APPLIED UP TO is the time up to which everything that was committed in the source and is
-in Kafka is applied: the oldest over the partitions that wait or have more to read. A
-table without changes does not hold it back. It is of the partitions of this process
-alone, and the capture may be behind: see lockstep_capture_lag_seconds.
+in Kafka is applied, or a dead letter: the oldest over the partitions that wait or have
+more to read. A table without changes does not hold it back. It is of the partitions of
+this process alone, and the capture may be behind: see lockstep_capture_lag_seconds.
+
+DELIVERED UP TO is the time up to which everything is in the store: it does not pass a
+change that is an open dead letter (LETTERS). It is - while a letter is open of which
+nobody knows when its change was committed.
 
 The JSON is that of GET /v1/status; docs/operating.md names its fields.
 

@@ -19,6 +19,7 @@ import (
 
 	"lockstep/cdc"
 	"lockstep/config"
+	"lockstep/dlq"
 	"lockstep/kafka"
 	"lockstep/sinks"
 )
@@ -128,7 +129,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	}
 	// The shape is a promise: what is there stays there.
 	for _, v := range []struct{ what, by string }{
-		{`"(now|since|held_since|next_probe|next_try|applied_up_to)": "[^"]+"`, `"$1": "T"`},
+		{`"(now|since|held_since|next_probe|next_try|applied_up_to|delivered_up_to)": "[^"]+"`, `"$1": "T"`},
 		{`"uptime_seconds": [0-9.]+`, `"uptime_seconds": 1`},
 		{`"(version|fingerprint)": "[^"]+"`, `"$1": "V"`},
 		{`no field in '[^']*'`, `no field`},
@@ -195,7 +196,8 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
             "released": 0,
             "stale": 0,
             "superseded": 0
-          }
+          },
+          "letters": 0
         }
       ]
     }
@@ -276,5 +278,45 @@ func TestATableIsHeldSinceItsTroubleBeganWhoeverHadItsPartitions(t *testing.T) {
 		if got := s.Tables[i]; now.Sub(got.Held.Since) != want || got.Held.Partitions != 1 {
 			t.Errorf("%s is held since %s ago by %d partitions; want %s and 1", got.Table, now.Sub(got.Held.Since), got.Held.Partitions, want)
 		}
+	}
+}
+
+// What a store lacks is missing there, whether it is written down or not.
+func TestDeliveredUpToDoesNotPassAnOpenLetter(t *testing.T) {
+	at := func(seconds int64) time.Time { return time.Unix(seconds, 0).UTC() }
+	for _, c := range []struct {
+		name    string
+		applied int64 // 0: unknown
+		open    map[string]dlq.Open
+		loading bool
+		want    int64 // 0: absent
+	}{
+		{"no letters", 100, nil, false, 100},
+		{"all are closed", 100, map[string]dlq.Open{"shop.a": {}}, false, 100},
+		{"letters of two tables", 100, map[string]dlq.Open{"shop.a": {Letters: 2, Committed: at(90)}, "shop.b": {Letters: 1, Committed: at(80)}}, false, 80},
+		{"a letter of what is not applied yet", 70, map[string]dlq.Open{"shop.a": {Letters: 1, Committed: at(90)}}, false, 70},
+		{"a letter of a row of a copy", 100, map[string]dlq.Open{"shop.a": {Letters: 2, Committed: at(90), Blind: 1}, "shop.b": {Letters: 1, Committed: at(80)}}, false, 0},
+		{"letters are still being read", 100, nil, true, 0},
+		{"how far it is nobody knows", 0, map[string]dlq.Open{"shop.a": {Letters: 1, Committed: at(90)}}, false, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var s sinks.Status
+			if applied := at(c.applied); c.applied > 0 {
+				s.AppliedUpTo = &applied
+			}
+			s.Tables = []sinks.TableStatus{{Table: "shop.a"}, {Table: "shop.b"}}
+			s = withLetters(s, c.open, !c.loading)
+			switch {
+			case c.want == 0 && s.DeliveredUpTo != nil:
+				t.Errorf("delivered up to %s, and nobody can know", s.DeliveredUpTo)
+			case c.want > 0 && (s.DeliveredUpTo == nil || !s.DeliveredUpTo.Equal(at(c.want))):
+				t.Errorf("delivered up to %v, want %s", s.DeliveredUpTo, at(c.want))
+			}
+			for _, table := range s.Tables {
+				if o := c.open[table.Table]; table.Letters != int64(o.Letters) || (table.OldestLetter != nil) != !o.Committed.IsZero() {
+					t.Errorf("%s has %d letters, the oldest of %v; want %+v", table.Table, table.Letters, table.OldestLetter, o)
+				}
+			}
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -204,11 +205,20 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 		ID, Sink, Table, Key, Class, GTID string
 		Retries                           int
 		Reason                            string
+		Committed                         time.Time
 	}
 	var letters []letter
 	w.lockstep(&letters, "dlq", "list")
 	if len(letters) != 1 || letters[0].Key != key || letters[0].Sink != "search" || letters[0].Table != w.name+".questions" || letters[0].Class != "mapping" || letters[0].GTID == "" || letters[0].Reason == "" {
 		t.Fatalf("dead letters: %+v; want the one of questions/%s in search", letters, key)
+	}
+
+	applied, delivered := p.metric("lockstep_sink_applied_up_to_timestamp_seconds", `sink="search"`), p.metric("lockstep_sink_delivered_up_to_timestamp_seconds", `sink="search"`)
+	if committed := float64(letters[0].Committed.Unix()); delivered != committed || applied <= committed+1 {
+		t.Errorf("applied up to %f and delivered up to %f, and a change that was committed at %f is a letter", applied, delivered, committed)
+	}
+	if age := p.metric("lockstep_dlq_undelivered_seconds", `sink="search"`, `.questions"`); age < time.Since(letters[0].Committed).Seconds()-5 {
+		t.Errorf("the oldest change that is not delivered is %f seconds old, and was committed at %s", age, letters[0].Committed)
 	}
 
 	again, _ := exec.Command(w.binary, "dlq", "replay", letters[0].ID, "-c", w.config).Output() // fails, because the letter stays
@@ -359,12 +369,24 @@ func TestASinkThatHasRowsOfUnknownVersionsIsRefused(t *testing.T) {
 	if p.err == nil || !strings.Contains(string(log), "versions nobody knows") {
 		t.Fatalf("it ended with %v and said\n%s", p.err, log)
 	}
-	p = w.start("run", "--resnapshot", "--epoch", "7")
+	p = w.start("run", "--resnapshot", "--epoch", "7", "--actor", "ann")
 	if _, err := w.db.Exec("UPDATE questions SET title = 'after the epoch' WHERE id = 1"); err != nil {
 		t.Fatal(err)
 	}
 	w.equal(time.Minute)
 	p.stop()
+	var acts []struct {
+		Actor, Act, Outcome string
+		Filter              map[string]string
+	}
+	w.lockstep(&acts, "audit", "list")
+	var did []string
+	for _, act := range acts {
+		did = append(did, act.Actor+" "+act.Act+" "+act.Filter["epoch"]+" "+act.Outcome)
+	}
+	if want := []string{"ann snapshot.resnapshot  done", "ann capture.epoch 7 done"}; !slices.Equal(did, want) {
+		t.Errorf("the audit log says %q, want %q", did, want)
+	}
 }
 
 // Told to stop while a server is away, it still stops in time, and the next start
