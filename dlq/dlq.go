@@ -27,6 +27,8 @@ type Log interface {
 	// Produce writes a record to its Topic and Partition and returns when it is
 	// acknowledged by all in-sync replicas.
 	Produce(ctx context.Context, r kafka.Record) error
+	// ProduceAll is Produce for several.
+	ProduceAll(ctx context.Context, records ...kafka.Record) error
 	// ReadAll calls fn with every record the topic holds at this moment, each
 	// partition in order, and stops at fn's first error, which it returns.
 	ReadAll(ctx context.Context, topic string, fn func(kafka.Record) error) error

@@ -66,13 +66,16 @@ type ReplayOptions struct {
 // The letters are those of one List. An error says that it stopped: the store is
 // unavailable, or Kafka is; letters without a Progress are as they were.
 func (l *Letters) Replay(ctx context.Context, letters []Letter, sink sinks.Sink, opt ReplayOptions) error {
+	return l.replay(ctx, sink, opt, func(add func(Letter, kafka.Record) error) error { return l.Records(ctx, letters, add) })
+}
+
+// replay is Replay of what each gives to add.
+func (l *Letters) replay(ctx context.Context, sink sinks.Sink, opt ReplayOptions, each func(add func(Letter, kafka.Record) error) error) error {
 	r := replay{Letters: l, sink: sink, opt: opt}
 	if r.opt.Progress == nil {
 		r.opt.Progress = func(Letter, Result) {}
 	}
-	if err := l.Records(ctx, letters, func(letter Letter, record kafka.Record) error {
-		return r.add(ctx, letter, record)
-	}); err != nil {
+	if err := each(func(letter Letter, record kafka.Record) error { return r.add(ctx, letter, record) }); err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}
 	if err := r.flush(ctx); err != nil {
@@ -91,6 +94,43 @@ type replay struct {
 	changes []cdc.Change
 	leave   []leave // by index in changes
 	bytes   int
+	over    []ending
+}
+
+// ending is what became of a letter, and the record that says so.
+type ending struct {
+	letter Letter
+	result Result
+	record kafka.Record
+}
+
+// end notes what became of a letter.
+func (r *replay) end(letter Letter, result Result, record kafka.Record) {
+	r.over = append(r.over, ending{letter, result, record})
+}
+
+// write writes down what became of letters, and then says so.
+func (r *replay) write(ctx context.Context) error {
+	over := r.over
+	r.over = nil
+	records := make([]kafka.Record, len(over))
+	for i := range over {
+		records[i] = over[i].record
+	}
+	if len(over) > 0 {
+		if err := r.Log.ProduceAll(ctx, records...); err != nil {
+			return fmt.Errorf("write down what became of %d letters, the first of them %s: %w", len(over), over[0].letter.ID, err)
+		}
+	}
+	for _, e := range over {
+		r.opt.Progress(e.letter, e.result)
+	}
+	return nil
+}
+
+// closed notes that a letter is closed.
+func (r *replay) closed(letter Letter, state State, said, why string) {
+	r.end(letter, Result{state, said}, r.Letters.end(letter, state, why))
 }
 
 func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) error {
@@ -107,7 +147,8 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 	}
 	change.Left = letter.left
 	if change.Version <= r.opt.Barriers[change.Table.String()] {
-		return r.superseded(ctx, letter, "the table was emptied, dropped or copied anew since")
+		r.superseded(letter, "the table was emptied, dropped or copied anew since")
+		return nil
 	}
 	if len(r.letters) == batchLetters || r.bytes+letter.Bytes > batchBytes {
 		if err := r.flush(ctx); err != nil {
@@ -122,24 +163,23 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 }
 
 // superseded closes a letter for what the source says of its row.
-func (r *replay) superseded(ctx context.Context, letter Letter, reason string) error {
+func (r *replay) superseded(letter Letter, reason string) {
 	if r.opt.DryRun {
 		r.opt.Progress(letter, Result{WouldSupersede, reason})
-		return nil
+		return
 	}
-	if err := r.finish(ctx, letter, Superseded, reason); err != nil {
-		return err
-	}
-	r.opt.Progress(letter, Result{Superseded, reason})
-	return nil
+	r.closed(letter, Superseded, reason, reason)
 }
 
 // flush applies the batch and writes down what became of each letter. When the
 // store is unavailable for one of them it still settles the others.
 func (r *replay) flush(ctx context.Context) error {
 	defer func() { r.letters, r.records, r.changes, r.bytes = r.letters[:0], r.records[:0], r.changes[:0], 0 }()
-	if err := r.withoutGone(ctx); err != nil || len(r.letters) == 0 {
+	if err := r.withoutGone(ctx); err != nil {
 		return err
+	}
+	if len(r.letters) == 0 {
+		return r.write(ctx)
 	}
 	if r.opt.DryRun {
 		for _, letter := range r.letters {
@@ -160,13 +200,11 @@ func (r *replay) flush(ctx context.Context) error {
 			unavailable = fmt.Errorf("letter %s: %w: %s", letter.ID, ErrUnavailable, outcome.Sentence())
 			continue
 		}
-		result, err := r.settle(ctx, i, outcome)
-		if err != nil {
+		if err := r.settle(i, outcome); err != nil {
 			return errors.Join(err, unavailable)
 		}
-		r.opt.Progress(letter, result)
 	}
-	return unavailable
+	return errors.Join(r.write(ctx), unavailable)
 }
 
 // leave says of a letter that its row is only to leave the place that it had before,
@@ -209,9 +247,7 @@ func (r *replay) withoutGone(ctx context.Context) error {
 			only = leave{Parked, fmt.Sprintf("the store remembers for %s that a row has left a place, and this letter is older, so its place may be a former one by now; copy the row again (lockstep snapshot start --table %s --keys FILE) and skip the letter", r.opt.Remembers, c.Table)}
 		}
 		if only.state == Superseded && (r.opt.DryRun || !moves || c.Before == nil) {
-			if err := r.superseded(ctx, r.letters[i], only.reason); err != nil {
-				return err
-			}
+			r.superseded(r.letters[i], only.reason)
 			continue
 		}
 		if only.state == Parked && (r.opt.DryRun || c.Before == nil) {
@@ -226,26 +262,28 @@ func (r *replay) withoutGone(ctx context.Context) error {
 	return nil
 }
 
-// settle writes down what became of the i-th letter of the batch.
-func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Result, error) {
+// settle notes what became of the i-th letter of the batch.
+func (r *replay) settle(i int, outcome sinks.Outcome) error {
 	letter := r.letters[i]
 	switch only := r.leave[i]; {
 	case only == leave{}, outcome.Verdict == sinks.Transient, outcome.Verdict == sinks.Poison:
 	case only.state == Parked:
-		return Result{only.state, only.reason}, nil
+		r.opt.Progress(letter, Result{only.state, only.reason})
+		return nil
 	default:
-		return Result{only.state, only.reason}, r.finish(ctx, letter, only.state, only.reason)
+		r.closed(letter, only.state, only.reason, only.reason)
+		return nil
 	}
 	switch outcome.Verdict {
 	case sinks.Applied:
-		return Result{State: Resolved}, r.finish(ctx, letter, Resolved, "replayed")
+		r.closed(letter, Resolved, "", "replayed")
 	case sinks.Duplicate:
-		return Result{State: Resolved}, r.finish(ctx, letter, Resolved, "the store had it already")
+		r.closed(letter, Resolved, "", "the store had it already")
 	case sinks.Stale:
-		return Result{State: Superseded}, r.finish(ctx, letter, Superseded, "the store has a newer version")
+		r.closed(letter, Superseded, "", "the store has a newer version")
 	case sinks.Filtered:
 		reason := cmp.Or(outcome.Reason, "the sink does not take this table any more")
-		return Result{Skipped, reason}, r.finish(ctx, letter, Skipped, reason)
+		r.closed(letter, Skipped, reason, reason)
 	case sinks.Transient, sinks.Poison:
 		again := r.refused(sinks.Refusal{Record: r.records[i], Change: &r.changes[i], Class: outcome.Class, Reason: outcome.Reason, Failed: time.Now()})
 		again.Retries, again.FirstFailed = letter.Retries+1, letter.FirstFailed
@@ -257,10 +295,9 @@ func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Resu
 		}
 		record := r.open(r.records[i], again)
 		record.Partition = letter.place.Partition
-		if err := r.Log.Produce(ctx, record); err != nil {
-			return Result{}, fmt.Errorf("letter %s: %w", letter.ID, err)
-		}
-		return Result{again.State, again.Reason}, nil
+		r.end(letter, Result{again.State, again.Reason}, record)
+	default:
+		return fmt.Errorf("letter %s: the store answered verdict %d", letter.ID, outcome.Verdict)
 	}
-	return Result{}, fmt.Errorf("letter %s: the store answered verdict %d", letter.ID, outcome.Verdict)
+	return nil
 }

@@ -130,12 +130,14 @@ func (p *process) routes(log dlq.Log) []admin.Route {
 // own, so that one that could not go on does not stand in the way of the next.
 type rareLog struct{ *letterLog }
 
-func (l *rareLog) Produce(ctx context.Context, r kafka.Record) error {
+func (l *rareLog) Produce(ctx context.Context, r kafka.Record) error { return l.ProduceAll(ctx, r) }
+
+func (l *rareLog) ProduceAll(ctx context.Context, records ...kafka.Record) error {
 	publisher := l.fresh()
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- publisher.Run(running) }()
-	err := (&letterLog{l.Client, publisher, nil}).Produce(ctx, r)
+	err := (&letterLog{l.Client, publisher, nil}).ProduceAll(ctx, records...)
 	stop()
 	return errors.Join(err, <-ended)
 }

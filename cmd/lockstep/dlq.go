@@ -30,7 +30,7 @@ was refused for a reason that may pass is tried again by itself.`,
 		Example: `  lockstep dlq list
   lockstep dlq replay --sink search --dry-run`,
 	})
-	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a))
+	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQJobsCommand(a), newDLQSkipCommand(a))
 	return cmd
 }
 
@@ -316,67 +316,6 @@ type outcome struct {
 	Table  string     `json:"table"`
 	Key    string     `json:"key"`
 	Result dlq.Result `json:"result"`
-}
-
-func newDLQReplayCommand(a *app) *cobra.Command {
-	var flags letterFlags
-	var dryRun, all bool
-	cmd := &cobra.Command{
-		Use:   "replay [ID...]",
-		Short: "Apply dead letters to their sink again",
-		Long: `Replay applies the recorded changes again, through the version guard: it can run
-twice, late or beside the live pipeline without harm. A letter whose change the
-store then has is closed as resolved, one whose row is newer there as superseded, and
-so are one from before the last TRUNCATE, DROP or new copy of its table and one whose
-row the source, which is asked, does not have any more. A letter that is refused again
-stays, with a higher retry count: mend what the reason names and replay it once
-more, or close it with skip.
-
-With --dry-run the result is what a replay would do: "would be applied" (through the
-guard, and the store may refuse it again), "would be superseded" (the row is gone, or
-was written anew since), or parked (it stays, as one that cannot be decoded does).
-
-Name letters by ID, choose them with flags, or say --all.
-
-It exits with 1 when a letter stays.`,
-		Example: `  # what would be replayed
-  lockstep dlq replay --sink search --class mapping --dry-run
-
-  # after the mapping was mended
-  lockstep dlq replay --sink search --class mapping`,
-		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			chosen, query, err := flags.chosen(a, cmd)
-			if err != nil {
-				return err
-			}
-			if len(args) == 0 && !all && len(chosen) == 0 {
-				return usageError{errors.New("name letters by ID, choose them with flags, or say --all")}
-			}
-			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letters, err := o.Choose(ctx, query)
-				if err != nil {
-					return err
-				}
-				if letters, err = named(letters, args); err != nil {
-					return err
-				}
-				if dryRun {
-					_, err := o.replay(ctx, a, letters, true)
-					return err
-				}
-				chosen["id"] = strings.Join(args, ",")
-				return o.act(ctx, a, "dlq.replay", chosen, "", func() (map[string]int, error) {
-					return o.replay(ctx, a, letters, false)
-				})
-			})
-		},
-	}
-	flags = addLetterFlags(a, cmd)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be replayed and change nothing")
-	cmd.Flags().BoolVar(&all, "all", false, "replay every open letter")
-	a.addActor(cmd)
-	return cmd
 }
 
 // named keeps the letters with these IDs; without any, all.
