@@ -81,6 +81,22 @@ func (j *Job) Check() error {
 	return nil
 }
 
+// Describe says in the fields of the audit log what a job is to do.
+func (j *Job) Describe() map[string]string {
+	what := map[string]string{"job": j.ID, "mode": string(j.Mode)}
+	maps.Copy(what, j.Filter)
+	if len(j.IDs) > 0 {
+		what["ids"] = strings.Join(j.IDs, ",")
+	}
+	if j.Rate > 0 {
+		what["rate"] = fmt.Sprint(j.Rate)
+	}
+	if j.Canary > 0 {
+		what["canary"] = fmt.Sprint(j.Canary)
+	}
+	return what
+}
+
 // Fields are the fields that ParseQuery makes this Query from, at any later time.
 func (q Query) Fields() map[string]string {
 	fields := map[string]string{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -117,13 +118,15 @@ func (p *process) listenAdmin() (*adminServer, error) {
 }
 
 // routes are the operations of the API.
-func (p *process) routes(log dlq.Log) []admin.Route {
+func (p *process) routes(log *rareLog) []admin.Route {
 	status := admin.Route{
 		Method: http.MethodGet, Path: "/v1/status", ID: "getStatus", Short: "How this process is", Answer: processStatus{},
 		Long: "Parts, breakers, what waits, and for every table the books of this process alone.",
 		Read: func(context.Context, *admin.Request) (any, error) { return p.status(), nil },
 	}
-	return append([]admin.Route{status}, admin.LetterRoutes(&desk{p, log})...)
+	jobs := &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin")}
+	d := &desk{p, log}
+	return slices.Concat([]admin.Route{status}, admin.LetterRoutes(d), admin.JobRoutes(d, jobs))
 }
 
 // rareLog is a letterLog for who writes now and then: each write has a publisher of its

@@ -131,27 +131,13 @@ func (o *office) jobs(a *app) *dlq.Jobs {
 	return &dlq.Jobs{Prefix: o.cfg.Prefix, Kafka: o.log, Log: a.quiet()}
 }
 
-// jobFilter is what the audit log says of a job that is asked for.
-func jobFilter(j *dlq.Job) map[string]string {
-	what := maps.Clone(j.Filter)
-	what["job"], what["mode"], what["ids"] = j.ID, string(j.Mode), strings.Join(j.IDs, ",")
-	if j.Rate > 0 {
-		what["rate"] = fmt.Sprint(j.Rate)
-	}
-	if j.Canary > 0 {
-		what["canary"] = fmt.Sprint(j.Canary)
-	}
-	maps.DeleteFunc(what, func(_, value string) bool { return value == "" })
-	return what
-}
-
 func (a *app) startReplay(ctx context.Context, o *office, job dlq.Job, detach bool) error {
 	var err error
 	if job.Actor, err = a.who(); err != nil {
 		return err
 	}
 	jobs := o.jobs(a)
-	err = o.act(ctx, a, "dlq.replay", jobFilter(&job), job.Reason, func() (map[string]int, error) {
+	err = o.act(ctx, a, "dlq.replay", job.Describe(), job.Reason, func() (map[string]int, error) {
 		_, err := jobs.Ask(ctx, job)
 		return map[string]int{"jobs": 1}, err
 	})
