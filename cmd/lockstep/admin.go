@@ -103,7 +103,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
 		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin,
 	}
-	mux.Handle("/v1/", api.Handler(p.routes(log)...))
+	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin")})...))
 	a := &adminServer{server: &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
@@ -118,13 +118,12 @@ func (p *process) listenAdmin() (*adminServer, error) {
 }
 
 // routes are the operations of the API.
-func (p *process) routes(log *rareLog) []admin.Route {
+func (p *process) routes(log dlq.Log, jobs *dlq.Jobs) []admin.Route {
 	status := admin.Route{
 		Method: http.MethodGet, Path: "/v1/status", ID: "getStatus", Short: "How this process is", Answer: processStatus{},
 		Long: "Parts, breakers, what waits, and for every table the books of this process alone.",
 		Read: func(context.Context, *admin.Request) (any, error) { return p.status(), nil },
 	}
-	jobs := &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin")}
 	d := &desk{p, log}
 	return slices.Concat([]admin.Route{status}, admin.LetterRoutes(d), admin.JobRoutes(d, jobs))
 }
