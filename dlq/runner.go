@@ -109,8 +109,12 @@ func (r *Runner) Run(ctx context.Context) error {
 			}
 		}
 		jobs, err := r.Jobs.snapshot(ctx)
-		if err != nil && ctx.Err() == nil {
-			r.Notes.Warn("replay jobs cannot be read", "error", err)
+		if err != nil { // of a job that is half read nobody knows how far it is
+			if ctx.Err() == nil {
+				r.Notes.Warn("replay jobs cannot be read", "error", err)
+			}
+			sleep(ctx, runnerTick)
+			continue
 		}
 		r.Metrics.show(jobs)
 		for _, record := range jobs {
@@ -128,7 +132,7 @@ func (r *Runner) Run(ctx context.Context) error {
 				under[id] = r.begin(ctx, &all, record)
 			}
 		}
-		if time.Since(cleaned) > time.Minute && err == nil {
+		if time.Since(cleaned) > time.Minute {
 			cleaned = time.Now()
 			if err := r.Jobs.forget(ctx, outdated(jobs, cleaned)); err != nil && ctx.Err() == nil {
 				r.Notes.Warn("old replay jobs are still there", "error", err)
