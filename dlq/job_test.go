@@ -184,22 +184,23 @@ type yard struct {
 	t  testing.TB
 	mu sync.Mutex
 
-	logs     map[string][]kafka.Record // by topic/partition
-	rows     map[string]cdc.Version    // of the source, by key
-	refuse   map[string]bool           // keys that the store refuses
-	store    map[string]cdc.Version
-	down     bool // the store
-	idle     bool // the capture
-	asked    map[string]*asked
-	clock    cdc.Version
-	over     map[string][]JobStatus // the audit log
-	sent     []int                  // letters of each call of the store
-	began    []time.Time            // of those
-	audits   int                    // that fail
-	problem  string                 // of every reading
-	held     string
-	stopped  []string
-	registry *prometheus.Registry
+	logs    map[string][]kafka.Record // by topic/partition
+	rows    map[string]cdc.Version    // of the source, by key
+	refuse  map[string]bool           // keys that the store refuses
+	store   map[string]cdc.Version
+	down    bool // the store
+	idle    bool // the capture
+	asked   map[string]*asked
+	clock   cdc.Version
+	over    map[string][]JobStatus // the audit log
+	sent    []int                  // letters of each call of the store
+	began   []time.Time            // of those
+	audits  int                    // that fail
+	problem string                 // of every reading
+	held    string
+	stopped []string
+	late    bool     // the sink has its say when it is asked how far it is
+	pending []string // keys of which it has not had its say
 }
 
 type asked struct {
@@ -380,7 +381,11 @@ func (y *yard) work() {
 		}
 		y.clock++
 		for _, key := range a.keys {
-			y.settle(string(key), y.clock)
+			if y.late {
+				y.pending = append(y.pending, string(key))
+			} else {
+				y.settle(string(key), y.clock)
+			}
 		}
 	}
 }
@@ -455,6 +460,12 @@ func (y *yard) runner() *Runner {
 			return now, nil
 		},
 		Progress: func(context.Context, string, string) (ends, committed map[int]int64, err error) {
+			y.mu.Lock()
+			defer y.mu.Unlock()
+			for _, key := range y.pending {
+				y.settle(key, y.clock)
+			}
+			y.pending = nil
 			return map[int]int64{}, map[int]int64{}, nil
 		},
 		Held: func(string, string) string {
@@ -630,6 +641,51 @@ func TestAJobWaitsAndSaysForWhat(t *testing.T) {
 	}
 }
 
+// The sink closes a letter before it commits, and that may be the moment before it is asked
+// how far it is.
+func TestWhatTheSinkSaysLastIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		y.late = true
+		y.bury(upTo(6)...)
+		y.mend(0, 1, 2, 3)
+		defer y.run()()
+		y.ask(Job{ID: "j"})
+		s := y.await("j", over)
+		expect(t, "counts", counts(s), "done 6/6 resynced=4 stays=2")
+		expect(t, "stays", s.Stays[0].Reason, "no field")
+	})
+}
+
+// Of a row that is read again, of which the sink says nothing, the letter stays, and the job
+// does not wait for ever.
+func TestARowOfWhichTheSinkSaysNothingStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		y.bury(1)
+		y.clock = 0 // the versions are not newer, so there is no other letter
+		defer y.run()()
+		y.ask(Job{ID: "j"})
+		s := y.await("j", over)
+		expect(t, "counts", counts(s), "done 1/1 stays=1")
+		expect(t, "stays", s.Stays[0].Reason, "its row was read again, and the sink has said nothing new of it; lockstep dlq show has its last answer")
+	})
+}
+
+// A snapshot that fails, or that somebody cancels, leaves its letters, which say so.
+func TestRowsThatWereNotReadAgainStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		y.problem = "the source is another one"
+		y.bury(1, 2)
+		defer y.run()()
+		y.ask(Job{ID: "j"})
+		s := y.await("j", over)
+		expect(t, "counts", counts(s), "done 2/2 stays=2")
+		expect(t, "stays", s.Stays[0].Reason, "its row was not read again: the source is another one")
+	})
+}
+
 func TestACanaryThatFailsSparesTheOthers(t *testing.T) {
 	for _, mode := range Modes {
 		synctest.Test(t, func(t *testing.T) {
@@ -762,10 +818,17 @@ func TestJobsAreForgottenAWeekAfterTheyEnded(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].ID != "b" {
 		t.Errorf("%+v, %v", list, err)
 	}
-	// Cut off in between, it must not come back as one that did not begin.
+	// Cut off in between, and compacted, it must not come back as one that did not begin.
 	for n := range y.logs["shop.jobs/0"] {
-		part := newYard(t)
-		part.logs["shop.jobs/0"] = y.logs["shop.jobs/0"][:n+1]
+		part, newest := newYard(t), map[string]kafka.Record{}
+		for _, r := range y.logs["shop.jobs/0"][:n+1] {
+			newest[string(r.Key)] = r
+		}
+		for _, r := range newest {
+			if r.Value != nil {
+				part.put(r)
+			}
+		}
 		list, err := part.jobs().List(t.Context())
 		if err != nil {
 			t.Fatal(err)
