@@ -67,7 +67,7 @@ func TestAReplayIsAskedForShownAndCancelled(t *testing.T) {
 		`1 no open dead letter has the ID nowhere; see: lockstep dlq list`:                                                  {"replay", "nowhere"},
 		`2 name one replay; see lockstep dlq jobs list`:                                                                     {"jobs", "cancel"},
 		`1 no replay has the ID nowhere; see lockstep dlq jobs list`:                                                        {"jobs", "show", "nowhere"},
-		`2 unknown command "stop"; did you mean show?; see lockstep dlq jobs --help`:                                                            {"jobs", "stop"},
+		`2 unknown command "stop"; did you mean show?; see lockstep dlq jobs --help`:                                        {"jobs", "stop"},
 		`2 unknown flag --canari; did you mean --canary?; see lockstep dlq replay --help`:                                   {"replay", "--canari", "1"},
 	} {
 		got := c.run(append([]string{"dlq"}, args...)...)
