@@ -168,16 +168,20 @@ func (r *jobRecord) status() JobStatus {
 
 func (r *jobRecord) over() bool { return r.progress != nil && r.progress.State.Over() }
 
-// List returns the jobs that have not ended and the newest that have, oldest first.
+// List returns the jobs that have not ended and the newest that ended within a week, oldest
+// first.
 func (j *Jobs) List(ctx context.Context) ([]JobStatus, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := j.look(ctx); err != nil {
 		return nil, fmt.Errorf("read jobs: %w", err)
 	}
-	list := []JobStatus{}
-	for _, r := range j.ordered() {
-		list = append(list, r.status())
+	list, all := []JobStatus{}, j.ordered()
+	old := outdated(all, time.Now())
+	for _, r := range all {
+		if !slices.Contains(old, r.job.ID) {
+			list = append(list, r.status())
+		}
 	}
 	return list, nil
 }

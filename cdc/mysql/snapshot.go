@@ -238,7 +238,7 @@ func (s *Source) turn(id, table string) (next uint8) {
 
 // sameReplay reports whether two requests are of one replay of dead letters.
 func sameReplay(a, b string) bool {
-	return strings.HasPrefix(a, cdc.ReplayPrefix) && a[:max(strings.LastIndexByte(a, '.'), 0)] == b[:max(strings.LastIndexByte(b, '.'), 0)]
+	return ofReplay(a) && a[:max(strings.LastIndexByte(a, '.'), 0)] == b[:max(strings.LastIndexByte(b, '.'), 0)]
 }
 
 // here reports whether the clock has not moved since a snapshot ended.
@@ -261,8 +261,11 @@ func underway(state cdc.SnapshotState) bool {
 	return state == cdc.SnapshotRunning || state == cdc.SnapshotPaused
 }
 
-// keptSnapshots is how many snapshots that have ended a position keeps.
+// keptSnapshots is how many snapshots that have ended a position keeps, and as many of
+// replays of dead letters, which are many.
 const keptSnapshots = 20
+
+func ofReplay(id string) bool { return strings.HasPrefix(id, cdc.ReplayPrefix) }
 
 // endSnapshot ends a snapshot that is under way. The caller holds the lock.
 func (s *Source) endSnapshot(id string, state cdc.SnapshotState, problem string) {
@@ -286,22 +289,22 @@ func (s *Source) endSnapshot(id string, state cdc.SnapshotState, problem string)
 // request still stands, because it would be taken for a new one, and of each table the
 // one whose turn counts.
 func (s *Source) trimSnapshots() {
-	ended := 0
+	ended := map[bool]int{}             // of replays, and others
 	counts := map[string]cdc.Snapshot{} // by table: the last one with the highest turn
 	for _, sn := range s.pos.Snapshots {
 		if underway(sn.State) {
 			continue
 		}
-		ended++
+		ended[ofReplay(sn.ID)]++
 		if high, known := counts[sn.Table]; s.here(sn) && (!known || sn.Turn >= high.Turn) {
 			counts[sn.Table] = sn
 		}
 	}
 	s.pos.Snapshots = slices.DeleteFunc(slices.Clone(s.pos.Snapshots), func(sn cdc.Snapshot) bool {
 		_, asked := s.snaps.requests[sn.ID]
-		old := ended > keptSnapshots && !underway(sn.State) && !asked && counts[sn.Table].ID != sn.ID
+		old := ended[ofReplay(sn.ID)] > keptSnapshots && !underway(sn.State) && !asked && counts[sn.Table].ID != sn.ID
 		if old {
-			ended--
+			ended[ofReplay(sn.ID)]--
 		}
 		return old
 	})

@@ -39,8 +39,14 @@ func TestManyRequestsOfOneReplayTakeOneTurn(t *testing.T) {
 			t.Fatalf("request %d of a replay has turn %d", i, got)
 		}
 	}
-	if n := len(s.pos.Snapshots); n > keptSnapshots+1 {
-		t.Errorf("%d snapshots are kept", n)
+	others := 0
+	for _, sn := range s.pos.Snapshots {
+		if !ofReplay(sn.ID) {
+			others++
+		}
+	}
+	if n := len(s.pos.Snapshots); n > 2*keptSnapshots || others != 4 {
+		t.Errorf("%d snapshots are kept, %d of them of no replay", n, others)
 	}
 	if got := s.turn("replay-m.1.1", "d.t"); got != 9 {
 		t.Errorf("the next one has turn %d: the turns before it are forgotten", got)
