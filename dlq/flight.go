@@ -241,7 +241,7 @@ func (e *errand) follow(ctx context.Context) error {
 		if n == 0 && time.Since(f.since) > saysAfter {
 			e.said = f.waits()
 			for _, r := range f.reading {
-				if why := e.Held(f.sink, r.table); why != "" && !r.over {
+				if why, _ := e.Held(f.sink, r.table); why != "" && !r.over {
 					e.said = fmt.Sprintf("sink %s: %s", f.sink, why)
 				}
 			}

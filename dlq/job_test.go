@@ -468,10 +468,10 @@ func (y *yard) runner() *Runner {
 			y.pending = nil
 			return map[int]int64{}, map[int]int64{}, nil
 		},
-		Held: func(string, string) string {
+		Held: func(string, string) (string, bool) {
 			y.mu.Lock()
 			defer y.mu.Unlock()
-			return y.held
+			return y.held, y.held != ""
 		},
 		Over: func(_ context.Context, s JobStatus) error {
 			y.mu.Lock()

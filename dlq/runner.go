@@ -62,9 +62,9 @@ type Runner struct {
 	// Progress gives for the topic of a table the ends of its partitions, and to where a
 	// sink has committed.
 	Progress func(ctx context.Context, sink, table string) (ends, committed map[int]int64, err error)
-	// Held says why changes of a table have to wait in a sink, as far as this process
-	// knows. It is empty when they need not.
-	Held func(sink, table string) string
+	// Held says why changes of a table do not get on in a sink, as far as this process
+	// knows, and whether none should be sent until they do. It is empty when they get on.
+	Held func(sink, table string) (why string, wait bool)
 	// Over writes into the audit log how a job ended. It may be called again for one, and
 	// writes that once.
 	Over    func(ctx context.Context, s JobStatus) error
@@ -620,7 +620,7 @@ func (e *errand) load(ctx context.Context) (moved bool, err error) {
 func (e *errand) mustWait(f *flight) string {
 	tables, _ := f.open()
 	for _, table := range tables {
-		if why := e.Held(f.sink, table); why != "" {
+		if why, wait := e.Held(f.sink, table); wait {
 			return fmt.Sprintf("sink %s: %s", f.sink, why)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"lockstep/audit"
 	"lockstep/dlq"
+	"lockstep/sinks"
 )
 
 // A replay is asked for, listed, shown and cancelled, while no process carries it out.
@@ -94,6 +95,40 @@ func TestTheBarShowsHowFarAReplayIs(t *testing.T) {
 		change(&now)
 		if got := replayLine(&now, &before, 10*time.Second); got != want {
 			t.Errorf("got  %q\nwant %q", got, want)
+		}
+	}
+}
+
+// A replay waits for a table that is held. For a store that was away it must not: on a quiet
+// sink its own call is the one that finds it back.
+func TestAReplayWaitsForTablesAndNotForTheBreakerOfAQuietSink(t *testing.T) {
+	closed, open := sinks.BreakerStatus{State: "closed"}, sinks.BreakerStatus{State: "open", Reason: "no answer"}
+	table := func(b sinks.BreakerStatus, by string) []sinks.TableStatus {
+		one := sinks.TableStatus{Table: "d.t", Breaker: b}
+		if by != "" {
+			one.Held = &sinks.HeldStatus{By: by, Reason: "no"}
+		}
+		return []sinks.TableStatus{{Table: "d.other", Breaker: open}, one}
+	}
+	for name, test := range map[string]struct {
+		status sinks.Status
+		why    string
+		wait   bool
+	}{
+		"well":             {sinks.Status{Breaker: closed, Tables: table(closed, "")}, "", false},
+		"away":             {sinks.Status{Breaker: open, Tables: table(closed, "")}, "its breaker is open: no answer", false},
+		"away, changes":    {sinks.Status{Breaker: closed, Tables: table(closed, sinks.ByStore)}, "table d.t is held by store: no", false},
+		"its index":        {sinks.Status{Breaker: closed, Tables: table(closed, sinks.ByTable)}, "table d.t is held by table: no", true},
+		"a flood":          {sinks.Status{Breaker: closed, Tables: table(open, sinks.ByFlood)}, "table d.t is held by flood: no", true},
+		"a flood, no held": {sinks.Status{Breaker: closed, Tables: table(open, "")}, "the breaker of table d.t is open: no answer", true},
+	} {
+		w := &replayWorld{process: &process{}}
+		w.workers.add(worker{name: "search", status: func() sinks.Status { return test.status }})
+		if why, wait := w.heldBy("search", "d.t"); why != test.why || wait != test.wait {
+			t.Errorf("%s: %q, %t", name, why, wait)
+		}
+		if why, wait := w.heldBy("cache", "d.t"); why != "" || wait {
+			t.Errorf("a sink of another process: %q, %t", why, wait)
 		}
 	}
 }

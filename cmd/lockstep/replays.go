@@ -185,26 +185,28 @@ func (t tries) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) {
 	return 0, errors.New("a replay sweeps nothing")
 }
 
-// heldBy says why changes of a table have to wait in a sink of this process.
-func (w *replayWorld) heldBy(sink, table string) string {
+// heldBy says why changes of a table do not get on in a sink of this process. A table that
+// is held goes on by itself; a store that was away is found to be back by who calls it, so
+// nobody may wait for that.
+func (w *replayWorld) heldBy(sink, table string) (why string, wait bool) {
 	local, ok := w.workers.find(sink)
 	if !ok {
-		return ""
+		return "", false
 	}
 	s := local.status()
 	if s.Breaker.State != "closed" {
-		return "its breaker is " + s.Breaker.State + because(s.Breaker.Reason)
+		return "its breaker is " + s.Breaker.State + because(s.Breaker.Reason), false
 	}
 	for _, t := range s.Tables {
 		switch {
 		case t.Table != table:
 		case t.Held != nil:
-			return fmt.Sprintf("table %s is held by %s%s", table, t.Held.By, because(t.Held.Reason))
+			return fmt.Sprintf("table %s is held by %s%s", table, t.Held.By, because(t.Held.Reason)), t.Held.By != sinks.ByStore
 		case t.Breaker.State != "closed":
-			return fmt.Sprintf("the breaker of table %s is %s%s", table, t.Breaker.State, because(t.Breaker.Reason))
+			return fmt.Sprintf("the breaker of table %s is %s%s", table, t.Breaker.State, because(t.Breaker.Reason)), true
 		}
 	}
-	return ""
+	return "", false
 }
 
 // refuses says why rows of a table cannot be read again for a sink.
