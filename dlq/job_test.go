@@ -1,12 +1,10 @@
 package dlq
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -614,7 +612,7 @@ func TestWhatCannotBeReplayedStaysWithItsReason(t *testing.T) {
 func TestAJobWaitsAndSaysForWhat(t *testing.T) {
 	for what, test := range map[string]struct {
 		mode   Mode
-		break_ func(y *yard, broken bool)
+		hinder func(y *yard, broken bool)
 	}{
 		"the capture has not begun to read rows of bank.questions again": {Resync, func(y *yard, broken bool) { y.idle = broken }},
 		"the capture reads rows of bank.questions again: 0 of":           {Resync, func(y *yard, broken bool) { y.down = broken }},
@@ -627,12 +625,12 @@ func TestAJobWaitsAndSaysForWhat(t *testing.T) {
 			y := newYard(t)
 			y.bury(upTo(4)...)
 			y.mend(upTo(4)...)
-			test.break_(y, true)
+			test.hinder(y, true)
 			defer y.run()()
 			y.ask(Job{ID: "j", Mode: test.mode})
 			y.await("j", func(s JobStatus) bool { return s.State == JobRunning && strings.HasPrefix(s.Waits, what) })
 			y.mu.Lock()
-			test.break_(y, false)
+			test.hinder(y, false)
 			y.mu.Unlock()
 			if s := y.await("j", over); s.State != JobDone || s.Stay() != 0 || s.Waits != "" {
 				t.Errorf("%s: %+v", what, s)
@@ -944,5 +942,4 @@ func TestWhatIsWrongWithAJobIsNamed(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	expect(t, "fields", cmp.Or(len(slices.Collect(maps.Keys(status(&Job{}, nil, "").Letters)))), len(Fates))
 }
