@@ -138,13 +138,14 @@ type api struct {
 	t       *testing.T
 	shelf   *shelf
 	log     *memory
+	jobs    *dlq.Jobs
 	config  Config
 	handler http.Handler
 }
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
-	a := &api{t: t, shelf: &shelf{}, log: &memory{}, config: Config{Tokens: []Token{
+	a := &api{t: t, shelf: &shelf{}, log: &memory{}, jobs: &dlq.Jobs{Prefix: "shop", Kafka: &memory{}}, config: Config{Tokens: []Token{
 		{"victor", Viewer, tokenFile(t, viewer+"\n", 0o600)}, {"olga", Operator, tokenFile(t, operator, 0o640)},
 	}}}
 	at := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
@@ -163,7 +164,7 @@ func (a *api) restart() {
 		a.t.Fatal(err)
 	}
 	s := &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
-	a.handler = s.Handler(LetterRoutes(a.shelf)...)
+	a.handler = s.Handler(append(LetterRoutes(a.shelf), JobRoutes(a.shelf, a.jobs)...)...)
 }
 
 func tokenFile(t *testing.T, text string, mode os.FileMode) string {
@@ -683,6 +684,12 @@ func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
 	check("patch", "/v1/dlq/{id}", "200", ok, a.ask("PATCH", patchPath, operator, patchBody, patchType, "X-Request-ID: p-1", "If-Match: *").body)
 	check("post", "/v1/dlq/{id}/skip", "412", bad, a.skip("r-0", skipReason, `If-Match: "0"`).body)
 	check("post", "/v1/dlq/{id}/skip", "200", ok, a.skip("r-1", skipReason).body)
+	replayed := a.post("/v1/dlq/replay", "r-2", `{"filter": {"sink": "search"}, "ids": ["search-2"], "rate": 5, "canary": 1, "reason": "r"}`)
+	check("post", "/v1/dlq/replay", "200", ok, replayed.body)
+	job := a.job(replayed)
+	check("get", "/v1/dlq/jobs", "200", ok, a.ask("GET", "/v1/dlq/jobs", viewer, "").body)
+	check("get", "/v1/dlq/jobs/{id}", "200", ok, a.ask("GET", "/v1/dlq/jobs/"+job.ID, viewer, "").body)
+	check("post", "/v1/dlq/jobs/{id}/cancel", "200", ok, a.post("/v1/dlq/jobs/"+job.ID+"/cancel", "r-3", `{"reason": "r"}`).body)
 
 	var paths struct {
 		Paths map[string]map[string]struct {
@@ -707,7 +714,7 @@ func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
 			}
 		}
 	}
-	for _, r := range LetterRoutes(a.shelf) {
+	for _, r := range append(LetterRoutes(a.shelf), JobRoutes(a.shelf, a.jobs)...) {
 		if !seen[r.ID] {
 			t.Errorf("%s is not in the document", r.ID)
 		}

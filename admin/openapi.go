@@ -110,7 +110,7 @@ func (b *book) operation(route Route) object {
 	}
 	ok := object{"description": "Done", "content": object{"application/json": object{"schema": b.schema(reflect.TypeOf(route.Answer))}}}
 	if route.Tagged && !write {
-		ok["headers"] = object{"ETag": object{"description": "Of the letter as it is now", "schema": object{"type": "string"}}}
+		ok["headers"] = object{"ETag": object{"description": "Of it as it is now", "schema": object{"type": "string"}}}
 	}
 	answers := object{"200": ok}
 	byStatus := map[int][]string{}

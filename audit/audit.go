@@ -82,7 +82,7 @@ type Record struct {
 // Act is what somebody is about to do.
 type Act struct {
 	Actor string `json:"actor"`
-	Via   string `json:"via"` // cli or http
+	Via   string `json:"via"` // cli, http, or replay: the end of one
 	Name  string `json:"act"` // such as dlq.skip
 	// Filter says on what it is done.
 	Filter map[string]string `json:"filter,omitempty"`

@@ -116,6 +116,10 @@ type SnapshotRequest struct {
 	AtMicros int64         `json:"at_us"`
 }
 
+// ReplayPrefix begins the IDs of requests by which dead letters are replayed. Those of
+// one replay, ReplayPrefix, its name and a number behind the last dot, name each row once.
+const ReplayPrefix = "replay-"
+
 // A SnapshotRequest names no more keys, nor more bytes of them, so that it fits a
 // record of Kafka.
 const (

@@ -27,6 +27,8 @@ type Log interface {
 	// Produce writes a record to its Topic and Partition and returns when it is
 	// acknowledged by all in-sync replicas.
 	Produce(ctx context.Context, r kafka.Record) error
+	// ProduceAll is Produce for several.
+	ProduceAll(ctx context.Context, records ...kafka.Record) error
 	// ReadAll calls fn with every record the topic holds at this moment, each
 	// partition in order, and stops at fn's first error, which it returns.
 	ReadAll(ctx context.Context, topic string, fn func(kafka.Record) error) error
@@ -115,20 +117,20 @@ func (l *Letters) Skip(ctx context.Context, letter Letter, reason string) error 
 
 // finish closes a letter, wherever it is open.
 func (l *Letters) finish(ctx context.Context, letter Letter, state State, reason string) error {
-	if err := l.everywhere(ctx, letter, l.end(letter, state, reason)); err != nil {
+	if err := l.Log.ProduceAll(ctx, everywhere(letter, l.end(letter, state, reason))...); err != nil {
 		return fmt.Errorf("close letter %s as %s: %w", letter.ID, state, err)
 	}
 	return nil
 }
 
-// everywhere writes a record of a letter to each partition where the letter is open.
-func (l *Letters) everywhere(ctx context.Context, letter Letter, r kafka.Record) error {
-	for _, r.Partition = range append([]int{letter.place.Partition}, letter.also...) {
-		if err := l.Log.Produce(ctx, r); err != nil {
-			return err
-		}
+// everywhere is a record of a letter for each partition where the letter is open.
+func everywhere(letter Letter, r kafka.Record) []kafka.Record {
+	records := []kafka.Record{r}
+	records[0].Partition = letter.place.Partition
+	for _, r.Partition = range letter.also {
+		records = append(records, r)
 	}
-	return nil
+	return records
 }
 
 // Filter chooses letters. An empty field chooses all.

@@ -47,6 +47,15 @@ func (m *memory) Produce(_ context.Context, r kafka.Record) error {
 	return nil
 }
 
+func (m *memory) ProduceAll(ctx context.Context, records ...kafka.Record) error {
+	for _, r := range records {
+		if err := m.Produce(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (m *memory) ReadAll(_ context.Context, topic string, fn func(kafka.Record) error) error {
 	for _, r := range slices.Clone(m.records[topic]) {
 		if err := fn(r); err != nil {

@@ -39,8 +39,8 @@ func (m *mortal) Produce(ctx context.Context, r kafka.Record) error { return m.P
 // growth is the first growth of the table of questions.
 var growth = &cdc.Change{Table: questions, Op: cdc.OpGrowth, Version: base + 9, Growth: &cdc.Growth{Partitions: many}}
 
-// places says of each row where its letters are open, and how often each was tried.
-func places(t *testing.T, tape *tape) map[string][]string {
+// standing says of each row where its letters are open, and how often each was tried.
+func standing(t *testing.T, tape *tape) map[string][]string {
 	t.Helper()
 	open := map[home]Letter{}
 	l := &Letters{Sink: "es"}
@@ -114,7 +114,7 @@ func TestALetterIsOpenSomewhereAtAllTimesWhileItIsMoved(t *testing.T) {
 					row := fmt.Sprint(id)
 					key := refusal(id, base+5, "a").Record.Key
 					want := fmt.Sprintf("exhausted %d in %d", id, kafka.PartitionFor(key, many))
-					switch open := places(t, tape)[row]; {
+					switch open := standing(t, tape)[row]; {
 					case len(open) == 0:
 						t.Errorf("killed at record %d: the letter of row %s is open nowhere", kill, row)
 					case committed && (len(open) != 1 || open[0] != want):
@@ -163,16 +163,16 @@ func TestAnOperatorsActFollowsALetterThatIsMoved(t *testing.T) {
 			must(t, err)
 			expect(t, "letters of a row in two partitions", len(now), 1)
 			must(t, p.Skip(ctx, now[0], "known"))
-			expect(t, "a letter that was skipped in both", len(places(t, tape)[twice.Key]), 0)
+			expect(t, "a letter that was skipped in both", len(standing(t, tape)[twice.Key]), 0)
 
 			p.Settled(3, growth, sinks.Applied)
 			must(t, part.Commit(ctx, 1))
-			expect(t, "letters that stand", len(places(t, tape)), 5)
+			expect(t, "letters that stand", len(standing(t, tape)), 5)
 			for _, letter := range old[:4] {
 				must(t, p.Skip(ctx, letter, "known"))
 			}
 			time.Sleep(time.Minute)
-			if open := places(t, tape); len(open) != 1 {
+			if open := standing(t, tape); len(open) != 1 {
 				t.Errorf("after all but one were skipped these are open: %v", open)
 			}
 		})
@@ -181,7 +181,7 @@ func TestAnOperatorsActFollowsALetterThatIsMoved(t *testing.T) {
 			again := p.open(refusal(0, base+5, "a").Record, p.refused(refusal(0, base+5, "a")))
 			must(t, p.Letters.Log.Produce(ctx, again)) // of a replay that began before the letters were moved
 			time.Sleep(time.Minute)
-			expect(t, "a letter that is refused again where it was", places(t, tape)["0"], []string{"parked 0 in 0"})
+			expect(t, "a letter that is refused again where it was", standing(t, tape)["0"], []string{"parked 0 in 0"})
 		})
 	})
 }

@@ -27,9 +27,13 @@ type realLog struct {
 	publisher *kafka.Publisher
 }
 
-func (l realLog) Produce(ctx context.Context, r kafka.Record) error {
-	if err := l.publisher.Publish(ctx, r); err != nil {
-		return err
+func (l realLog) Produce(ctx context.Context, r kafka.Record) error { return l.ProduceAll(ctx, r) }
+
+func (l realLog) ProduceAll(ctx context.Context, records ...kafka.Record) error {
+	for _, r := range records {
+		if err := l.publisher.Publish(ctx, r); err != nil {
+			return err
+		}
 	}
 	return l.publisher.Flush(ctx)
 }
@@ -181,15 +185,6 @@ func TestOnARealKafkaCompactionKeepsTheOpenLettersAndTheHistory(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func (l realLog) ProduceAll(ctx context.Context, records ...kafka.Record) error {
-	for _, r := range records {
-		if err := l.Produce(ctx, r); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // A letter of another format stops whoever meets it, with its place and the way out, and

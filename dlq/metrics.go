@@ -61,6 +61,39 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
+// JobMetrics tell of the replays that a runner carries out.
+type JobMetrics struct {
+	jobs    *prometheus.GaugeVec
+	letters *prometheus.CounterVec
+}
+
+// NewJobMetrics makes the metrics and registers them.
+func NewJobMetrics(reg prometheus.Registerer) *JobMetrics {
+	m := &JobMetrics{
+		jobs: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_dlq_jobs",
+			Help: "Replays that are known, by state: asked, running, done, stopped (by their canary), cancelled, failed. The process says it that carries them out (lockstep_replays_active).",
+		}, []string{"state"}),
+		letters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_dlq_replayed_total",
+			Help: "Dead letters that replays are through with, by what came of them: resolved (the store has taken the recorded change), resynced (it has the row as it was read again, or newer), superseded, skipped, closed (it had ended before), stays.",
+		}, []string{"sink", "mode", "outcome"}),
+	}
+	reg.MustRegister(m.jobs, m.letters)
+	return m
+}
+
+// show counts the jobs.
+func (m *JobMetrics) show(jobs []*jobRecord) {
+	counts := map[JobState]int{}
+	for _, r := range jobs {
+		counts[r.status().State]++
+	}
+	for _, s := range JobStates {
+		m.jobs.WithLabelValues(string(s)).Set(float64(counts[s]))
+	}
+}
+
 func (m *Metrics) enter(p *post) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

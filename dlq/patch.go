@@ -90,11 +90,8 @@ func (l *Letters) Patch(ctx context.Context, p *Patching, by string, at time.Tim
 	was := *letter.Patched
 	was.By, was.At = clip(by, nameBytes), at
 	letter.State, letter.App, letter.Patched = Parked, clip(l.App, nameBytes), &was
-	record := l.open(p.record, letter)
-	for _, record.Partition = range append([]int{letter.place.Partition}, letter.also...) {
-		if err := l.Log.Produce(ctx, record); err != nil {
-			return fmt.Errorf("patch letter %s: %w", letter.ID, err)
-		}
+	if err := l.Log.ProduceAll(ctx, everywhere(letter, l.open(p.record, letter))...); err != nil {
+		return fmt.Errorf("patch letter %s: %w", letter.ID, err)
 	}
 	return nil
 }

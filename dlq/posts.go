@@ -15,8 +15,6 @@ import (
 // PartitionLog is the part of Kafka that posts need.
 type PartitionLog interface {
 	Log
-	// ProduceAll is Produce for several.
-	ProduceAll(ctx context.Context, records ...kafka.Record) error
 	// Follow calls fn with the records of a partition from its beginning on, in order, as
 	// they come. whole says that with these fn has had everything that was there at first.
 	// It returns nil when ctx ends, and fn's first error.

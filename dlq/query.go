@@ -133,11 +133,7 @@ func moment(text string, now time.Time, bad func(string)) time.Time {
 // Choose lists the letters of this box that q takes. The sink of q is not looked at.
 func (l *Letters) Choose(ctx context.Context, q Query) ([]Letter, error) {
 	letters, err := l.List(ctx, q.Filter)
-	return slices.DeleteFunc(letters, func(l Letter) bool {
-		return !q.Until.IsZero() && !l.FirstFailed.Before(q.Until) ||
-			q.MinVersion > 0 && l.Version < q.MinVersion ||
-			q.MaxVersion > 0 && l.Version > q.MaxVersion
-	}), err
+	return slices.DeleteFunc(letters, func(l Letter) bool { return !q.takes(&l) }), err
 }
 
 // Order compares letters of several sinks: oldest failure first, and then by ID.

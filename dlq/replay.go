@@ -60,13 +60,16 @@ type ReplayOptions struct {
 // The letters are those of one List. An error says that it stopped: the store is
 // unavailable, or Kafka is; letters without a Progress are as they were.
 func (l *Letters) Replay(ctx context.Context, letters []Letter, sink sinks.Sink, opt ReplayOptions) error {
+	return l.replay(ctx, sink, opt, func(add func(Letter, kafka.Record) error) error { return l.Records(ctx, letters, add) })
+}
+
+// replay is Replay of what each gives to add.
+func (l *Letters) replay(ctx context.Context, sink sinks.Sink, opt ReplayOptions, each func(add func(Letter, kafka.Record) error) error) error {
 	r := replay{Letters: l, sink: sink, opt: opt}
 	if r.opt.Progress == nil {
 		r.opt.Progress = func(Letter, Result) {}
 	}
-	if err := l.Records(ctx, letters, func(letter Letter, record kafka.Record) error {
-		return r.add(ctx, letter, record)
-	}); err != nil {
+	if err := each(func(letter Letter, record kafka.Record) error { return r.add(ctx, letter, record) }); err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}
 	if err := r.flush(ctx); err != nil {
@@ -84,6 +87,43 @@ type replay struct {
 	records []kafka.Record
 	changes []cdc.Change
 	bytes   int
+	over    []ending
+}
+
+// ending is what became of a letter, and the record that says so.
+type ending struct {
+	letter Letter
+	result Result
+	record kafka.Record
+}
+
+// end notes what became of a letter.
+func (r *replay) end(letter Letter, result Result, record kafka.Record) {
+	r.over = append(r.over, ending{letter, result, record})
+}
+
+// write writes down what became of letters, and then says so.
+func (r *replay) write(ctx context.Context) error {
+	over := r.over
+	r.over = nil
+	records := make([]kafka.Record, 0, len(over))
+	for _, e := range over {
+		records = append(records, everywhere(e.letter, e.record)...)
+	}
+	if len(over) > 0 {
+		if err := r.Log.ProduceAll(ctx, records...); err != nil {
+			return fmt.Errorf("write down what became of %d letters, the first of them %s: %w", len(over), over[0].letter.ID, err)
+		}
+	}
+	for _, e := range over {
+		r.opt.Progress(e.letter, e.result)
+	}
+	return nil
+}
+
+// closed notes that a letter is closed.
+func (r *replay) closed(letter Letter, state State, said, why string) {
+	r.end(letter, Result{state, said}, r.Letters.end(letter, state, why))
 }
 
 func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) error {
@@ -99,7 +139,8 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 		return stays("%v", err)
 	}
 	if change.Version <= r.opt.Barriers[change.Table.String()] {
-		return r.superseded(ctx, letter, sweptAway)
+		r.superseded(letter, sweptAway)
+		return nil
 	}
 	if len(r.letters) == batchLetters || r.bytes+letter.Bytes > batchBytes {
 		if err := r.flush(ctx); err != nil {
@@ -114,20 +155,19 @@ func (r *replay) add(ctx context.Context, letter Letter, record kafka.Record) er
 }
 
 // superseded closes a letter for what the source says of its row.
-func (r *replay) superseded(ctx context.Context, letter Letter, reason string) error {
-	if err := r.finish(ctx, letter, Superseded, reason); err != nil {
-		return err
-	}
-	r.opt.Progress(letter, Result{Superseded, reason})
-	return nil
+func (r *replay) superseded(letter Letter, reason string) {
+	r.closed(letter, Superseded, reason, reason)
 }
 
 // flush applies the batch and writes down what became of each letter. When the
 // store is unavailable for one of them it still settles the others.
 func (r *replay) flush(ctx context.Context) error {
 	defer func() { r.letters, r.records, r.changes, r.bytes = r.letters[:0], r.records[:0], r.changes[:0], 0 }()
-	if err := r.withoutGone(ctx); err != nil || len(r.letters) == 0 {
+	if err := r.withoutGone(ctx); err != nil {
 		return err
+	}
+	if len(r.letters) == 0 {
+		return r.write(ctx)
 	}
 	var unavailable error
 	for i, outcome := range r.sink.Apply(ctx, r.changes) {
@@ -136,13 +176,11 @@ func (r *replay) flush(ctx context.Context) error {
 			unavailable = fmt.Errorf("letter %s: %w: %s", letter.ID, ErrUnavailable, outcome.Sentence())
 			continue
 		}
-		result, err := r.settle(ctx, i, outcome)
-		if err != nil {
+		if err := r.settle(i, outcome); err != nil {
 			return errors.Join(err, unavailable)
 		}
-		r.opt.Progress(letter, result)
 	}
-	return unavailable
+	return errors.Join(r.write(ctx), unavailable)
 }
 
 const (
@@ -180,9 +218,7 @@ func (r *replay) withoutGone(ctx context.Context) error {
 		switch {
 		case c.Op == cdc.OpDelete:
 		case gone[c.Table][string(c.Key)]:
-			if err := r.superseded(ctx, r.letters[i], isGone); err != nil {
-				return err
-			}
+			r.superseded(r.letters[i], isGone)
 			continue
 		case r.opt.Moves != nil && r.opt.Moves(&c) && time.Since(r.letters[i].FirstFailed) >= r.opt.Remembers:
 			r.opt.Progress(r.letters[i], Result{Parked, tooOld(r.opt.Remembers, c.Table)})
@@ -195,19 +231,19 @@ func (r *replay) withoutGone(ctx context.Context) error {
 	return nil
 }
 
-// settle writes down what became of the i-th letter of the batch.
-func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Result, error) {
+// settle notes what became of the i-th letter of the batch.
+func (r *replay) settle(i int, outcome sinks.Outcome) error {
 	letter := r.letters[i]
 	switch outcome.Verdict {
 	case sinks.Applied:
-		return Result{State: Resolved}, r.finish(ctx, letter, Resolved, "replayed")
+		r.closed(letter, Resolved, "", "replayed")
 	case sinks.Duplicate:
-		return Result{State: Resolved}, r.finish(ctx, letter, Resolved, "the store had it already")
+		r.closed(letter, Resolved, "", "the store had it already")
 	case sinks.Stale:
-		return Result{State: Superseded}, r.finish(ctx, letter, Superseded, "the store has a newer version")
+		r.closed(letter, Superseded, "", "the store has a newer version")
 	case sinks.Filtered:
 		reason := cmp.Or(outcome.Reason, notTaken)
-		return Result{Skipped, reason}, r.finish(ctx, letter, Skipped, reason)
+		r.closed(letter, Skipped, reason, reason)
 	case sinks.Transient, sinks.Poison:
 		again := r.refused(sinks.Refusal{Record: r.records[i], Change: &r.changes[i], Class: outcome.Class, Reason: outcome.Reason, Failed: time.Now()})
 		again.Retries, again.FirstFailed, again.Patched = letter.Retries+1, letter.FirstFailed, letter.Patched
@@ -217,10 +253,9 @@ func (r *replay) settle(ctx context.Context, i int, outcome sinks.Outcome) (Resu
 				again.State = Retrying // it has attempts left
 			}
 		}
-		if err := r.everywhere(ctx, letter, r.open(r.records[i], again)); err != nil {
-			return Result{}, fmt.Errorf("letter %s: %w", letter.ID, err)
-		}
-		return Result{again.State, again.Reason}, nil
+		r.end(letter, Result{again.State, again.Reason}, r.open(r.records[i], again))
+	default:
+		return fmt.Errorf("letter %s: the store answered verdict %d", letter.ID, outcome.Verdict)
 	}
-	return Result{}, fmt.Errorf("letter %s: the store answered verdict %d", letter.ID, outcome.Verdict)
+	return nil
 }

@@ -63,22 +63,23 @@ func (s LeaseState) String() string { return [...]string{"joining", "standby", "
 // State is what this member does now.
 func (l *Lease) State() LeaseState { return LeaseState(l.state.Load()) }
 
-// LeaseMetrics are the metrics of the lease of the capture.
+// LeaseMetrics are the metrics of a lease.
 type LeaseMetrics struct {
 	active    prometheus.Gauge
 	takeovers prometheus.Counter
 	frozen    prometheus.Counter
 }
 
-// NewLeaseMetrics makes the metrics and registers them.
-func NewLeaseMetrics(reg prometheus.Registerer) *LeaseMetrics {
+// NewLeaseMetrics makes the metrics of the lease of a part and registers them; does says
+// what its holder does ("captures"), and do what it begins to ("capture").
+func NewLeaseMetrics(reg prometheus.Registerer, part, does, do string) *LeaseMetrics {
 	m := &LeaseMetrics{
 		active: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "lockstep_capture_active", Help: "1 while this process captures, 0 while it stands by."}),
+			Name: "lockstep_" + part + "_active", Help: "1 while this process " + does + ", 0 while it stands by."}),
 		takeovers: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "lockstep_capture_takeovers_total", Help: "How often this process has begun to capture, its first time included."}),
+			Name: "lockstep_" + part + "_takeovers_total", Help: "How often this process has begun to " + do + ", its first time included."}),
 		frozen: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "lockstep_capture_frozen_total", Help: "How often this process stood still for longer than kafka.lease_timeout while it captured."}),
+			Name: "lockstep_" + part + "_frozen_total", Help: "How often this process stood still for longer than kafka.lease_timeout while it had the lease."}),
 	}
 	reg.MustRegister(m.active, m.takeovers, m.frozen)
 	return m

@@ -36,7 +36,7 @@ func contend(t *testing.T, cfg Config, prefix string, holding *atomic.Int32) *co
 	must(t, EnsureCheckpoint(deadline(t, 20*time.Second), c, prefix))
 	m := &contender{}
 	m.Lease = &Lease{
-		Client: c, Group: prefix + ".capture", Topic: CheckpointTopic(prefix), Metrics: NewLeaseMetrics(prometheus.NewRegistry()), Log: quiet,
+		Client: c, Group: prefix + ".capture", Topic: CheckpointTopic(prefix), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: quiet,
 		Hold: func(ctx context.Context) error {
 			if n := holding.Add(1); n != 1 && !m.overlap {
 				t.Errorf("%d hold the lease at a time", n)
@@ -93,7 +93,7 @@ func TestTheErrorOfTheHolderEndsIt(t *testing.T) {
 	ctx := deadline(t, 30*time.Second)
 	must(t, EnsureCheckpoint(ctx, c, prefix))
 	broken := errors.New("the log is gone")
-	l := &Lease{Client: c, Group: prefix + ".capture", Topic: CheckpointTopic(prefix), Metrics: NewLeaseMetrics(prometheus.NewRegistry()), Log: quiet,
+	l := &Lease{Client: c, Group: prefix + ".capture", Topic: CheckpointTopic(prefix), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: quiet,
 		Hold: func(context.Context) error { return broken }}
 	if err := l.Run(ctx); !errors.Is(err, broken) {
 		t.Errorf("it ended with %v", err)
@@ -157,7 +157,7 @@ func otherHolder(t *testing.T, cfg Config, prefix string) (child *exec.Cmd, said
 	const member = "LOCKSTEP_TEST_LEASE"
 	if name := os.Getenv(member); name != "" {
 		log := slog.New(slog.NewTextHandler(os.Stdout, nil))
-		l := &Lease{Client: open(t, cfg), Group: name + ".capture", Topic: CheckpointTopic(name), Metrics: NewLeaseMetrics(prometheus.NewRegistry()), Log: log,
+		l := &Lease{Client: open(t, cfg), Group: name + ".capture", Topic: CheckpointTopic(name), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: log,
 			Hold: func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }}
 		go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
 		must(t, l.Run(t.Context()))

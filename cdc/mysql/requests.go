@@ -125,12 +125,12 @@ func (s *Source) accept(r cdc.SnapshotRequest) {
 	if t := tableNamed(r.Table); !s.Match(t) || !s.copied(t) {
 		sn.State, sn.Problem = cdc.SnapshotFailed, "the table "+r.Table+" is not captured"
 	}
-	if sn.State != cdc.SnapshotFailed && s.turn(sn.Table) >= cdc.Turns {
+	if sn.State != cdc.SnapshotFailed && s.turn(sn.ID, sn.Table) >= cdc.Turns {
 		sn.State, sn.Problem = cdc.SnapshotFailed, fmt.Sprintf("the source has logged no row since %d copies of %s began, and another could not be told from them; ask again when any table has changed", cdc.Turns, r.Table)
 	}
 	if underway(sn.State) {
 		if at, err := s.pos.Version(); r.Sweep && err == nil {
-			sn.Sweep = below(at + cdc.Version(s.turn(sn.Table)))
+			sn.Sweep = below(at + cdc.Version(s.turn(sn.ID, sn.Table)))
 		}
 		s.schedule(sn)
 		return
@@ -411,6 +411,29 @@ func Gone(ctx context.Context, cfg Config, t cdc.TableName, keys [][]byte) (map[
 		return nil, err
 	}
 	return gone, nil
+}
+
+// Unreadable says of keys of a table why no row can be asked for by them, by index; of all
+// of them when the server has no such table.
+func Unreadable(ctx context.Context, cfg Config, t cdc.TableName, keys [][]byte) (map[int]string, error) {
+	conn, err := connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer until(ctx, conn)()
+	bad := map[int]string{}
+	l, err := tableLayout(conn, t, cfg.policy())
+	if err != nil && !errors.Is(err, cdc.ErrNoTable) {
+		return nil, err
+	}
+	for n, key := range keys {
+		if l == nil {
+			bad[n] = fmt.Sprintf("there is no table %s", t)
+		} else if _, err := newTableIn(l, "").values(key); err != nil {
+			bad[n] = fmt.Sprintf("its key %s is none of %s any more: %v", key, t, err)
+		}
+	}
+	return bad, nil
 }
 
 // BadKey says which of the keys is none of the table's.

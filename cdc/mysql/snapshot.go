@@ -212,7 +212,7 @@ func (s *Source) schedule(sn cdc.Snapshot) {
 	if sn.BeganMicros == 0 {
 		sn.BeganMicros = time.Now().UnixMicro()
 	}
-	sn.Turn = min(s.turn(sn.Table), cdc.Turns-1)
+	sn.Turn = min(s.turn(sn.ID, sn.Table), cdc.Turns-1)
 	s.pos.Snapshots = append(slices.Clip(s.pos.Snapshots), sn)
 	s.addCopied(tableNamed(sn.Table))
 	s.Log.Info("snapshot scheduled", "snapshot", sn.ID, "table", sn.Table, "reason", sn.Reason)
@@ -221,14 +221,24 @@ func (s *Source) schedule(sn cdc.Snapshot) {
 
 // turn is what sets the rows of the next copy of a table above those of every copy that
 // may have read at the clock as it is now. It is cdc.Turns when there were so many that
-// none is left until the clock moves. The caller holds the lock.
-func (s *Source) turn(table string) (next uint8) {
+// none is left until the clock moves. Requests of one replay share a turn: they have no row
+// in common. The caller holds the lock.
+func (s *Source) turn(id, table string) (next uint8) {
 	for _, sn := range s.pos.Snapshots {
-		if sn.Table == table && (underway(sn.State) || s.here(sn)) {
+		switch {
+		case sn.Table != table || !underway(sn.State) && !s.here(sn):
+		case sameReplay(sn.ID, id):
+			next = max(next, sn.Turn)
+		default:
 			next = max(next, sn.Turn+1)
 		}
 	}
 	return next
+}
+
+// sameReplay reports whether two requests are of one replay of dead letters.
+func sameReplay(a, b string) bool {
+	return ofReplay(a) && a[:max(strings.LastIndexByte(a, '.'), 0)] == b[:max(strings.LastIndexByte(b, '.'), 0)]
 }
 
 // here reports whether the clock has not moved since a snapshot ended.
@@ -251,8 +261,11 @@ func underway(state cdc.SnapshotState) bool {
 	return state == cdc.SnapshotRunning || state == cdc.SnapshotPaused
 }
 
-// keptSnapshots is how many snapshots that have ended a position keeps.
+// keptSnapshots is how many snapshots that have ended a position keeps, and as many of
+// replays of dead letters, which are many.
 const keptSnapshots = 20
+
+func ofReplay(id string) bool { return strings.HasPrefix(id, cdc.ReplayPrefix) }
 
 // endSnapshot ends a snapshot that is under way. The caller holds the lock.
 func (s *Source) endSnapshot(id string, state cdc.SnapshotState, problem string) {
@@ -273,20 +286,25 @@ func (s *Source) endSnapshot(id string, state cdc.SnapshotState, problem string)
 }
 
 // trimSnapshots forgets the oldest snapshots that have ended, save those whose
-// request still stands, because it would be taken for a new one, and those whose turn
-// counts.
+// request still stands, because it would be taken for a new one, and of each table the
+// one whose turn counts.
 func (s *Source) trimSnapshots() {
-	ended := 0
+	ended := map[bool]int{}             // of replays, and others
+	counts := map[string]cdc.Snapshot{} // by table: the last one with the highest turn
 	for _, sn := range s.pos.Snapshots {
-		if !underway(sn.State) {
-			ended++
+		if underway(sn.State) {
+			continue
+		}
+		ended[ofReplay(sn.ID)]++
+		if high, known := counts[sn.Table]; s.here(sn) && (!known || sn.Turn >= high.Turn) {
+			counts[sn.Table] = sn
 		}
 	}
 	s.pos.Snapshots = slices.DeleteFunc(slices.Clone(s.pos.Snapshots), func(sn cdc.Snapshot) bool {
 		_, asked := s.snaps.requests[sn.ID]
-		old := ended > keptSnapshots && !underway(sn.State) && !asked && !s.here(sn)
+		old := ended[ofReplay(sn.ID)] > keptSnapshots && !underway(sn.State) && !asked && counts[sn.Table].ID != sn.ID
 		if old {
-			ended--
+			ended[ofReplay(sn.ID)]--
 		}
 		return old
 	})

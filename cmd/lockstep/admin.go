@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -102,7 +103,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
 		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin,
 	}
-	mux.Handle("/v1/", api.Handler(p.routes(log)...))
+	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin")})...))
 	a := &adminServer{server: &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
@@ -117,25 +118,28 @@ func (p *process) listenAdmin() (*adminServer, error) {
 }
 
 // routes are the operations of the API.
-func (p *process) routes(log dlq.Log) []admin.Route {
+func (p *process) routes(log dlq.Log, jobs *dlq.Jobs) []admin.Route {
 	status := admin.Route{
 		Method: http.MethodGet, Path: "/v1/status", ID: "getStatus", Short: "How this process is", Answer: processStatus{},
 		Long: "Parts, breakers, what waits, and for every table the books of this process alone.",
 		Read: func(context.Context, *admin.Request) (any, error) { return p.status(), nil },
 	}
-	return append([]admin.Route{status}, admin.LetterRoutes(&desk{p, log})...)
+	d := &desk{p, log}
+	return slices.Concat([]admin.Route{status}, admin.LetterRoutes(d), admin.JobRoutes(d, jobs))
 }
 
 // rareLog is a letterLog for who writes now and then: each write has a publisher of its
 // own, so that one that could not go on does not stand in the way of the next.
 type rareLog struct{ *letterLog }
 
-func (l *rareLog) Produce(ctx context.Context, r kafka.Record) error {
+func (l *rareLog) Produce(ctx context.Context, r kafka.Record) error { return l.ProduceAll(ctx, r) }
+
+func (l *rareLog) ProduceAll(ctx context.Context, records ...kafka.Record) error {
 	publisher := l.fresh()
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- publisher.Run(running) }()
-	err := (&letterLog{l.Client, publisher, nil}).Produce(ctx, r)
+	err := (&letterLog{l.Client, publisher, nil}).ProduceAll(ctx, records...)
 	stop()
 	return errors.Join(err, <-ended)
 }

@@ -70,7 +70,7 @@ func TestTheExamplesOfTheAPIPageWork(t *testing.T) {
 		block, _, _ := strings.Cut(part, "```")
 		script.WriteString(block)
 	}
-	if strings.Count(script.String(), "curl") < 6 {
+	if strings.Count(script.String(), "curl") < 10 {
 		t.Errorf("the page has only these examples:\n%s", &script)
 	}
 	token, err := os.ReadFile(operator)
@@ -83,7 +83,7 @@ func TestTheExamplesOfTheAPIPageWork(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{`"pipeline": "` + c.prefix, `"key": "1"`, `"count": 2`, `"state": "skipped"`} {
+	for _, want := range []string{`"pipeline": "` + c.prefix, `"key": "1"`, `"count": 2`, `"state": "skipped"`, `"state": "asked"`, `"cancelled_by": "olga"`} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("%s is not in\n%s", want, out)
 		}
@@ -93,7 +93,7 @@ func TestTheExamplesOfTheAPIPageWork(t *testing.T) {
 	}
 	var acts []audit.Listed
 	got := c.run("audit", "list", "-o", "json")
-	if err := json.Unmarshal([]byte(got.stdout), &acts); err != nil || len(acts) != 1 || acts[0].Actor != "olga" || acts[0].Via != "http" || acts[0].Act != "dlq.skip" || acts[0].RequestID != "ticket-4711" || acts[0].Outcome != audit.Done || acts[0].Reason != "test data" {
+	if err := json.Unmarshal([]byte(got.stdout), &acts); err != nil || len(acts) != 3 || acts[1].Act != "dlq.replay" || acts[2].Act != "dlq.cancel" || acts[1].Filter["job"] != acts[2].Filter["job"] || acts[0].Actor != "olga" || acts[0].Via != "http" || acts[0].Act != "dlq.skip" || acts[0].RequestID != "ticket-4711" || acts[0].Outcome != audit.Done || acts[0].Reason != "test data" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	// Another process gives the first answer, though the letter is closed.

@@ -29,7 +29,7 @@ was refused for a reason that may pass is tried again by itself.`,
 		Example: `  lockstep dlq list
   lockstep dlq replay --sink search --dry-run`,
 	})
-	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQSkipCommand(a),
+	cmd.AddCommand(newDLQListCommand(a), newDLQGroupCommand(a), newDLQShowCommand(a), newDLQReplayCommand(a), newDLQJobsCommand(a), newDLQSkipCommand(a),
 		newDLQPatchCommand(a), newDLQExportCommand(a), newDLQImportCommand(a))
 	return cmd
 }
@@ -273,68 +273,6 @@ type outcome struct {
 	Result dlq.Result `json:"result"`
 }
 
-func newDLQReplayCommand(a *app) *cobra.Command {
-	var flags letterFlags
-	var dryRun, all bool
-	cmd := &cobra.Command{
-		Use:   "replay [ID...]",
-		Short: "Apply dead letters to their sink again",
-		Long: `Replay applies the recorded changes again, through the version guard: it can run
-twice, late or beside the live pipeline without harm. A letter whose change the
-store then has is closed as resolved, one whose row is newer there as superseded, and
-so are one from before the last TRUNCATE, DROP or new copy of its table and one whose
-row the source, which is asked, does not have any more. A letter that is refused again
-stays, with a higher retry count: mend what the reason names and replay it once
-more, or close it with skip.
-
-With --dry-run nothing is changed: source and store are asked what a replay would come to,
-"would be applied", "would be resolved" (the store has it already), "would be superseded" (the store
-has a newer version, the row is gone, or its table was emptied since), "would be skipped" (the sink
-does not take the table any more), "would be refused" and why, parked (it cannot be sent, as
-one that cannot be decoded), or unknown (source or store cannot be asked).
-
-Name letters by ID, choose them with flags, or say --all.
-
-It exits with 1 when a letter stays.`,
-		Example: `  # what would be replayed
-  lockstep dlq replay --sink search --class mapping --dry-run
-
-  # after the mapping was mended
-  lockstep dlq replay --sink search --class mapping`,
-		Args: cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			chosen, query, err := flags.chosen(a, cmd)
-			if err != nil {
-				return err
-			}
-			if len(args) == 0 && !all && len(chosen) == 0 {
-				return usageError{errors.New("name letters by ID, choose them with flags, or say --all")}
-			}
-			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letters, err := o.Choose(ctx, query)
-				if err != nil {
-					return err
-				}
-				if letters, err = named(letters, args); err != nil {
-					return err
-				}
-				if dryRun {
-					return o.preview(ctx, a, letters, payload)
-				}
-				chosen["id"] = strings.Join(args, ",")
-				return o.act(ctx, a, "dlq.replay", chosen, "", func() (map[string]int, error) {
-					return o.replay(ctx, a, letters)
-				})
-			})
-		},
-	}
-	flags = addLetterFlags(a, cmd)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be replayed and change nothing")
-	cmd.Flags().BoolVar(&all, "all", false, "replay every open letter")
-	a.addActor(cmd)
-	return cmd
-}
-
 // named keeps the letters with these IDs; without any, all.
 func named(letters []dlq.Letter, ids []string) ([]dlq.Letter, error) {
 	if len(ids) == 0 {
@@ -349,50 +287,6 @@ func named(letters []dlq.Letter, ids []string) ([]dlq.Letter, error) {
 		chosen = append(chosen, letters[i])
 	}
 	return chosen, nil
-}
-
-// replay says what it did with each letter, and counts the states they have then.
-func (o *office) replay(ctx context.Context, a *app, letters []dlq.Letter) (map[string]int, error) {
-	bySink := map[string][]dlq.Letter{}
-	for _, l := range letters {
-		bySink[l.Sink] = append(bySink[l.Sink], l)
-	}
-	results := []outcome{}
-	counts := map[string]int{}
-	var failed error
-	var barriers map[string]cdc.Version
-	if len(letters) > 0 {
-		pos, _, err := kafka.LoadCheckpoint(ctx, o.kafka, o.cfg.Prefix)
-		if err != nil {
-			return counts, err
-		}
-		barriers = pos.Barriers
-	}
-	for _, name := range o.cfg.SinkNames() {
-		if len(bySink[name]) == 0 {
-			continue
-		}
-		s, err := o.openSink(ctx, name)
-		if err != nil {
-			return counts, fmt.Errorf("sink %s: %w", name, err)
-		}
-		opt := dlq.ReplayOptions{Gone: o.gone, Moves: s.movesRow, Remembers: s.remembers, Barriers: barriers, Progress: func(l dlq.Letter, r dlq.Result) {
-			results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
-			counts[string(r.State)]++
-		}}
-		err = o.box(name).Replay(ctx, bySink[name], s, opt)
-		s.close()
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("sink %s: %w", name, err))
-		}
-	}
-	if err := a.show(results, func(w io.Writer) { printOutcomes(w, results) }); err != nil {
-		return counts, errors.Join(failed, err)
-	}
-	if stay := counts[string(dlq.Parked)] + counts[string(dlq.Retrying)] + counts[string(dlq.Exhausted)]; failed == nil && stay > 0 {
-		return counts, fmt.Errorf("%d of %d dead letters stay", stay, len(letters))
-	}
-	return counts, failed
 }
 
 func printOutcomes(w io.Writer, results []outcome) {

@@ -22,10 +22,6 @@ import (
 	"lockstep/sinks"
 )
 
-// payload is the mode of a replay that sends a row as it was recorded; the other one,
-// resync, sends it as it is in the source now.
-const payload = "payload"
-
 const (
 	// lookWithin bounds the questions to source and store about one letter, each.
 	lookWithin = 10 * time.Second
@@ -229,12 +225,11 @@ func inStore(s dlq.SinkNow) string {
 	return fmt.Sprintf("version %s (%s)", s.Version, where)
 }
 
-// preview says what a replay would do with each letter, and changes nothing. mode is
-// payload, or resync also when it is empty.
-func (o *office) preview(ctx context.Context, a *app, letters []dlq.Letter, mode string) error {
+// preview says what a replay would do with each letter, and changes nothing.
+func (o *office) preview(ctx context.Context, a *app, letters []dlq.Letter, mode dlq.Mode) error {
 	results := []outcome{}
 	unknown, said := 0, time.Now()
-	failed := o.Preview(ctx, letters, mode != payload, func(l dlq.Letter, r dlq.Result) {
+	failed := o.Preview(ctx, letters, mode == dlq.Resync, func(l dlq.Letter, r dlq.Result) {
 		results = append(results, outcome{l.ID, l.Sink, l.Table, l.Key, r})
 		if r.State == dlq.Unknown {
 			unknown++

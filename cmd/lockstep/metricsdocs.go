@@ -12,7 +12,7 @@ import (
 
 	"lockstep/cdc/mysql"
 	"lockstep/config"
-	"lockstep/kafka"
+	"lockstep/dlq"
 )
 
 // metricsReference is the page of all metrics, read off the metrics themselves.
@@ -24,7 +24,9 @@ func metricsReference() ([]byte, error) {
 	}
 	defer p.kafka.Close()
 	mysql.NewMetrics(p.registry)
-	kafka.NewLeaseMetrics(p.registry)
+	newCaptureLeaseMetrics(p.registry)
+	newReplaysLeaseMetrics(p.registry)
+	dlq.NewJobMetrics(p.registry)
 	var b bytes.Buffer
 	b.WriteString(`# Metrics
 

@@ -103,7 +103,9 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	}
 	if len(what.sinks) > 0 {
 		a.collectLess(cfg.Worker)
+		replays, lease := dlq.NewJobMetrics(p.registry), newReplaysLeaseMetrics(p.registry)
 		g.Go(func() error { return p.runSinks(ctx, what.sinks) })
+		g.Go(func() error { return p.runReplays(ctx, replays, lease) })
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- g.Wait() }()
@@ -466,16 +468,16 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		Retries: tuning.Retries, HoldMin: tuning.HoldMin, HoldMax: tuning.HoldMax,
 		Loading: p.loading, Metrics: p.metrics.dlq,
 	}
-	worker := &sinks.Worker{
+	crew := &sinks.Worker{
 		Name: name, Sink: posts.Guard(store), Bury: posts.Bury, Settled: posts.Settled, Filter: store.takes,
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.progress(ctx, name, store, topic)
 		},
 		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
-	posts.Try = worker.Try
+	posts.Try = crew.Try
 	runPosted := func(ctx context.Context, part sinks.Partition) error {
-		return posts.RunPartition(ctx, part, worker.RunPartition)
+		return posts.RunPartition(ctx, part, crew.RunPartition)
 	}
 	run := func(ctx context.Context, part sinks.KafkaPartition) error { return runPosted(ctx, part) }
 	if store.mark != nil {
@@ -484,12 +486,12 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			return keeper.RunPartition(ctx, part, runPosted)
 		}
 	}
-	p.workers.add(name, p.cfg.Sinks[name].Store(), func() sinks.Status {
-		s := withHeld(worker.Status(), store.held)
+	p.workers.add(worker{name: name, kind: p.cfg.Sinks[name].Store(), store: store, try: crew.Try, status: func() sinks.Status {
+		s := withHeld(crew.Status(), store.held)
 		s.Retrying = posts.Retrying()
 		open, all := posts.Open() // afterwards: whatever counts as applied and is a letter is there by now
 		return withLetters(s, open, all)
-	})
+	}})
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool
 	p.ready.add("sink "+name, member.Load)

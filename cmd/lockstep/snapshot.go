@@ -119,9 +119,9 @@ func ended(state cdc.SnapshotState) bool {
 }
 
 // mended reports whether a snapshot is one of those that the pipeline makes whenever
-// something was lost, and is done.
+// something was lost or dead letters are replayed, and is done.
 func mended(sn listedSnapshot) bool {
-	return sn.State == cdc.SnapshotDone && (strings.HasPrefix(sn.ID, lostPrefix) || strings.HasPrefix(sn.ID, "repair-"))
+	return sn.State == cdc.SnapshotDone && (strings.HasPrefix(sn.ID, lostPrefix) || strings.HasPrefix(sn.ID, "repair-") || strings.HasPrefix(sn.ID, cdc.ReplayPrefix))
 }
 
 func newSnapshotListCommand(a *app) *cobra.Command {
@@ -130,8 +130,8 @@ func newSnapshotListCommand(a *app) *cobra.Command {
 		Use:   "list",
 		Short: "List the snapshots that are under way and the newest that have ended",
 		Long: `List shows the snapshots that are under way and the newest that have ended. Those by
-which the pipeline mends losses by itself (lost-... and repair-...) are left out once
-they are done, unless --all asks for them.`,
+which the pipeline mends losses by itself (lost-... and repair-...) or replays dead
+letters (replay-...) are left out once they are done, unless --all asks for them.`,
 		Example: `  lockstep snapshot list
   lockstep snapshot list --all
   lockstep snapshot list --watch
@@ -150,13 +150,13 @@ they are done, unless --all asks for them.`,
 				return a.show(list, func(w io.Writer) {
 					printSnapshots(w, list)
 					if hidden := whole - len(list); hidden > 0 {
-						fmt.Fprintf(w, "%s that mended a loss and are done: --all shows them\n", count(hidden, "more snapshot"))
+						fmt.Fprintf(w, "%s that mended a loss or replayed letters and are done: --all shows them\n", count(hidden, "more snapshot"))
 					}
 				})
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "show those that have mended a loss, too")
+	cmd.Flags().BoolVar(&all, "all", false, "show those that have mended a loss or replayed letters, too")
 	cmd.Flags().BoolVar(&watch, "watch", false, "show how far they are until none is running")
 	return cmd
 }
@@ -408,6 +408,8 @@ func (a *app) snapshotTable(cfg *config.Config, f snapshotFlags) (cdc.TableName,
 		return name, usageError{fmt.Errorf("--id %s begins as those of what a store has lost do; take another", f.id)}
 	case strings.HasPrefix(f.id, "repair-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of repairs do; take another", f.id)}
+	case strings.HasPrefix(f.id, cdc.ReplayPrefix):
+		return name, usageError{fmt.Errorf("--id %s begins as those of replays do; take another", f.id)}
 	case f.id != "" && !legalID.MatchString(f.id):
 		return name, usageError{fmt.Errorf("--id %q has other characters than letters, digits, dots, _ and -, or more than 200", f.id)}
 	}

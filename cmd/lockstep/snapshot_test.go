@@ -77,6 +77,7 @@ func TestTheBarShowsHowFarASnapshotIs(t *testing.T) {
 func TestSnapshotsThatHaveMendedALossAreLeftOut(t *testing.T) {
 	for id, want := range map[string]map[cdc.SnapshotState]bool{
 		"lost-cache-d.t-a":    {cdc.SnapshotDone: true, cdc.SnapshotRunning: false, cdc.SnapshotFailed: false, cdc.SnapshotCancelled: false},
+		"replay-x.1.2":        {cdc.SnapshotDone: true, cdc.SnapshotFailed: false},
 		"repair-2-d.t-1":      {cdc.SnapshotDone: true, cdc.SnapshotRunning: false},
 		"first-d.t-1-0":       {cdc.SnapshotDone: false},
 		"d.t-20261122T081530": {cdc.SnapshotDone: false},
@@ -106,6 +107,7 @@ tables: [{match: d.t, redis: {key: "t:{id}"}}]
 		"--table d.t --id a/b":               "has other characters",
 		"--table d.t --id first-d.t":         "as those of first copies do",
 		"--table d.t --id repair-d.t":        "as those of repairs do",
+		"--table d.t --id replay-x.1.2":      "as those of replays do",
 		"--table d.t --id lost-d.t":          "as those of what a store has lost do",
 		"--table d.t --id epoch-2-d.t":       "as those of new copies do",
 		"--table d.t --where=":               "--where is empty",

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"lockstep/cdc/mysql"
 	"lockstep/config"
 	"lockstep/kafka"
@@ -14,6 +16,10 @@ import (
 // captureGroup is the consumer group whose members want to capture; no sink may
 // have its name.
 func (p *process) captureGroup() string { return p.group(config.CapturePart) }
+
+func newCaptureLeaseMetrics(reg prometheus.Registerer) *kafka.LeaseMetrics {
+	return kafka.NewLeaseMetrics(reg, "capture", "captures", "capture")
+}
 
 // standby runs the capture while no other process of the pipeline does, and stands
 // by while one does. A capture that loses its lease, because this process stood
@@ -30,7 +36,7 @@ func (p *process) standby(ctx context.Context, flags captureFlags) error {
 	var running atomic.Pointer[mysql.Source]
 	lease := &kafka.Lease{
 		Client: p.kafka, Group: p.captureGroup(), Topic: kafka.CheckpointTopic(p.cfg.Prefix),
-		Metrics: kafka.NewLeaseMetrics(p.registry), Log: log,
+		Metrics: newCaptureLeaseMetrics(p.registry), Log: log,
 		Hold: func(ctx context.Context) error {
 			defer running.Store(nil)
 			now := flags

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lockstep/admin"
+	"lockstep/cdc"
 	"lockstep/config"
 	"lockstep/dlq"
 	"lockstep/sinks"
@@ -57,14 +58,28 @@ type workers struct {
 }
 
 type worker struct {
-	name, store string
-	status      func() sinks.Status
+	name   string
+	kind   string // elastic or redis
+	store  *store
+	status func() sinks.Status
+	try    func(ctx context.Context, topic string, changes []cdc.Change) []sinks.Outcome
 }
 
-func (w *workers) add(name, store string, status func() sinks.Status) {
+func (w *workers) add(one worker) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.all = append(w.all, worker{name, store, status})
+	w.all = append(w.all, one)
+}
+
+// find is the worker of a sink, if this process has one.
+func (w *workers) find(sink string) (worker, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.IndexFunc(w.all, func(one worker) bool { return one.name == sink })
+	if i < 0 {
+		return worker{}, false
+	}
+	return w.all[i], true
 }
 
 var (
@@ -98,7 +113,7 @@ func (w *workers) status() []sinkStatus {
 	defer w.mu.Unlock()
 	all := []sinkStatus{}
 	for _, one := range w.all {
-		all = append(all, sinkStatus{one.name, one.store, one.status()})
+		all = append(all, sinkStatus{one.name, one.kind, one.status()})
 	}
 	slices.SortFunc(all, func(a, b sinkStatus) int { return strings.Compare(a.Name, b.Name) })
 	return all

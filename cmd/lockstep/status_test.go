@@ -82,16 +82,16 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 
 	sink := &patientSink{}
 	sink.ill.Store(true)
-	worker := &sinks.Worker{
+	crew := &sinks.Worker{
 		Name: "search", Sink: sink, Bury: func(context.Context, sinks.Refusal) error { return nil },
 		Log: p.log, Metrics: p.metrics.sinks, Config: cfg.Worker,
 	}
 	var idle atomic.Pointer[sinks.HeldStatus]
-	p.workers.add("search", "elastic", func() sinks.Status {
-		return withHeld(worker.Status(), func() map[string]*sinks.HeldStatus {
+	p.workers.add(worker{name: "search", kind: "elastic", status: func() sinks.Status {
+		return withHeld(crew.Status(), func() map[string]*sinks.HeldStatus {
 			return map[string]*sinks.HeldStatus{"bank.tags": idle.Load(), "bank.other": idle.Load()}
 		})
-	})
+	}})
 	p.ready.add("sink search", func() bool { return true })
 	part := &rowsOnce{}
 	for i := range 3 {
@@ -100,7 +100,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 		part.records = append(part.records, kafka.Record{Offset: int64(i), Key: c.Key, Value: c.AppendValue(nil, "shop"), Headers: c.Headers()})
 	}
 	done := make(chan error, 1)
-	go func() { done <- worker.RunPartition(ctx, part) }()
+	go func() { done <- crew.RunPartition(ctx, part) }()
 	await := func(code int) result {
 		t.Helper()
 		for until := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {

@@ -222,7 +222,7 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 	}
 
 	again, _ := exec.Command(w.binary, "dlq", "replay", letters[0].ID, "-c", w.config).Output() // fails, because the letter stays
-	if !strings.Contains(string(again), "parked") {
+	if !strings.Contains(string(again), "stays") {
 		t.Errorf("replay of what is refused still: %s", again)
 	}
 	p.kill()

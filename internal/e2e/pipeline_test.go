@@ -312,8 +312,14 @@ func (w *world) lockstep(into any, args ...string) {
 	if err != nil {
 		w.t.Fatalf("lockstep %s: %v\n%s%s", strings.Join(args, " "), err, out, &stderr)
 	}
+	w.decode(into, out)
+}
+
+// decode reads what a command printed.
+func (w *world) decode(into any, out []byte) {
+	w.t.Helper()
 	if err := json.Unmarshal(out, into); err != nil {
-		w.t.Fatalf("lockstep %s printed no JSON: %v\n%s", strings.Join(args, " "), err, out)
+		w.t.Fatalf("lockstep printed no JSON: %v\n%s", err, out)
 	}
 }
 

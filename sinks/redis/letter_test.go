@@ -20,6 +20,15 @@ func (l *letterLog) Produce(_ context.Context, r kafka.Record) error {
 	return nil
 }
 
+func (l *letterLog) ProduceAll(ctx context.Context, records ...kafka.Record) error {
+	for _, r := range records {
+		if err := l.Produce(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (l *letterLog) ReadAll(_ context.Context, _ string, f func(kafka.Record) error) error {
 	for _, r := range *l {
 		if err := f(r); err != nil {

@@ -1,0 +1,165 @@
+package admin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"lockstep/dlq"
+)
+
+// Jobs are the replays of a pipeline: dlq.Jobs.
+type Jobs interface {
+	// List returns the jobs that have not ended and the newest that have, oldest first.
+	List(ctx context.Context) ([]dlq.JobStatus, error)
+	// Find returns the job with this ID; false when there is none.
+	Find(ctx context.Context, id string) (dlq.JobStatus, bool, error)
+	// Ask asks for a job. One that is known by this ID is left as it is.
+	Ask(ctx context.Context, job dlq.Job) (dlq.JobStatus, error)
+	// Cancel asks for the end of a job.
+	Cancel(ctx context.Context, id, actor string) error
+}
+
+type replayBody struct {
+	Mode   dlq.Mode          `json:"mode,omitempty" doc:"resync reads the rows again from MySQL and is the default, payload sends what was recorded"`
+	Filter map[string]string `json:"filter,omitempty" doc:"fields that choose letters, with the names and values of the parameters of listLetters"`
+	IDs    []string          `json:"ids,omitempty" doc:"letters by their IDs; with a filter, those that it takes"`
+	All    bool              `json:"all,omitempty" doc:"every open letter; without a filter and IDs it must be said"`
+	Rate   int               `json:"rate,omitempty" doc:"letters a second at most; 0 is as fast as the store takes them"`
+	Canary int               `json:"canary,omitempty" doc:"so many letters first; the others follow only when at least 95 % of these succeeded"`
+	Reason string            `json:"reason,omitempty" doc:"why, for the audit log and those who ask later"`
+}
+
+type cancelBody struct {
+	Reason string `json:"reason,omitempty" doc:"why, for the audit log"`
+}
+
+type jobList struct {
+	Jobs []dlq.JobStatus `json:"jobs" doc:"oldest first"`
+}
+
+// JobRoutes are the operations on replays.
+func JobRoutes(d Desk, jobs Jobs) []Route {
+	id := []Param{{Name: "id", Doc: "the job's ID"}}
+	unknown := Code{http.StatusBadRequest, "parameter_unknown", ""}
+	none := Code{http.StatusNotFound, "no_job", "it never was, or ended more than a week ago"}
+	return []Route{
+		{
+			Method: http.MethodPost, Path: "/v1/dlq/replay", ID: "replayLetters", Short: "Replay dead letters", Body: replayBody{}, Answer: dlq.JobStatus{},
+			Long: "Makes a job of the chosen letters that are open when it begins, which a process of the pipeline carries out. " +
+				"A replay goes through the version guard, so it may run twice, late or beside another one.",
+			Codes: []Code{unknown, {http.StatusBadRequest, "nothing_chosen", ""}, {http.StatusBadRequest, "parameter_invalid", ""}, {http.StatusNotFound, "no_letter", ""}},
+			Act:   "dlq.replay",
+			Write: func(ctx context.Context, r *Request) (*Work, error) { return replay(ctx, r, d, jobs) },
+		},
+		{
+			Method: http.MethodGet, Path: "/v1/dlq/jobs", ID: "listJobs", Short: "List replays", Answer: jobList{}, Codes: []Code{unknown},
+			Long: "Those under way, and those that ended within a week, at most 200 of them.",
+			Read: func(ctx context.Context, r *Request) (any, error) {
+				if _, err := r.fields(nil); err != nil {
+					return nil, err
+				}
+				list, err := jobs.List(ctx)
+				return jobList{list}, err
+			},
+		},
+		{
+			Method: http.MethodGet, Path: "/v1/dlq/jobs/{id}", ID: "getJob", Short: "Show how far a replay is", Wildcards: id, Answer: dlq.JobStatus{}, Tagged: true,
+			Codes: []Code{unknown, none},
+			Read: func(ctx context.Context, r *Request) (any, error) {
+				return findJob(ctx, r, jobs)
+			},
+		},
+		{
+			Method: http.MethodPost, Path: "/v1/dlq/jobs/{id}/cancel", ID: "cancelJob", Short: "End a replay", Wildcards: id, Body: cancelBody{}, Answer: dlq.JobStatus{}, Tagged: true,
+			Long:  "What it has replayed by then stays so. The answer is the job as it was when that was asked for.",
+			Codes: []Code{unknown, none, {http.StatusConflict, "job_ended", ""}, {http.StatusPreconditionFailed, "changed", ""}},
+			Act:   "dlq.cancel",
+			Write: func(ctx context.Context, r *Request) (*Work, error) {
+				var body cancelBody
+				if err := r.Decode(&body); err != nil {
+					return nil, err
+				}
+				s, err := findJob(ctx, r, jobs)
+				if err != nil {
+					return nil, err
+				}
+				if s.State.Over() {
+					return nil, problem(http.StatusConflict, "job_ended", "replay %s has ended already: it is %s", s.ID, s.State)
+				}
+				return &Work{Filter: map[string]string{"job": s.ID}, Reason: body.Reason, Do: func(ctx context.Context) (any, map[string]int, error) {
+					s.CancelledBy = r.Identity.Name
+					return s, map[string]int{"jobs": 1}, jobs.Cancel(ctx, s.ID, r.Identity.Name)
+				}}, nil
+			},
+		},
+	}
+}
+
+// findJob is the job of the path, with its ETag.
+func findJob(ctx context.Context, r *Request, jobs Jobs) (dlq.JobStatus, error) {
+	if _, err := r.fields(nil); err != nil {
+		return dlq.JobStatus{}, err
+	}
+	s, found, err := jobs.Find(ctx, r.PathValue("id"))
+	if err != nil {
+		return s, err
+	}
+	if !found {
+		return s, problem(http.StatusNotFound, "no_job", "no replay has the ID %s", r.PathValue("id"))
+	}
+	return s, r.Tag(s)
+}
+
+// replay prepares a job. Its ID comes from the request, so that a request that was cut off
+// and is done again makes no second one.
+func replay(ctx context.Context, r *Request, d Desk, jobs Jobs) (*Work, error) {
+	if _, err := r.fields(nil); err != nil {
+		return nil, err
+	}
+	var body replayBody
+	if err := r.Decode(&body); err != nil {
+		return nil, err
+	}
+	if len(body.Filter)+len(body.IDs) == 0 && !body.All {
+		return nil, problem(http.StatusBadRequest, "nothing_chosen", `nothing is chosen; send a filter, ids, or "all": true`)
+	}
+	if body.Mode == "" {
+		body.Mode = dlq.Resync
+	}
+	query, err := dlq.ParseQuery(body.Filter, d.Sinks(), time.Now())
+	job := dlq.Job{
+		Mode: body.Mode, Actor: r.Identity.Name, Reason: body.Reason, Asked: time.Now().UTC(),
+		Filter: query.Fields(), IDs: body.IDs, Rate: body.Rate, Canary: body.Canary,
+	}
+	if err == nil {
+		err = job.Check()
+	}
+	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
+		return nil, problem(http.StatusBadRequest, "parameter_invalid", "%s", wrong.Error())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(body.IDs) > 0 {
+		letters, err := d.Choose(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range body.IDs {
+			if !slices.ContainsFunc(letters, func(l dlq.Letter) bool { return l.ID == id }) {
+				return nil, problem(http.StatusNotFound, "no_letter", "no open dead letter that is chosen has the ID %s", id)
+			}
+		}
+	}
+	sum := sha256.Sum256([]byte(r.ID + "\x00" + r.hash()))
+	job.ID = "http-" + hex.EncodeToString(sum[:6])
+	return &Work{Filter: job.Describe(), Reason: body.Reason, Do: func(ctx context.Context) (any, map[string]int, error) {
+		s, err := jobs.Ask(ctx, job)
+		return s, map[string]int{"jobs": 1}, err
+	}}, nil
+}

@@ -1,0 +1,423 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lockstep/dlq"
+)
+
+// replayFlags say how letters are replayed.
+type replayFlags struct {
+	letterFlags
+	mode, reason        string
+	rate, canary        int
+	all, dryRun, detach bool
+}
+
+func newDLQReplayCommand(a *app) *cobra.Command {
+	var f replayFlags
+	cmd := &cobra.Command{
+		Use:   "replay [ID...]",
+		Short: "Bring the rows of dead letters to their sink again",
+		Long: `Replay makes a job of the chosen letters that are open now, which a process of the
+pipeline carries out (run, or sink). It goes on there when this command is
+stopped or the process is killed.
+
+With --mode resync the rows are read again from MySQL and go through the pipeline as
+they are there now; a row that is gone becomes a delete. With --mode payload the
+recorded changes are sent again. Both go through the version guard, so a replay may run
+twice, late or beside the live pipeline without harm. A letter ends when the store has
+its row, or a newer one; one that is refused again stays: mend what its reason names and
+replay it once more, or close it with skip.
+
+With --canary the first letters go alone, and the others follow only when at least
+95 % of those succeeded. With --dry-run MySQL and the stores are asked what would come of
+it, for each letter: would be applied, resolved, superseded (the row is gone, or was written
+anew since), skipped, or refused and why; parked (it would stay), or unknown.
+
+Name letters by ID, choose them with flags, or say --all.
+
+It shows how far the job is until that has ended, and exits with 1 when a letter stays or
+the job did not come to its end. With --detach it prints the ID of the job; see
+lockstep dlq jobs.`,
+		Example: `  # what would be replayed
+  lockstep dlq replay --sink search --class mapping --dry-run
+
+  # after the mapping was mended: first ten letters, then the rest
+  lockstep dlq replay --sink search --class mapping --canary 10
+
+  # slowly, and without waiting for it
+  lockstep dlq replay --fingerprint c0ffee123456 --rate 50 --detach --reason "ticket 4711"`,
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			chosen, query, err := f.chosen(a, cmd)
+			if err != nil {
+				return err
+			}
+			if len(args) == 0 && !f.all && len(chosen) == 0 {
+				return usageError{errors.New("name letters by ID, choose them with flags, or say --all")}
+			}
+			for _, name := range []string{"rate", "canary", "detach", "reason"} {
+				if f.dryRun && cmd.Flags().Changed(name) {
+					return usageError{fmt.Errorf("--%s says how to replay, and --dry-run replays nothing; leave one of them out", name)}
+				}
+			}
+			job := dlq.Job{
+				ID: dlq.JobID(time.Now()), Mode: dlq.Mode(f.mode), Reason: f.reason, Asked: time.Now().UTC(),
+				Filter: query.Fields(), IDs: args, Rate: f.rate, Canary: f.canary,
+			}
+			if err := jobMistake(job.Check()); err != nil {
+				return err
+			}
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				if f.dryRun || len(args) > 0 {
+					letters, err := o.Choose(ctx, query)
+					if err != nil {
+						return err
+					}
+					if letters, err = named(letters, args); err != nil {
+						return err
+					}
+					if f.dryRun {
+						return o.preview(ctx, a, letters, job.Mode)
+					}
+				}
+				return a.startReplay(ctx, o, job, f.detach)
+			})
+		},
+	}
+	f.letterFlags = addLetterFlags(a, cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.mode, "mode", string(dlq.Resync), "resync: read the rows again from MySQL; payload: send what was recorded")
+	flags.IntVar(&f.rate, "rate", 0, "letters a second at most; 0 is as fast as the store takes them")
+	flags.IntVar(&f.canary, "canary", 0, "replay so many letters first, and the others only when at least 95 % of these succeeded")
+	flags.StringVar(&f.reason, "reason", "", "why, for the audit log and those who ask later")
+	flags.BoolVar(&f.detach, "detach", false, "print the ID of the job and do not wait for it")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would be replayed and change nothing")
+	flags.BoolVar(&f.all, "all", false, "replay every open letter")
+	modes := make([]string, len(dlq.Modes))
+	for i, m := range dlq.Modes {
+		modes[i] = string(m)
+	}
+	if err := cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions(modes, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err)
+	}
+	a.addActor(cmd)
+	return cmd
+}
+
+// jobMistake is what is wrong with a job as a mistake in the command line.
+func jobMistake(err error) error {
+	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
+		return usageError{fmt.Errorf("--%s: %s", wrong.Field, wrong.Problem)}
+	}
+	return err
+}
+
+// jobs are the replays of the pipeline.
+func (o *office) jobs(a *app) *dlq.Jobs {
+	return &dlq.Jobs{Prefix: o.cfg.Prefix, Kafka: o.log, Log: a.quiet()}
+}
+
+func (a *app) startReplay(ctx context.Context, o *office, job dlq.Job, detach bool) error {
+	var err error
+	if job.Actor, err = a.who(); err != nil {
+		return err
+	}
+	jobs := o.jobs(a)
+	err = o.act(ctx, a, "dlq.replay", job.Describe(), job.Reason, func() (map[string]int, error) {
+		_, err := jobs.Ask(ctx, job)
+		return map[string]int{"jobs": 1}, err
+	})
+	if err != nil {
+		return err
+	}
+	if detach {
+		return a.show(map[string]any{"id": job.ID}, func(w io.Writer) {
+			fmt.Fprintf(w, "replay %s is asked for; see lockstep dlq jobs show %s\n", job.ID, job.ID)
+		})
+	}
+	s, err := a.awaitReplay(ctx, jobs, job.ID)
+	if err != nil {
+		return err
+	}
+	if err := a.show(s, func(w io.Writer) { printJob(w, &s) }); err != nil {
+		return err
+	}
+	switch {
+	case !s.State.Over():
+		return fmt.Errorf("the replay goes on; see lockstep dlq jobs show %s", job.ID)
+	case s.State != dlq.JobDone:
+		return fmt.Errorf("replay %s is %s%s", job.ID, s.State, because(s.Problem))
+	case s.Stay() > 0:
+		return fmt.Errorf("%d of %d dead letters stay", s.Stay(), s.Total)
+	}
+	return nil
+}
+
+// awaitReplay shows how far a job is until it has ended or ctx does.
+func (a *app) awaitReplay(ctx context.Context, jobs *dlq.Jobs, id string) (s dlq.JobStatus, err error) {
+	redraw, last := isTerminal(a.stderr), ""
+	var before *dlq.JobStatus
+	start := time.Now()
+	for {
+		now, found, err := jobs.Find(ctx, id)
+		switch {
+		case ctx.Err() != nil:
+			return s, nil
+		case err != nil:
+			return s, err
+		case !found:
+			return s, fmt.Errorf("job %s is not in %s any more", id, dlq.JobsTopic(jobs.Prefix))
+		}
+		s = now
+		if before == nil && s.State != dlq.JobAsked {
+			before, start = &now, time.Now()
+		}
+		line := replayLine(&s, before, time.Since(start))
+		switch {
+		case redraw && last != "":
+			fmt.Fprintf(a.stderr, "\x1b[1A\x1b[J%s\n", line)
+		case line != last:
+			fmt.Fprintln(a.stderr, line)
+		}
+		if last = line; s.State.Over() {
+			return s, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// replayLine is a bar, the letters, the rate and the time that is left.
+func replayLine(s, before *dlq.JobStatus, took time.Duration) string {
+	const width = 24
+	part := 0.0
+	if s.Total > 0 {
+		part = min(1, float64(s.Done)/float64(s.Total))
+	} else if s.State == dlq.JobDone {
+		part = 1
+	}
+	full := int(part * width)
+	line := fmt.Sprintf("%s [%s%s] %3d%% %d of %d letters", s.ID, strings.Repeat("#", full), strings.Repeat("-", width-full), int(100*part), s.Done, s.Total)
+	if stay := s.Stay(); stay > 0 {
+		line += fmt.Sprintf(", %d stay", stay)
+	}
+	switch {
+	case s.State == dlq.JobAsked:
+		return line + ", waits for a process of the pipeline to take it up"
+	case s.State.Over():
+		return line + ", " + string(s.State) + because(oneLine(s.Problem))
+	case s.Waits != "":
+		return line + ", waits: " + shorten(oneLine(s.Waits), 160)
+	}
+	rate := 0.0
+	if before != nil {
+		rate = float64(s.Done-before.Done) / max(took.Seconds(), 0.001)
+	}
+	if rate > 0 {
+		line += fmt.Sprintf(", %.0f letters/s, %s left", rate, time.Duration(float64(s.Total-s.Done)/rate*float64(time.Second)).Round(time.Second))
+	}
+	return line
+}
+
+// printJob writes a job for people.
+func printJob(w io.Writer, s *dlq.JobStatus) {
+	lines := [][2]string{{"id", s.ID}, {"state", string(s.State)}, {"mode", string(s.Mode)}, {"letters", letterWords(s.Filter, s.IDs)}}
+	add := func(name, value string) {
+		if value != "" {
+			lines = append(lines, [2]string{name, value})
+		}
+	}
+	if s.Rate > 0 {
+		add("rate", fmt.Sprintf("%d letters a second", s.Rate))
+	}
+	if s.Canary > 0 {
+		add("canary", fmt.Sprintf("%d letters", s.Canary))
+	}
+	add("asked", clock(s.Asked)+" by "+s.Actor)
+	add("reason", oneLine(s.Reason))
+	if s.Began != nil {
+		add("began", clock(*s.Began))
+	}
+	if s.Ended != nil {
+		add("ended", clock(*s.Ended))
+	}
+	if s.CancelledBy != "" && !s.State.Over() {
+		add("to be cancelled by", s.CancelledBy)
+	}
+	add("done", fmt.Sprintf("%d of %d", s.Done, s.Total))
+	for _, fate := range dlq.Fates {
+		if n := s.Letters[fate]; n > 0 {
+			add("  "+string(fate), fmt.Sprint(n))
+		}
+	}
+	for _, stay := range s.Stays {
+		add("  stay", fmt.Sprintf("%d, such as %s: %s", stay.Letters, stay.Example, oneLine(stay.Reason)))
+	}
+	add("waits for", oneLine(s.Waits))
+	add("problem", oneLine(s.Problem))
+	for _, line := range lines {
+		fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
+	}
+}
+
+// letterWords says in few words which letters a job is about.
+func letterWords(filter map[string]string, ids []string) string {
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(filter)) {
+		words = append(words, name+"="+filter[name])
+	}
+	if len(ids) > 0 {
+		words = append(words, count(len(ids), "ID"))
+	}
+	if len(words) == 0 {
+		return "all"
+	}
+	return strings.Join(words, " ")
+}
+
+func newDLQJobsCommand(a *app) *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "jobs",
+		Short: "List, show and cancel replays",
+		Long: `A replay is a job that a process of the pipeline carries out. It survives the end of
+that process, and can be cancelled: what is replayed by then stays so.`,
+		Example: `  lockstep dlq jobs list
+  lockstep dlq jobs show 20261126T091500-3f9a
+  lockstep dlq jobs cancel 20261126T091500-3f9a`,
+	})
+	cmd.AddCommand(newDLQJobsListCommand(a), newDLQJobsShowCommand(a), newDLQJobsCancelCommand(a))
+	return cmd
+}
+
+func newDLQJobsListCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the replays that are under way and those of the last week",
+		Example: `  lockstep dlq jobs list
+  lockstep dlq jobs list -o json | jq -r '.[] | select(.state == "stopped") | .problem'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+				list, err := o.jobs(a).List(ctx)
+				if err != nil {
+					return err
+				}
+				return a.show(list, func(w io.Writer) { printJobs(w, list) })
+			})
+		},
+	}
+}
+
+func printJobs(w io.Writer, list []dlq.JobStatus) {
+	if len(list) == 0 {
+		fmt.Fprintln(w, "no replays")
+		return
+	}
+	fmt.Fprintln(w, "ID\tSTATE\tMODE\tDONE\tOF\tSTAY\tLETTERS\tASKED BY\tREASON\tWAITS OR PROBLEM")
+	for _, s := range list {
+		state := string(s.State)
+		if s.CancelledBy != "" && !s.State.Over() {
+			state += ", to be cancelled"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", s.ID, state, s.Mode, s.Done, s.Total, s.Stay(), shorten(letterWords(s.Filter, s.IDs), 60),
+			s.Actor, dash(shorten(oneLine(s.Reason), 40)), dash(shorten(oneLine(s.Waits+s.Problem), 120)))
+	}
+}
+
+// jobCommand is one that is about one job.
+func (a *app) jobCommand(cmd *cobra.Command, open bool, do func(ctx context.Context, o *office, jobs *dlq.Jobs, s dlq.JobStatus) error) *cobra.Command {
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return errors.New("name one replay; see lockstep dlq jobs list")
+		}
+		return nil
+	}
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return a.completeJobs(cmd.Context(), open), cobra.ShellCompDirectiveNoFileComp
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
+			jobs := o.jobs(a)
+			s, found, err := jobs.Find(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if !found {
+				return fmt.Errorf("no replay has the ID %s; see lockstep dlq jobs list", args[0])
+			}
+			return do(ctx, o, jobs, s)
+		})
+	}
+	return cmd
+}
+
+// completeJobs offers the IDs of jobs, or of those that have not ended.
+func (a *app) completeJobs(ctx context.Context, open bool) (ids []string) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	_ = a.withLetters(ctx, func(ctx context.Context, o *office) error { // without Kafka there is nothing to offer
+		list, err := o.jobs(a).List(ctx)
+		for _, s := range list {
+			if !open || !s.State.Over() {
+				ids = append(ids, fmt.Sprintf("%s\t%s, %d of %d", s.ID, s.State, s.Done, s.Total))
+			}
+		}
+		return err
+	})
+	return ids
+}
+
+func newDLQJobsShowCommand(a *app) *cobra.Command {
+	return a.jobCommand(&cobra.Command{
+		Use:   "show ID",
+		Short: "Show how far a replay is, what it waits for and what came of its letters",
+		Example: `  lockstep dlq jobs show 20261126T091500-3f9a
+  lockstep dlq jobs show 20261126T091500-3f9a -o json | jq .letters`,
+	}, false, func(_ context.Context, _ *office, _ *dlq.Jobs, s dlq.JobStatus) error {
+		return a.show(s, func(w io.Writer) { printJob(w, &s) })
+	})
+}
+
+func newDLQJobsCancelCommand(a *app) *cobra.Command {
+	var reason string
+	cmd := a.jobCommand(&cobra.Command{
+		Use:     "cancel ID",
+		Short:   "End a replay; what it has replayed stays so",
+		Example: `  lockstep dlq jobs cancel 20261126T091500-3f9a --reason "the wrong group"`,
+	}, true, func(ctx context.Context, o *office, jobs *dlq.Jobs, s dlq.JobStatus) error {
+		if s.State.Over() {
+			return fmt.Errorf("replay %s has ended already: it is %s", s.ID, s.State)
+		}
+		who, err := a.who()
+		if err != nil {
+			return err
+		}
+		err = o.act(ctx, a, "dlq.cancel", map[string]string{"job": s.ID}, reason, func() (map[string]int, error) {
+			return map[string]int{"jobs": 1}, jobs.Cancel(ctx, s.ID, who)
+		})
+		if err != nil {
+			return err
+		}
+		return a.show(map[string]any{"id": s.ID}, func(w io.Writer) { fmt.Fprintf(w, "replay %s is to be cancelled\n", s.ID) })
+	})
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	a.addActor(cmd)
+	return cmd
+}
