@@ -13,8 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"lockstep/audit"
-	"lockstep/cdc"
-	"lockstep/cdc/mysql"
 	"lockstep/dlq"
 	"lockstep/kafka"
 )
@@ -264,7 +262,7 @@ func clock(t time.Time) string {
 	return t.Format(time.RFC3339Nano)
 }
 
-// outcome is what a replay did with one letter.
+// outcome is what a replay would do with one letter.
 type outcome struct {
 	ID     string     `json:"id"`
 	Sink   string     `json:"sink"`
@@ -298,10 +296,6 @@ func printOutcomes(w io.Writer, results []outcome) {
 	for _, r := range results {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, r.Table, r.Key, r.Result.State, shorten(oneLine(r.Result.Reason), 120))
 	}
-}
-
-func (o *office) gone(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]bool, error) {
-	return mysql.Gone(ctx, o.cfg.Source, table, keys)
 }
 
 func newDLQSkipCommand(a *app) *cobra.Command {

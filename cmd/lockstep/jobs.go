@@ -40,9 +40,13 @@ its row, or a newer one; one that is refused again stays: mend what its reason n
 replay it once more, or close it with skip.
 
 With --canary the first letters go alone, and the others follow only when at least
-95 % of those succeeded. With --dry-run MySQL and the stores are asked what would come of
-it, for each letter: would be applied, resolved, superseded (the row is gone, or was written
-anew since), skipped, or refused and why; parked (it would stay), or unknown.
+95 % of those succeeded.
+
+With --dry-run nothing is changed: source and store are asked what a replay would come to,
+"would be applied", "would be resolved" (the store has it already), "would be superseded" (the store
+has a newer version, the row is gone, or its table was emptied since), "would be skipped" (the sink
+does not take the table any more), "would be refused" and why, parked (it cannot be sent, as
+one that cannot be decoded), or unknown (source or store cannot be asked).
 
 Name letters by ID, choose them with flags, or say --all.
 

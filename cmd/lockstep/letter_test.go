@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -79,6 +80,32 @@ admin: {listen: "127.0.0.1:0", tokens: [{name: olga, role: operator, file: %[9]q
 		return o.log.Produce(ctx, kafka.Record{Topic: kafka.CheckpointTopic(m.prefix), Key: []byte("test"), Value: pos})
 	})
 	return m
+}
+
+// replays has a process carry out replays until the test ends.
+func (m *mailbox) replays() {
+	m.t.Helper()
+	a := &app{configPath: m.path, stderr: m.t.Output(), env: func(string) (string, bool) { return "", false }}
+	cfg, err := a.loadConfig()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	p, err := newProcess(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(m.t.Context()))
+	ended := make(chan error, 1)
+	go func() {
+		ended <- p.runReplays(ctx, dlq.NewJobMetrics(p.registry), newReplaysLeaseMetrics(p.registry))
+	}()
+	m.t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			m.t.Error(err)
+		}
+		p.kafka.Close()
+	})
 }
 
 func (m *mailbox) exec(statement string) {
@@ -265,7 +292,7 @@ func TestWhatCannotBeReachedIsSaidAndLeftOut(t *testing.T) {
 	if shown.Stored.Problem == "" || shown.Resync.State != dlq.Unknown || shown.Payload.State != dlq.Unknown {
 		t.Errorf("%+v", shown.View)
 	}
-	if got := away.run("dlq", "replay", "--dry-run", id); got.code != 1 || !strings.Contains(got.stdout, "unknown") || !strings.Contains(got.stderr, "of 1 of 1 dead letter nobody knows what would become of them") {
+	if got := away.run("dlq", "replay", "--mode", "payload", "--dry-run", id); got.code != 1 || !strings.Contains(got.stdout, "unknown") || !strings.Contains(got.stderr, "of 1 of 1 dead letter nobody knows what would become of them") {
 		t.Errorf("%+v", got)
 	}
 }
@@ -294,7 +321,7 @@ func TestADryRunIsWhatAReplayComesTo(t *testing.T) {
 		}
 		return states
 	}
-	dry := m.run("dlq", "replay", "--sink", "search", "--dry-run", "-o", "json")
+	dry := m.run("dlq", "replay", "--sink", "search", "--mode", "payload", "--dry-run", "-o", "json")
 	if dry.code != 0 {
 		t.Errorf("%+v", dry)
 	}
@@ -308,7 +335,7 @@ func TestADryRunIsWhatAReplayComesTo(t *testing.T) {
 			return err
 		}
 		var out strings.Builder
-		if err := o.preview(ctx, &app{output: "json", stdout: &out, stderr: &out}, letters, ""); err != nil {
+		if err := o.preview(ctx, &app{output: "json", stdout: &out, stderr: &out}, letters, dlq.Resync); err != nil {
 			return err
 		}
 		m.expect("as they are now", said(result{stdout: out.String()}), map[string]string{"1": "would be refused", "2": "would be applied", "3": "would be refused", "4": "would be refused", "5": "would be superseded"})
@@ -318,7 +345,17 @@ func TestADryRunIsWhatAReplayComesTo(t *testing.T) {
 		t.Errorf("a dry run became an act: %+v", got)
 	}
 	m.expect("letters", len(m.letters()), 5)
-	m.expect("came to", said(m.run("dlq", "replay", "--sink", "search", "--all", "-o", "json")), map[string]string{"1": "parked", "2": "parked", "3": "superseded", "4": "parked", "5": "superseded"})
+	m.replays()
+	var s dlq.JobStatus
+	if got := m.run("dlq", "replay", "--sink", "search", "--all", "--mode", "payload", "-o", "json"); got.code != 1 || json.Unmarshal([]byte(got.stdout), &s) != nil {
+		t.Errorf("%+v", got)
+	}
+	m.expect("came to", []int{s.Letters[dlq.FateSuperseded], s.Letters[dlq.FateStays]}, []int{2, 3})
+	open := map[string]dlq.State{}
+	for _, l := range m.letters() {
+		open[l.Key] = l.State
+	}
+	m.expect("open", open, map[string]dlq.State{"1": dlq.Parked, "2": dlq.Parked, "4": dlq.Parked})
 }
 
 // The letters of a topic that was lost are put back byte for byte, and the act is in the
@@ -489,7 +526,8 @@ func TestARowIsPatchedInItsLetterAndReplayed(t *testing.T) {
 	if got := m.run("audit", "list", "--act", "dlq.patch"); strings.Count(got.stdout, "\n") != 3 || !strings.Contains(got.stdout, "columns=code id="+id) || !strings.Contains(got.stdout, "ticket 4711") {
 		t.Errorf("%+v", got)
 	}
-	if got := m.run("dlq", "replay", id); got.code != 0 {
+	m.replays()
+	if got := m.run("dlq", "replay", id, "--mode", "payload"); got.code != 0 {
 		t.Fatalf("%+v", got)
 	}
 	m.office(func(ctx context.Context, o *office) error {

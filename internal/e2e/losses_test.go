@@ -142,13 +142,16 @@ func loseTopic(t *testing.T, again bool) {
 }
 
 // deleteIndex takes away the index of a table of the bank.
-func (w *world) deleteIndex(table string) {
+func (w *world) deleteIndex(table string) { w.index(http.MethodDelete, table, "") }
+
+// index asks Elasticsearch to do something with the index of a table.
+func (w *world) index(method, table, what string) {
 	w.t.Helper()
 	for _, t := range w.spec.Tables {
 		if t.Table != table {
 			continue
 		}
-		req, err := http.NewRequestWithContext(w.t.Context(), http.MethodDelete, w.spec.ElasticURL+"/"+t.Index+"-000001", nil)
+		req, err := http.NewRequestWithContext(w.t.Context(), method, w.spec.ElasticURL+"/"+t.Index+"-000001"+what, nil)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -158,7 +161,7 @@ func (w *world) deleteIndex(table string) {
 		}
 		defer res.Body.Close()
 		if res.StatusCode != http.StatusOK {
-			w.t.Fatalf("delete the index of %s: %s", table, res.Status)
+			w.t.Fatalf("%s %s of the index of %s: %s", method, what, table, res.Status)
 		}
 	}
 }
