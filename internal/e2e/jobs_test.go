@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ type replay struct {
 func (w *world) letters(p *process, rows int) {
 	w.t.Helper()
 	w.sql(fmt.Sprintf(`UPDATE questions SET settings = CAST('"checker: none"' AS JSON) WHERE id <= %d`, rows))
-	await(w.t, time.Minute, "the letters", func() bool {
+	await(w.t, time.Minute+time.Duration(rows)*10*time.Millisecond, "the letters", func() bool {
 		p.alive()
 		return p.metric("lockstep_sink_dead_letters_total", `sink="search"`) >= float64(rows)*9/10
 	})
@@ -78,12 +79,21 @@ func (w *world) detached(args ...string) string {
 // again and one by sending what was recorded, under load on the same rows, with a second
 // process that joins and a first one that is killed in the middle: both jobs end, both
 // stores are equal to MySQL, no letter is left, and no reader sees a version go down.
+// LOCKSTEP_E2E_LETTERS=100000 makes it so many.
 func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
-	const rows = 1500
+	rows, rate := 1500, "300"
+	if text := os.Getenv("LOCKSTEP_E2E_LETTERS"); text != "" {
+		var err error
+		if rows, err = strconv.Atoi(text); err != nil || rows < 1500 {
+			t.Fatalf("LOCKSTEP_E2E_LETTERS is %q; want a number, 1500 or more", text)
+		}
+		rate = strconv.Itoa(rows / 30)
+	}
+	patience := 2*time.Minute + time.Duration(rows)*10*time.Millisecond
 	w := newWorld(t, rows+500)
 	w.noFlood()
 	p := w.start("run")
-	w.equal(90 * time.Second)
+	w.equal(patience)
 	w.letters(p, rows)
 	var groups []struct {
 		Fingerprint string
@@ -102,8 +112,8 @@ func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
 	w.mendUnseen(rows)
 
 	jobs := []string{
-		w.detached("--fingerprint", groups[0].Fingerprint, "--mode", "payload", "--rate", "300", "--actor", "ann", "--reason", "as it was"),
-		w.detached("--fingerprint", groups[0].Fingerprint, "--rate", "300", "--actor", "bob"),
+		w.detached("--fingerprint", groups[0].Fingerprint, "--mode", "payload", "--rate", rate, "--actor", "ann", "--reason", "as it was"),
+		w.detached("--fingerprint", groups[0].Fingerprint, "--rate", rate, "--actor", "bob"),
 	}
 	other := w.start("run")
 	await(t, time.Minute, "both to be under way", func() bool {
@@ -120,7 +130,7 @@ func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
 	}
 	p.kill()
 	for _, id := range jobs {
-		await(t, 2*time.Minute, "the end of replay "+id, func() bool {
+		await(t, patience, "the end of replay "+id, func() bool {
 			other.alive()
 			return w.replayed(id).State != "running"
 		})
@@ -131,7 +141,7 @@ func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
 		}
 	}
 	t.Log(end())
-	w.equal(90 * time.Second)
+	w.equal(patience)
 	stop()
 	if err := <-watched; err != nil {
 		t.Fatal(err)
@@ -142,7 +152,7 @@ func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
 	if reads := watcher.Reads(); reads < 1000 {
 		t.Errorf("the watcher has read only %d times", reads)
 	}
-	await(t, 30*time.Second, "the last letter to end", func() bool { return other.metric("lockstep_dlq_letters", `sink="search"`) == 0 })
+	await(t, patience, "the last letter to end", func() bool { return other.metric("lockstep_dlq_letters", `sink="search"`) == 0 })
 	var acts []struct {
 		Act, Actor, Outcome, Reason string
 		Filter                      map[string]string
