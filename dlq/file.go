@@ -303,7 +303,7 @@ func (p *Import) parse(text []byte) (kafka.Record, Letter, error) {
 		return no("header %s is %q and the letter is of sink %q", HeaderSink, sink, in.Sink)
 	case !l.State.Open():
 		return no("it is %s, and only open letters are put back", l.State)
-	case in.Partition < 0 || in.Partition >= p.Partitions || in.Partition != l.Source.Partition:
+	case in.Partition < 0 || in.Partition >= p.Partitions || !l.Replayable() && in.Partition != l.Source.Partition: // a letter of a row may have been moved
 		return no("it is of partition %d and its record of %d, and this pipeline has %d partitions", in.Partition, l.Source.Partition, p.Partitions)
 	}
 	table, ok := kafka.TableOf(p.Prefix, l.Source.Topic)

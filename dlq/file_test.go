@@ -103,6 +103,26 @@ func TestWhatIsExportedIsImportedByteForByte(t *testing.T) {
 	})
 }
 
+// A letter that has followed its row to another partition goes where its row changes now,
+// which is not where its record stood.
+func TestALetterThatHasMovedIsImported(t *testing.T) {
+	l, log := newLetters()
+	one := rightly(1, base+1, "a")[0]
+	home := one.Record.Partition
+	one.Record.Partition = (home + 1) % 4
+	moved := l.open(one.Record, l.refused(one))
+	moved.Partition = home
+	if err := log.Produce(t.Context(), moved); err != nil {
+		t.Fatal(err)
+	}
+	text := exported(t, l)
+	other, there := newLetters()
+	if kept, err := put(t, arrival(other, there), text); err != nil || len(kept) != 1 {
+		t.Fatal(kept, err)
+	}
+	expect(t, "exported again", exported(t, other), text)
+}
+
 func TestImportingTwiceOrLateChangesNothing(t *testing.T) {
 	l, log := newLetters()
 	bury(t, l, slices.Concat(rightly(1, base+1, "a"), rightly(2, base+2, "a"), rightly(3, base+3, "a"))...)
@@ -186,6 +206,7 @@ func TestAWrongLineKeepsTheWholeFileOut(t *testing.T) {
 		"its record is of bank.questions, and it says bank.tags, from the topic of bank.questions":                 with(`letter.table","value":"bank.questions"`, `letter.table","value":"bank.tags"`),
 		`its record is of row {"id":1} in version 4398046511105, and it says bank.questions/{"id":1} in version 7`: with(`letter.version","value":"4398046511105"`, `letter.version","value":"7"`),
 		"it is of the same row as line 2; leave one of them out":                                                   lines[1],
+		`not a letter: header x-retry-count is "-1"`:                                                               with(`x-retry-count","value":"0"`, `x-retry-count","value":"-1"`),
 		`not a letter: header x-retry-count is "many"`:                                                             with(`x-retry-count","value":"0"`, `x-retry-count","value":"many"`),
 		`bytes are null, a text or {"base64": "..."}`:                                                              with(`"key":"bank.questions/{\"id\":1}"`, `"key":7`),
 	} {

@@ -24,7 +24,7 @@ import (
 // when it began, whatever is written later.
 func TestTheScopeOfAJobIsFixedWhenItBegins(t *testing.T) {
 	// a+2 is an open letter of row a at version 2, a+2! one that the job does not want,
-	// a-2 its end; | is the end of the scope.
+	// a-2 its end, a>2 its move to another partition; | is the end of the scope.
 	for story, want := range map[string]string{
 		"":                          "",
 		"a+1 b+2 |":                 "a@1 b@2",
@@ -37,7 +37,9 @@ func TestTheScopeOfAJobIsFixedWhenItBegins(t *testing.T) {
 		"a+1 b+1 | a-1":             "a@1:closed b@1",
 		"a+1 | a+2":                 "a@1:stays", // another change was refused
 		"a+1 | a+2 a-2":             "a@1:stays",
-		"a+2 | a+1 a-1":             "a@2",       // an older writer
+		"a+2 | a+1 a-1":             "a@2",           // an older writer
+		"a+1 b+1 | a>1":             "a@1:stays b@1", // it is open elsewhere
+		"a+1 a>1 |":                 "",
 		"a+1 b+1 | a+1 a+1":         "a@1>3 b@1", // still the same letter, at another place
 		"a+1 b+1 c+1 | a+1 a-1 b-1": "a@1>3:closed b@1:closed c@1",
 	} {
@@ -46,8 +48,11 @@ func TestTheScopeOfAJobIsFixedWhenItBegins(t *testing.T) {
 		s := newSector("es", 0, int64(end), func(l *Letter) bool { return l.Class != "" })
 		for i, word := range append(strings.Fields(before), strings.Fields(after)...) {
 			l := Letter{key: word[:1], State: Parked, Version: cdc.Version(word[2] - '0'), Class: "mapping", Reason: "r", place: Place{Offset: int64(i)}}
-			if word[1] == '-' {
+			switch word[1] {
+			case '-':
 				l.State = Resolved
+			case '>':
+				l.State = Moved
 			}
 			if strings.HasSuffix(word, "!") {
 				l.Class = ""
@@ -772,6 +777,7 @@ func TestAJobThatCannotBeUnderstoodFailsAndOthersGoOn(t *testing.T) {
 		y.bury(1)
 		y.mend(1)
 		y.put(kafka.Record{Topic: "shop.jobs", Key: []byte("new"), Value: []byte(`{"format":2,"id":"new"}`)},
+			kafka.Record{Topic: "shop.jobs", Key: []byte("slow"), Value: []byte(`{"format":1,"id":"slow","mode":"resync","rate":-5}`)},
 			kafka.Record{Topic: "shop.jobs", Key: []byte("odd"), Value: []byte(`{`)}, kafka.Record{Topic: "shop.jobs", Key: []byte("odd/thing"), Value: []byte(`{"format":1}`)})
 		defer y.run()()
 		y.ask(Job{ID: "gone", Filter: map[string]string{"sink": "cash"}})

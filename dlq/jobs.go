@@ -132,7 +132,12 @@ func (j *Jobs) note(r kafka.Record) error {
 		if err = json.Unmarshal(r.Value, job); err == nil && job.ID != id {
 			err = fmt.Errorf("it is of job %q", job.ID)
 		}
-		known.job = job
+		if err == nil {
+			err = job.Check() // what nobody can carry out would wait for ever
+		}
+		if err == nil {
+			known.job = job
+		}
 	case progressKey:
 		p := &Progress{}
 		if err = json.Unmarshal(r.Value, p); err != nil || known.progress != nil && p.older(known.progress) {

@@ -372,7 +372,9 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	l.Class = sinks.Class(values[HeaderClass])
 	l.Stage = values[HeaderStage]
 	l.Reason = values[HeaderReason]
-	l.Retries = int(number(HeaderRetryCount))
+	if l.Retries = int(number(HeaderRetryCount)); l.Retries < 0 {
+		bad = HeaderRetryCount
+	}
 	l.FirstFailed = when(HeaderFirstFailed)
 	l.LastFailed = when(HeaderLastFailed)
 	l.Fingerprint = values[HeaderFingerprint]

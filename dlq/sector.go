@@ -116,6 +116,8 @@ func (s *sector) find(id identity) (slot int32, ok bool) {
 func (it *item) news(l *Letter) {
 	switch {
 	case it.fate != "" || l.Version < it.version:
+	case l.State == Moved: // it is open still, where its row changes now
+		it.fate, it.reason = FateStays, "it was moved to another partition while it was to be replayed; replay it once more"
 	case !l.State.Open():
 		it.fate = FateClosed
 	case l.Version > it.version:
