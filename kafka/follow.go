@@ -33,7 +33,7 @@ func (c *Client) Follow(ctx context.Context, topic string, partition, most int, 
 		err = c.retry(ctx, what, func() (err error) {
 			f, err = c.fetch(ctx, topic, partition, next, most, followWait)
 			if missing(err) && c.gone(ctx, topic) {
-				return final{err}
+				return final{fmt.Errorf("topic %s was deleted while it was read; start lockstep again, which makes it anew: %w", topic, err)}
 			}
 			err = c.explainRange(ctx, err, "", topic, partition, next)
 			if errors.Is(err, errBeyondEnd) {

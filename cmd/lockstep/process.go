@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -441,15 +442,18 @@ func (p *process) runSinks(ctx context.Context, names []string) error {
 }
 
 func (p *process) runSink(ctx context.Context, name string, log *letterLog) error {
-	spec := p.lettersSpec(name)
-	if err := p.kafka.EnsureTopic(ctx, spec); err != nil {
-		return err
-	}
 	store, err := p.openSink(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer store.close()
+	spec := p.lettersSpec(name)
+	if err := p.lostLetters(ctx, name, spec.Name, store.takes, log); err != nil {
+		return err
+	}
+	if err := p.kafka.EnsureTopic(ctx, spec); err != nil {
+		return err
+	}
 	if err := p.checkShapes(ctx, store); err != nil {
 		return err
 	}
@@ -630,6 +634,38 @@ func (p *process) lostIndex(sink string, began *beginnings, again refill) func(c
 		p.log.Warn("the index of a table is gone, or is another one: the table is copied again", "sink", sink, "table", t.String())
 		return true, again(ctx, t, fmt.Sprint(done))
 	}
+}
+
+// lostLetters has the tables of a sink copied again when it has read of them and has no
+// topic of dead letters: nobody knows any more what its store has refused. The copy brings
+// those rows, and takes away what is deleted; what is refused still is a letter again.
+func (p *process) lostLetters(ctx context.Context, sink, topic string, takes func(cdc.TableName) bool, log *letterLog) error {
+	all, err := p.kafka.Topics(ctx)
+	if err != nil || slices.Contains(all, topic) {
+		return err
+	}
+	var ask []cdc.SnapshotRequest
+	for _, of := range all {
+		t, ok := kafka.TableOf(p.cfg.Prefix, of)
+		if !ok || !p.captured(t) || !takes(t) {
+			continue
+		}
+		done, err := p.committed(ctx, sink, t)
+		if err != nil {
+			return err
+		}
+		if done > 0 {
+			ask = append(ask, cdc.SnapshotRequest{
+				ID: fmt.Sprintf(lostPrefix+"letters-%s-%s-%d", sink, t, done), Table: t.String(), Want: cdc.SnapshotRunning, Sweep: true, AtMicros: time.Now().UnixMicro(),
+				Reason: "the dead letters of sink " + sink + " are gone",
+			})
+		}
+	}
+	if len(ask) == 0 {
+		return nil
+	}
+	p.log.Warn("the topic of dead letters is gone, and with it what the store has refused: the tables are copied again", "sink", sink, "topic", topic, "tables", len(ask))
+	return kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", sink)).Ask(ctx, ask...)
 }
 
 // group is the consumer group of a sink.

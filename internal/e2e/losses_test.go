@@ -11,8 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
-
-	"lockstep/internal/testenv"
 )
 
 // Redis is emptied and an index deleted while nobody runs; the doctor sees the one, and the
@@ -114,17 +112,8 @@ func loseTopic(t *testing.T, again bool) {
 		}
 	}
 	p.stop()
-	c, err := kgo.NewClient(kgo.SeedBrokers(testenv.Kafka(t).Addr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	req := kmsg.NewDeleteTopicsRequest()
-	req.TimeoutMillis, req.TopicNames = 10_000, []string{topic}
-	req.Topics = []kmsg.DeleteTopicsRequestTopic{{Topic: kmsg.StringPtr(topic)}}
-	if res, err := req.RequestWith(t.Context(), c); err != nil || res.Topics[0].ErrorCode != 0 {
-		t.Fatalf("delete %s: %+v, %v", topic, res, err)
-	}
+	c := w.kafka()
+	w.deleteTopic(topic)
 	if again {
 		await(t, time.Minute, "the topic to be made again", func() bool {
 			req := kmsg.NewCreateTopicsRequest()
@@ -166,14 +155,50 @@ func (w *world) index(method, table, what string) {
 	}
 }
 
-// forget removes all records of a topic.
-func (w *world) forget(topic string) {
+// kafka is a client that another library made, for what lockstep would never do.
+func (w *world) kafka() *kgo.Client {
 	w.t.Helper()
-	c, err := kgo.NewClient(kgo.SeedBrokers(testenv.Kafka(w.t).Addr))
+	c, err := kgo.NewClient(kgo.SeedBrokers(w.brokers))
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer c.Close()
+	w.t.Cleanup(c.Close)
+	return c
+}
+
+func (w *world) deleteTopic(topic string) {
+	w.t.Helper()
+	c := w.kafka()
+	req := kmsg.NewDeleteTopicsRequest()
+	req.TimeoutMillis, req.TopicNames = 10_000, []string{topic}
+	req.Topics = []kmsg.DeleteTopicsRequestTopic{{Topic: kmsg.StringPtr(topic)}}
+	if res, err := req.RequestWith(w.t.Context(), c); err != nil || res.Topics[0].ErrorCode != 0 {
+		w.t.Fatalf("delete %s: %+v, %v", topic, res, err)
+	}
+}
+
+// The topic of dead letters is deleted while nobody runs: whose rows its letters were nobody
+// knows, so the tables are copied again, and what is refused still is a letter again.
+func TestLettersThatAreDeletedAreWrittenAgain(t *testing.T) {
+	w := newWorld(t, 100)
+	p := w.start("run")
+	w.equal(time.Minute)
+	w.sql(`UPDATE questions SET settings = IF(id % 20 = 0, CAST('"checker: none"' AS JSON), JSON_OBJECT('n', id))`)
+	await(t, time.Minute, "5 letters", func() bool { return len(w.openLetters()["search"]) == 5 })
+	p.stop()
+	w.deleteTopic(w.name + ".dlq.search")
+	w.sql("UPDATE questions SET settings = JSON_OBJECT('mended', id) WHERE id = 20")
+	p = w.start("run")
+	await(t, time.Minute, "the 4 letters that are left", func() bool { p.alive(); return len(w.openLetters()["search"]) == 4 })
+	w.sql("UPDATE questions SET settings = JSON_OBJECT('mended', id) WHERE id % 20 = 0")
+	w.equal(time.Minute)
+	p.stop()
+}
+
+// forget removes all records of a topic.
+func (w *world) forget(topic string) {
+	w.t.Helper()
+	c := w.kafka()
 	req := kmsg.NewDeleteRecordsRequest()
 	req.TimeoutMillis = 10_000
 	t := kmsg.DeleteRecordsRequestTopic{Topic: topic}
