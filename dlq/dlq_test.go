@@ -571,7 +571,7 @@ func TestALetterStaysWhenItsEndCannotBeWritten(t *testing.T) {
 }
 
 // A store may have forgotten a delete. The source has not: what it does not have comes
-// back by no replay, and the store need not be asked.
+// back by no replay.
 func TestALetterOfARowThatIsGoneIsSuperseded(t *testing.T) {
 	l, _ := newLetters()
 	deleted := refusal(2, base+1, "a")
@@ -591,9 +591,43 @@ func TestALetterOfARowThatIsGoneIsSuperseded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	expect(t, "asked", asked, []string{table + `{"id":1}`, table + `{"id":3}`})
+	expect(t, "asked", asked, []string{table + `{"id":1}`, table + `{"id":3}`, table + `{"id":3}`})
 	expect(t, "said", said, map[string]string{"1": "superseded", "2": "resolved", "3": "resolved"})
-	expect(t, "row 1 in the store", s.rows[`{"id":1}`], cdc.Version(0))
+	expect(t, "the delete of row 1 in the store", s.rows[`{"id":1}`], cdc.Version(base+2))
+	expect(t, "open", rows(list(t, l, Filter{})), "")
+}
+
+// told is a store that says what it was told last of each row.
+type told map[string]string
+
+func (s told) Apply(_ context.Context, changes []cdc.Change) []sinks.Outcome {
+	out := make([]sinks.Outcome, len(changes))
+	for i, c := range changes {
+		s[string(c.Key)] = fmt.Sprintf("%s@%d before %s", c.Op, c.Version.Seq(), c.Before)
+		out[i].Verdict = sinks.Applied
+	}
+	return out
+}
+
+func (told) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) { return 0, nil }
+
+// The table is emptied, and the store swept, while the store is given a row of it: whoever
+// gave it that takes it away again.
+func TestARowThatGoesWhileItIsReplayedIsTakenAway(t *testing.T) {
+	l, _ := newLetters()
+	bury(t, l, refusal(1, base+1, "a"), refusal(2, base+1, "a"))
+	s := told{}
+	said, err := replayed(t, l, s, ReplayOptions{Gone: func(context.Context, cdc.TableName, [][]byte) (map[string]bool, error) {
+		return map[string]bool{`{"id":1}`: len(s) > 0}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "said", said, map[string]string{"1": "superseded", "2": "resolved"})
+	seq := uint64(cdc.Version(base).Seq())
+	after := refusal(1, base+1, "a").Change.After
+	expect(t, "row 1", s[`{"id":1}`], fmt.Sprintf("d@%d before %s", seq+2, after))
+	expect(t, "row 2", strings.Contains(s[`{"id":2}`], fmt.Sprintf("@%d ", seq+1)), true)
 	expect(t, "open", rows(list(t, l, Filter{})), "")
 }
 

@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"lockstep/cdc"
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // flight is a batch of a job: letters of one partition.
@@ -135,43 +137,95 @@ func (f *flight) open() (tables []string, letters map[string][]int) {
 	return tables, letters
 }
 
+// closeGone deals with the letters whose rows the source does not have, as a replay of what
+// was recorded does. What the capture could make of one is a delete that does not know where
+// the row was, for every sink.
+func (e *errand) closeGone(ctx context.Context, f *flight) error {
+	store, opt, err := e.Store(ctx, f.sink)
+	if err != nil {
+		return fmt.Errorf("sink %s: %w", f.sink, err)
+	}
+	gone := map[int]bool{}
+	tables, letters := f.open()
+	for _, name := range tables {
+		db, table, _ := strings.Cut(name, ".")
+		of, err := opt.Gone(ctx, cdc.TableName{DB: db, Table: table}, f.keysOf(letters[name]))
+		if err != nil {
+			return fmt.Errorf("which rows of %s are still there: %w", name, err)
+		}
+		for _, i := range letters[name] {
+			if of[string(f.keys[i])] {
+				gone[i] = true
+			}
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	return e.replay(ctx, f, store, opt, func(i int) bool { return gone[i] })
+}
+
+// replay gives letters of a flight to the store as they were recorded.
+func (e *errand) replay(ctx context.Context, f *flight, store sinks.Sink, opt ReplayOptions, which func(i int) bool) error {
+	opt.Progress = func(l Letter, r Result) {
+		if i, ok := f.at[l.identity()]; ok {
+			f.decide(i, fateOf(r.State), cmp.Or(r.Reason, l.Reason))
+		}
+	}
+	box := e.Letters(f.sink)
+	err := box.replay(ctx, store, opt, func(add func(Letter, kafka.Record) error) error {
+		return f.each(ctx, box, e.Runner.Log, func(i int, l Letter, r kafka.Record) error {
+			if !which(i) {
+				return nil
+			}
+			return add(l, original(l, r))
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("sink %s: %w", f.sink, err)
+	}
+	return nil
+}
+
 // ask has the capture read the rows of a flight again.
 func (e *errand) ask(ctx context.Context, f *flight) error {
 	tables, letters := f.open()
 	for _, table := range tables {
-		wanted := slices.DeleteFunc(letters[table], func(i int) bool { // after an error some are asked for already
-			return slices.ContainsFunc(f.reading, func(r *reading) bool { return slices.Contains(r.items, i) })
-		})
-		keys := make([][]byte, len(wanted))
-		for n, i := range wanted {
-			keys[n] = f.keys[i]
-		}
-		bad, err := e.Unreadable(ctx, table, keys)
+		bad, err := e.Unreadable(ctx, table, f.keysOf(letters[table]))
 		if err != nil {
 			return err
 		}
 		for n, why := range bad {
-			f.decide(wanted[n], FateStays, why)
+			f.decide(letters[table][n], FateStays, why)
 		}
-		for _, some := range parcels(wanted, func(i int) int {
-			if f.items[i].fate != "" {
-				return -1
-			}
-			return len(f.keys[i])
-		}) {
-			keys := make([][]byte, len(some))
-			for n, i := range some {
-				keys[n] = f.keys[i]
-			}
+	}
+	if err := e.closeGone(ctx, f); err != nil {
+		return err
+	}
+	tables, letters = f.open()
+	for _, table := range tables {
+		wanted := slices.DeleteFunc(letters[table], func(i int) bool { // after an error some are asked for already
+			return slices.ContainsFunc(f.reading, func(r *reading) bool { return slices.Contains(r.items, i) })
+		})
+		for _, some := range parcels(wanted, func(i int) int { return len(f.keys[i]) }) {
 			e.asks++
 			r := &reading{id: fmt.Sprintf("%s%s.%s.%d", cdc.ReplayPrefix, e.job.ID, e.mark, e.asks), table: table, items: some, end: -1}
-			if err := e.Read(ctx, r.id, table, "replay "+e.job.ID, keys); err != nil {
+			if err := e.Read(ctx, r.id, table, "replay "+e.job.ID, f.keysOf(some)); err != nil {
 				return err
 			}
 			f.reading = append(f.reading, r)
 		}
 	}
 	return nil
+}
+
+// keysOf are the keys of letters.
+func (f *flight) keysOf(letters []int) [][]byte {
+	keys := make([][]byte, len(letters))
+	for n, i := range letters {
+		keys[n] = f.keys[i]
+	}
+	return keys
 }
 
 // parcels divides letters by the bytes of their keys; those of a negative size are left out.

@@ -585,6 +585,30 @@ func TestAJobEndsTheLettersOfMendedRowsAndTellsOfTheOthers(t *testing.T) {
 	}
 }
 
+// Of a row that is gone the capture would make a delete that does not know where the row
+// was, for every sink: it is not asked for it.
+func TestRowsThatAreGoneAreNotReadAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		y.bury(1, 2)
+		y.mend(1, 2)
+		y.mu.Lock()
+		delete(y.rows, `{"id":1}`)
+		y.mu.Unlock()
+		defer y.run()()
+		y.ask(Job{ID: "j", Mode: Resync})
+		expect(t, "counts", counts(y.await("j", over)), "done 2/2 resynced=1 superseded=1")
+		var keys []string
+		for _, a := range y.asked {
+			for _, key := range a.keys {
+				keys = append(keys, string(key))
+			}
+		}
+		expect(t, "asked for", keys, []string{`{"id":2}`})
+		expect(t, "open letters", y.open(), "")
+	})
+}
+
 func TestWhatCannotBeReplayedStaysWithItsReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
@@ -778,6 +802,7 @@ func TestAJobThatCannotBeUnderstoodFailsAndOthersGoOn(t *testing.T) {
 		y.mend(1)
 		y.put(kafka.Record{Topic: "shop.jobs", Key: []byte("new"), Value: []byte(`{"format":2,"id":"new"}`)},
 			kafka.Record{Topic: "shop.jobs", Key: []byte("slow"), Value: []byte(`{"format":1,"id":"slow","mode":"resync","rate":-5}`)},
+			kafka.Record{Topic: "shop.jobs", Key: []byte("j/progress"), Value: []byte(`{"format":1,"run":3}`)},
 			kafka.Record{Topic: "shop.jobs", Key: []byte("odd"), Value: []byte(`{`)}, kafka.Record{Topic: "shop.jobs", Key: []byte("odd/thing"), Value: []byte(`{"format":1}`)})
 		defer y.run()()
 		y.ask(Job{ID: "gone", Filter: map[string]string{"sink": "cash"}})

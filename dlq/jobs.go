@@ -140,14 +140,18 @@ func (j *Jobs) note(r kafka.Record) error {
 		}
 	case progressKey:
 		p := &Progress{}
-		if err = json.Unmarshal(r.Value, p); err != nil || known.progress != nil && p.older(known.progress) {
+		if err = json.Unmarshal(r.Value, p); err == nil && !slices.Contains(JobStates, p.State) {
+			err = fmt.Errorf("its state is %q", p.State)
+		}
+		if err != nil || known.progress != nil && p.older(known.progress) {
 			return err
 		}
 		known.progress = p
 	case cancelKey:
 		c := &cancellation{}
-		err = json.Unmarshal(r.Value, c)
-		known.cancel = c
+		if err = json.Unmarshal(r.Value, c); err == nil {
+			known.cancel = c
+		}
 	default:
 		err = fmt.Errorf("nobody knows what %q is", kind)
 	}

@@ -321,6 +321,7 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 		values[h.Key] = string(h.Value)
 	}
 	fail := func(format string, args ...any) (Letter, error) {
+		l = Letter{Sink: sink, place: l.place, key: l.key, recordKey: r.Key} // with no version it hides no letter
 		l.Reason = "not a letter: " + fmt.Sprintf(format, args...)
 		l.State, l.Class, l.Stage = Parked, sinks.ClassUndecodable, stage(sinks.ClassUndecodable)
 		l.Source, l.FirstFailed, l.LastFailed = l.place, r.Time, r.Time
@@ -383,8 +384,11 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	if l.State == Moved {
 		l.among = int(number(HeaderPartitions))
 	}
-	if values[HeaderVersion] != "" {
-		l.Version = cdc.Version(number(HeaderVersion))
+	if text := values[HeaderVersion]; text != "" {
+		var err error
+		if l.Version, err = cdc.ParseVersion(text); err != nil {
+			bad = HeaderVersion
+		}
 	}
 	if values[HeaderCommitted] != "" {
 		l.Committed = when(HeaderCommitted)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"lockstep/cdc"
@@ -54,7 +55,7 @@ type ReplayOptions struct {
 // guard, so that it may run twice, late or beside the live stream. A letter whose
 // change the store now has is closed as resolved, one whose row is newer there as
 // superseded; so are one from before the newest barrier of its table and one whose row
-// the source does not have any more, without asking the store. One that is refused again is written again with a higher retry
+// the source does not have any more, which is taken out of the store. One that is refused again is written again with a higher retry
 // count. A record that could not be decoded stays: only Skip closes it.
 //
 // The letters are those of one List. An error says that it stopped: the store is
@@ -86,6 +87,7 @@ type replay struct {
 	letters []Letter
 	records []kafka.Record
 	changes []cdc.Change
+	gone    []bool // by index in changes: what is sent is the delete of the row
 	bytes   int
 	over    []ending
 }
@@ -169,8 +171,18 @@ func (r *replay) flush(ctx context.Context) error {
 	if len(r.letters) == 0 {
 		return r.write(ctx)
 	}
+	sent := slices.Clone(r.changes)
+	for i := range sent {
+		if r.gone[i] {
+			sent[i] = leaves(sent[i])
+		}
+	}
+	outcomes := r.sink.Apply(ctx, sent)
+	if err := r.leftMeanwhile(ctx, outcomes); err != nil {
+		return err
+	}
 	var unavailable error
-	for i, outcome := range r.sink.Apply(ctx, r.changes) {
+	for i, outcome := range outcomes {
 		letter := r.letters[i]
 		if outcome.Verdict == sinks.Unavailable {
 			unavailable = fmt.Errorf("letter %s: %w: %s", letter.ID, ErrUnavailable, outcome.Sentence())
@@ -197,34 +209,79 @@ func tooOld(remembers time.Duration, t cdc.TableName) string {
 	return fmt.Sprintf("the store remembers for %s that a row has left a place, and this letter is older, so its place may be a former one by now; copy the row again (lockstep snapshot start --table %s --keys FILE) and skip the letter", remembers, t)
 }
 
-// withoutGone closes the letters of the batch whose rows the source does not have, passes
-// over those whose rows may have moved on unknown to the store, and leaves the others in it.
-func (r *replay) withoutGone(ctx context.Context) error {
+// whichAreGone asks the source for the rows of changes, by index.
+func (r *replay) whichAreGone(ctx context.Context, wanted func(i int) bool) ([]bool, error) {
 	keys := map[cdc.TableName][][]byte{}
-	for _, c := range r.changes {
-		if c.Op != cdc.OpDelete {
+	for i, c := range r.changes {
+		if c.Op != cdc.OpDelete && wanted(i) {
 			keys[c.Table] = append(keys[c.Table], c.Key)
 		}
 	}
-	left := 0
-	gone := map[cdc.TableName]map[string]bool{}
+	gone := make([]bool, len(r.changes))
 	for table, keys := range keys {
-		var err error
-		if gone[table], err = r.opt.Gone(ctx, table, keys); err != nil {
-			return fmt.Errorf("which rows of %s are still there: %w", table, err)
+		of, err := r.opt.Gone(ctx, table, keys)
+		if err != nil {
+			return nil, fmt.Errorf("which rows of %s are still there: %w", table, err)
+		}
+		for i, c := range r.changes {
+			gone[i] = gone[i] || c.Table == table && c.Op != cdc.OpDelete && wanted(i) && of[string(c.Key)]
 		}
 	}
+	return gone, nil
+}
+
+// leaves is the delete of a row that a change has brought and that the source does not
+// have any more. No change of the row has its version, for those of a row are further apart;
+// so it takes away what an attempt with this change has left, and nothing that is newer.
+func leaves(c cdc.Change) cdc.Change {
+	c.Op, c.Version, c.Before, c.After = cdc.OpDelete, c.Version+1, c.After, nil
+	return c
+}
+
+// leftMeanwhile takes rows away again that the source has lost while the store was given
+// them: a sweep of their table may have been over before they came.
+func (r *replay) leftMeanwhile(ctx context.Context, outcomes []sinks.Outcome) error {
+	gone, err := r.whichAreGone(ctx, func(i int) bool {
+		return !r.gone[i] && outcomes[i].Verdict == sinks.Applied || outcomes[i].Verdict == sinks.Duplicate
+	})
+	if err != nil {
+		return err
+	}
+	var changes []cdc.Change
+	var at []int
+	for i, gone := range gone {
+		if gone {
+			r.gone[i] = true
+			changes, at = append(changes, leaves(r.changes[i])), append(at, i)
+		}
+	}
+	if len(changes) > 0 {
+		for n, outcome := range r.sink.Apply(ctx, changes) {
+			outcomes[at[n]] = outcome
+		}
+	}
+	return nil
+}
+
+// withoutGone passes over the letters of the batch whose rows may have moved on unknown to
+// the store, and finds those whose rows the source does not have. They are taken out of the
+// store: an attempt that was cut off may have brought them there.
+func (r *replay) withoutGone(ctx context.Context) error {
+	gone, err := r.whichAreGone(ctx, func(int) bool { return true })
+	if err != nil {
+		return err
+	}
+	left := 0
+	r.gone = r.gone[:0]
 	for i, c := range r.changes {
 		switch {
-		case c.Op == cdc.OpDelete:
-		case gone[c.Table][string(c.Key)]:
-			r.superseded(r.letters[i], isGone)
-			continue
+		case gone[i], c.Op == cdc.OpDelete:
 		case r.opt.Moves != nil && r.opt.Moves(&c) && time.Since(r.letters[i].FirstFailed) >= r.opt.Remembers:
 			r.opt.Progress(r.letters[i], Result{Parked, tooOld(r.opt.Remembers, c.Table)})
 			continue
 		}
 		r.letters[left], r.records[left], r.changes[left] = r.letters[i], r.records[i], c
+		r.gone = append(r.gone, gone[i])
 		left++
 	}
 	r.letters, r.records, r.changes = r.letters[:left], r.records[:left], r.changes[:left]
@@ -234,6 +291,10 @@ func (r *replay) withoutGone(ctx context.Context) error {
 // settle notes what became of the i-th letter of the batch.
 func (r *replay) settle(i int, outcome sinks.Outcome) error {
 	letter := r.letters[i]
+	if v := outcome.Verdict; r.gone[i] && v != sinks.Transient && v != sinks.Poison {
+		r.superseded(letter, isGone)
+		return nil
+	}
 	switch outcome.Verdict {
 	case sinks.Applied:
 		r.closed(letter, Resolved, "", "replayed")

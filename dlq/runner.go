@@ -1,7 +1,6 @@
 package dlq
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -640,17 +639,8 @@ func (e *errand) send(ctx context.Context, f *flight) (moved bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("sink %s: %w", f.sink, err)
 	}
-	opt.Progress = func(l Letter, r Result) {
-		if i, ok := f.at[l.identity()]; ok {
-			f.decide(i, fateOf(r.State), cmp.Or(r.Reason, l.Reason))
-		}
-	}
-	box := e.Letters(f.sink)
-	err = box.replay(ctx, store, opt, func(add func(Letter, kafka.Record) error) error {
-		return f.each(ctx, box, e.Runner.Log, func(_ int, l Letter, r kafka.Record) error { return add(l, original(l, r)) })
-	})
-	if err != nil {
-		return false, fmt.Errorf("sink %s: %w", f.sink, err)
+	if err := e.replay(ctx, f, store, opt, func(int) bool { return true }); err != nil {
+		return false, err
 	}
 	return true, nil
 }
