@@ -31,9 +31,9 @@ type Status struct {
 	// answer from Kafka, and while it has had rows of a copy alone.
 	AppliedUpTo *time.Time `json:"applied_up_to,omitempty"`
 	// DeliveredUpTo is the time up to which everything is in the store: AppliedUpTo, or when
-	// the oldest change was committed of which there is an open dead letter, if that is
+	// the oldest change was committed that the store lacks for an open dead letter, if that is
 	// earlier. It is absent while that is absent or the letters are not all known, and while
-	// one is open of which nobody knows when its change was committed. A Worker does not know.
+	// one is open of which nobody knows since when. A Worker does not know.
 	DeliveredUpTo *time.Time `json:"delivered_up_to,omitempty"`
 	// Sweeps are under way or wait.
 	Sweeps []SweepStatus `json:"sweeps"`
@@ -79,7 +79,7 @@ type TableStatus struct {
 	// Outcomes are counted since the process was started.
 	Outcomes map[string]int64 `json:"outcomes"`
 	// Letters are open dead letters, and OldestLetter is when the oldest change was
-	// committed of which there is one. A Worker does not know.
+	// committed that the store lacks for one. A Worker does not know.
 	Letters      int64      `json:"letters"`
 	OldestLetter *time.Time `json:"oldest_letter,omitempty"`
 }

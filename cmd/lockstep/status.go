@@ -270,7 +270,7 @@ func (s *processStatus) table(w io.Writer) {
 				if t.OldestLetter != nil {
 					since = s.ago(*t.OldestLetter)
 				}
-				say("sink %s: table %s has %d open dead letters, of which the oldest change was committed %s; see lockstep dlq list", k.Name, t.Table, t.Letters, since)
+				say("sink %s: table %s has %d open dead letters; the oldest change that the store lacks was committed %s; see lockstep dlq list", k.Name, t.Table, t.Letters, since)
 			}
 		}
 		for _, sweep := range k.Sweeps {
@@ -359,8 +359,8 @@ more to read. A table without changes does not hold it back. It is of the partit
 this process alone, and the capture may be behind: see lockstep_capture_lag_seconds.
 
 DELIVERED UP TO is the time up to which everything is in the store: it does not pass a
-change that is an open dead letter (LETTERS). It is - while a letter is open of which
-nobody knows when its change was committed.
+change that is an open dead letter (LETTERS), or was one before a newer one of its row.
+It is - while a letter is open of which nobody knows since when the store lacks its row.
 
 The JSON is that of GET /v1/status; docs/operating.md names its fields.
 
