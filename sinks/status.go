@@ -27,8 +27,9 @@ type Status struct {
 	// in Kafka is applied in all partitions of this process, or settled otherwise: the oldest
 	// over the partitions that wait or have more to read, and the newest commit time of any
 	// when there are none, since one without changes has nothing to be behind with. It is
-	// absent while a partition is behind of which no commit time is known: before its first
-	// answer from Kafka, and while it has had rows of a copy alone.
+	// absent while none is known: since the start until a change has come from Kafka, also when
+	// nothing is behind, and while a partition is behind that has had none, or rows of a copy
+	// alone.
 	AppliedUpTo *time.Time `json:"applied_up_to,omitempty"`
 	// DeliveredUpTo is the time up to which everything is in the store: AppliedUpTo, or when
 	// the oldest change was committed that the store lacks for an open dead letter, if that is
