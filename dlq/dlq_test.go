@@ -191,6 +191,7 @@ func TestALetterIsTheUntouchedRecordWithItsReason(t *testing.T) {
  "version": 4398046511109,
  "gtid": "a-b-c:7",
  "committed": "2026-11-22T08:15:29.123456Z",
+ "undelivered": "2026-11-22T08:15:29.123456Z",
  "class": "mapping",
  "stage": "apply",
  "reason": "`+reason+`",

@@ -23,10 +23,10 @@ type index struct {
 
 // extent says how old the letters of an origin are, in seconds since 1970.
 type extent struct {
-	letters   int
-	failed    uint32 // first failure of the letter for which that is longest ago
-	committed uint32 // commit time of the oldest change
-	blind     int    // letters of which nobody knows when their change was committed
+	letters     int
+	failed      uint32 // first failure of the letter for which that is longest ago
+	undelivered uint32 // commit time of the oldest change that the store lacks
+	blind       int    // letters of which nobody knows that
 }
 
 func (x *extent) add(e card) {
@@ -34,23 +34,23 @@ func (x *extent) add(e card) {
 		x.failed = e.failed
 	}
 	switch {
-	case e.committed == 0:
+	case e.undelivered == 0:
 		x.blind++
-	case x.letters-x.blind == 1 || e.committed < x.committed:
-		x.committed = e.committed
+	case x.letters-x.blind == 1 || e.undelivered < x.undelivered:
+		x.undelivered = e.undelivered
 	}
 }
 
 // card is an open letter in the index: 32 bytes, and 16 of its identity.
 type card struct {
-	version   cdc.Version
-	offset    int64
-	failed    uint32        // first, in seconds since 1970
-	committed uint32        // in the source, likewise; 0 when nobody knows
-	key       kafka.KeyHash // of the refused record
-	origin    uint16        // of index.topics
-	class     uint8         // of sinks.Classes
-	state     uint8         // of States
+	version     cdc.Version
+	offset      int64
+	failed      uint32        // first, in seconds since 1970
+	undelivered uint32        // commit time of the oldest change of the row that the store lacks, likewise; 0 when nobody knows
+	key         kafka.KeyHash // of the refused record
+	origin      uint16        // of index.topics
+	class       uint8         // of sinks.Classes
+	state       uint8         // of States
 }
 
 // origin is the topic and the table of a refused record.
@@ -80,7 +80,7 @@ func (x *index) put(id identity, l *Letter) {
 	}
 	e := card{
 		version: l.Version, offset: l.place.Offset, origin: at, key: kafka.HashKey(l.recordKey),
-		failed: uint32(max(l.FirstFailed.Unix(), 0)), committed: uint32(max(l.Committed.Unix(), 0)),
+		failed: uint32(max(l.FirstFailed.Unix(), 0)), undelivered: uint32(max(l.Undelivered.Unix(), 0)),
 	}
 	for i, c := range sinks.Classes {
 		if c == l.Class {
@@ -105,10 +105,10 @@ func (x *index) remove(id identity) {
 	delete(x.letters, id)
 	x.counts[count{e.origin, e.class, e.state}]--
 	of := &x.extents[e.origin]
-	if of.letters--; e.committed == 0 {
+	if of.letters--; e.undelivered == 0 {
 		of.blind--
 	}
-	x.unsure = x.unsure || e.failed == of.failed || e.committed == of.committed
+	x.unsure = x.unsure || e.failed == of.failed || e.undelivered == of.undelivered
 }
 
 // ages gives the extents, by origin.

@@ -50,6 +50,9 @@ const (
 	HeaderVersion   = "lockstep.letter.version"
 	HeaderGTID      = "lockstep.letter.gtid"
 	HeaderCommitted = "lockstep.letter.committed"
+	// HeaderUndelivered is since when the store lacks the row, by the commit time of the
+	// oldest change that it has not, or "unknown". It is missing when that is HeaderCommitted.
+	HeaderUndelivered = "lockstep.letter.undelivered"
 	// HeaderClass is one of sinks.Classes, and HeaderStage one of decode, shape and apply.
 	HeaderClass = "lockstep.letter.class"
 	HeaderStage = "lockstep.letter.stage"
@@ -101,6 +104,8 @@ const (
 	nameBytes = 512
 	// keyBytes bounds the key of a letter: of a longer one its hash stands there.
 	keyBytes = 1536
+	// unknown is a time that nobody knows.
+	unknown = "unknown"
 )
 
 // State of a letter.
@@ -145,16 +150,19 @@ type Letter struct {
 	State State  `json:"state"`
 	// Table, Key, Version, GTID and Committed are empty when the record could not be
 	// decoded.
-	Table       string      `json:"table,omitempty"` // db.table
-	Key         string      `json:"key,omitempty"`   // the primary key as text
-	Version     cdc.Version `json:"version,omitempty"`
-	GTID        string      `json:"gtid,omitempty"`
-	Committed   time.Time   `json:"committed,omitzero"`
+	Table     string      `json:"table,omitempty"` // db.table
+	Key       string      `json:"key,omitempty"`   // the primary key as text
+	Version   cdc.Version `json:"version,omitempty"`
+	GTID      string      `json:"gtid,omitempty"`
+	Committed time.Time   `json:"committed,omitzero"`
+	// Undelivered is when the oldest change of the row was committed that the store lacks:
+	// the letter's, or one of a letter that it has replaced. It is zero when nobody knows.
+	Undelivered time.Time   `json:"undelivered,omitzero"`
 	Class       sinks.Class `json:"class"`
 	Stage       string      `json:"stage"`
 	Reason      string      `json:"reason"`
 	Retries     int         `json:"retries"`
-	FirstFailed time.Time   `json:"first_failed"`
+	FirstFailed time.Time   `json:"first_failed"` // of the row, since the store had it
 	LastFailed  time.Time   `json:"last_failed"`
 	Fingerprint string      `json:"fingerprint"`
 	App         string      `json:"app,omitempty"`    // the version of lockstep that wrote it
@@ -210,6 +218,7 @@ func (l *Letters) refused(r sinks.Refusal) Letter {
 		letter.GTID = clip(c.GTID, nameBytes)
 		if c.CommitMicros > 0 {
 			letter.Committed = time.UnixMicro(c.CommitMicros).UTC()
+			letter.Undelivered = letter.Committed
 		}
 		if text, err := cdc.KeyText(c.Key); err == nil {
 			letter.Key = clip(text, textBytes)
@@ -217,6 +226,21 @@ func (l *Letters) refused(r sinks.Refusal) Letter {
 	}
 	letter.Fingerprint = fingerprint(letter.Sink, letter.Table, letter.Class, letter.Reason)
 	return letter
+}
+
+// inherit takes over since when the store lacks the row from the letter that l replaces, to
+// the second below. Where nobody knows that of the older change, nobody does of the row.
+func (l *Letter) inherit(older card) {
+	if at := time.Unix(int64(older.failed), 0).UTC(); at.Before(l.FirstFailed) {
+		l.FirstFailed = at
+	}
+	at := time.Unix(int64(older.undelivered), 0).UTC()
+	switch {
+	case older.undelivered == 0:
+		l.Undelivered = time.Time{}
+	case l.Undelivered.IsZero() || at.Before(l.Undelivered):
+		l.Undelivered = at
+	}
 }
 
 // stage is how far a refused record had come.
@@ -265,6 +289,13 @@ func (l Letter) headers() []cdc.Header {
 	}
 	add(HeaderGTID, l.GTID)
 	when(HeaderCommitted, l.Committed)
+	switch {
+	case l.Undelivered.Equal(l.Committed):
+	case l.Undelivered.IsZero():
+		add(HeaderUndelivered, unknown)
+	default:
+		when(HeaderUndelivered, l.Undelivered)
+	}
 	add(HeaderClass, string(l.Class))
 	add(HeaderStage, l.Stage)
 	add(HeaderReason, l.Reason)
@@ -392,6 +423,13 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 	}
 	if values[HeaderCommitted] != "" {
 		l.Committed = when(HeaderCommitted)
+	}
+	switch values[HeaderUndelivered] {
+	case "":
+		l.Undelivered = l.Committed
+	case unknown:
+	default:
+		l.Undelivered = when(HeaderUndelivered)
 	}
 	if by := values[HeaderPatchedBy]; by != "" {
 		l.Patched = &Patched{by, when(HeaderPatchedAt), values[HeaderPatchedWas]}

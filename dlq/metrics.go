@@ -52,7 +52,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		letters: prometheus.NewDesc("lockstep_dlq_letters", "Open dead letters of the partitions that this process has, by state: retrying (tried again by itself), parked and exhausted (both wait for a change of the row, or for a person).",
 			[]string{"sink", "table", "class", "state"}, nil),
 		oldest:      prometheus.NewDesc("lockstep_dlq_oldest_unresolved_seconds", "Time since the first failure of the open dead letter of the table that waits longest; 0 when there is none.", []string{"sink", "table"}, nil),
-		undelivered: prometheus.NewDesc("lockstep_dlq_undelivered_seconds", "Age of the oldest change of the table that is an open dead letter, since it was committed in the source; 0 when there is none. A letter whose commit time nobody knows, of a row of a copy or of a record that nobody can read, counts from its first failure.", []string{"sink", "table"}, nil),
+		undelivered: prometheus.NewDesc("lockstep_dlq_undelivered_seconds", "Age of the oldest change of the table that the store lacks because a dead letter of the row is open, since it was committed in the source; 0 when there is none. A letter of which nobody knows that, of a row that was refused in a copy first or of a record that nobody can read, counts from its first failure.", []string{"sink", "table"}, nil),
 		loading: prometheus.NewDesc("lockstep_dlq_loading_partitions", "Partitions whose dead letters are being read after the process got them. Until they are, no offset is committed there.",
 			[]string{"sink"}, nil),
 		posts: make(map[*post]bool), seen: make(map[labels]bool), old: make(map[labels]bool),

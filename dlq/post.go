@@ -64,6 +64,7 @@ type post struct {
 	onward  []kafka.Record        // ends that operators have written here, for where the letters are now
 	busy    map[identity]*writing // letters of which a record is being written
 	closing map[identity]news     // letters to be closed in the next round
+	ending  map[identity]news     // those of the round that is under way
 	mended  map[identity]bool     // letters that were overwritten by an older writer, to be written again
 	rounds  int                   // that are over
 	closer  bool                  // a round is under way
@@ -188,7 +189,7 @@ func (p *post) addOpen(byTable map[string]Open) bool {
 		if at := time.Unix(int64(x.failed), 0).UTC(); x.letters > 0 && (o.Failed.IsZero() || at.Before(o.Failed)) {
 			o.Failed = at
 		}
-		if at := time.Unix(int64(x.committed), 0).UTC(); x.letters > x.blind && (o.Committed.IsZero() || at.Before(o.Committed)) {
+		if at := time.Unix(int64(x.undelivered), 0).UTC(); x.letters > x.blind && (o.Committed.IsZero() || at.Before(o.Committed)) {
 			o.Committed = at
 		}
 		byTable[table] = o
@@ -455,7 +456,8 @@ func (p *post) loaded(ctx, running context.Context) error {
 	return err
 }
 
-// bury writes the letter of a refusal, unless one of its row is open that is not older.
+// bury writes the letter of a refusal, unless one of its row is open that is not older. Of
+// one that is, it inherits since when the store lacks the row, unless the store has had it since.
 func (p *post) bury(ctx context.Context, r sinks.Refusal) error {
 	letter := p.refused(r)
 	switch {
@@ -474,6 +476,9 @@ func (p *post) bury(ctx context.Context, r sinks.Refusal) error {
 	if err != nil || known && e.version >= letter.Version {
 		p.mu.Unlock()
 		return err
+	}
+	if known && max(p.closing[id].version, p.ending[id].version) < e.version {
+		letter.inherit(e)
 	}
 	w := p.write(id, letter)
 	p.mu.Unlock()
@@ -583,7 +588,7 @@ func (p *post) close(ctx context.Context) error {
 		closing, mended := p.closing, p.mended
 		onward := p.onward
 		p.onward = nil
-		p.closing, p.mended, p.closer = make(map[identity]news), make(map[identity]bool), true
+		p.closing, p.ending, p.mended, p.closer = make(map[identity]news), closing, make(map[identity]bool), true
 		n := min(len(p.astray), roundLetters)
 		astray := p.astray[:n]
 		p.astray = p.astray[n:]
@@ -597,7 +602,7 @@ func (p *post) close(ctx context.Context) error {
 			return ended(ctx, err)
 		}
 		p.mu.Lock()
-		p.closer, p.moving = false, false
+		p.ending, p.closer, p.moving = nil, false, false
 		p.rounds++
 		p.ring()
 		p.mu.Unlock()
@@ -951,7 +956,7 @@ func (p *post) tried(j *job, out sinks.Outcome, now time.Time) {
 		result, j.record = resultSkipped, p.finished(j, Skipped, "the sink does not take this table any more")
 	case sinks.Transient, sinks.Poison:
 		again := p.refused(sinks.Refusal{Record: j.held, Change: &j.change, Class: out.Class, Reason: out.Reason, Failed: now})
-		again.Retries, again.FirstFailed, again.Patched = j.letter.Retries+1, j.letter.FirstFailed, j.letter.Patched
+		again.Retries, again.FirstFailed, again.Undelivered, again.Patched = j.letter.Retries+1, j.letter.FirstFailed, j.letter.Undelivered, j.letter.Patched
 		switch {
 		case out.Verdict == sinks.Poison:
 			result, again.State = resultRefused, Parked

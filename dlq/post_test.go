@@ -297,6 +297,66 @@ func TestTheOldestLetterOfATableIsKnown(t *testing.T) {
 	})
 }
 
+// A row that is refused with every change is no fresher for it: its letter says since when the
+// store lacks the row, until the store has it.
+func TestALetterThatReplacesAnotherSaysSinceWhenTheStoreLacksTheRow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tape := newTape()
+		second := failed.Truncate(time.Second)
+		is := func(ctx context.Context, p *Posts, part sinks.Partition, what string, want Open) {
+			t.Helper()
+			must(t, part.Commit(ctx, 1)) // every letter is known, and those that are void are closed
+			got, _ := p.Open()
+			expect(t, what, got, map[string]Open{"bank.questions": want})
+		}
+		// refused is the v-th change of row 1, refused v minutes after failed and committed
+		// some minutes before that; 0 is a row of a copy.
+		refused := func(v cdc.Version, committed int) sinks.Refusal {
+			r := refusal(1, base+v, "a")
+			r.Failed = failed.Add(time.Duration(v) * time.Minute)
+			if r.Change.CommitMicros = r.Failed.Add(-time.Duration(committed) * time.Minute).UnixMicro(); committed == 0 {
+				r.Change.Op, r.Change.CommitMicros = cdc.OpRead, 0
+			}
+			r.Record.Value, r.Record.Headers = r.Change.AppendValue(nil, "shop"), r.Change.Headers()
+			return r
+		}
+		since := Open{Letters: 1, Failed: second.Add(time.Minute), Committed: second.Add(-8 * time.Minute)}
+		withPost(t, tape, never, func(ctx context.Context, p *Posts, part sinks.Partition) {
+			must(t, p.Bury(ctx, refused(1, 9)))
+			is(ctx, p, part, "refused", since)
+			must(t, p.Bury(ctx, refused(2, 1)))
+			is(ctx, p, part, "its next change is, too", since)
+			must(t, p.Bury(ctx, refused(3, 0)))
+			is(ctx, p, part, "so is the row when it is read again", since)
+			r := refused(4, 1)
+			r.Transient = true
+			must(t, p.Bury(ctx, r))
+			time.Sleep(time.Hour)
+			expect(t, "tried again", newestOf(t, tape, 1), "4 parked 1")
+			is(ctx, p, part, "after another attempt", since)
+		})
+		withPost(t, tape, never, func(ctx context.Context, p *Posts, part sinks.Partition) {
+			is(ctx, p, part, "after a start", since)
+			said, err := replayed(t, p.Letters, &store{next: map[string]sinks.Outcome{`{"id":1}`: never(cdc.Change{})}}, ReplayOptions{})
+			must(t, err)
+			expect(t, "said", said, map[string]string{"1": "parked"})
+			time.Sleep(time.Minute)
+			is(ctx, p, part, "after a replay", since)
+			p.Settled(3, refused(5, 1).Change, sinks.Applied)
+			must(t, p.Bury(ctx, refused(6, 1))) // the letter is not closed yet
+			is(ctx, p, part, "the store has had the row", Open{Letters: 1, Failed: second.Add(6 * time.Minute), Committed: second.Add(5 * time.Minute)})
+			p.Settled(3, refused(6, 1).Change, sinks.Applied)
+			is(ctx, p, part, "closed", Open{})
+			must(t, p.Bury(ctx, refused(7, 0)))
+			must(t, p.Bury(ctx, refused(8, 1)))
+			is(ctx, p, part, "a row of a copy, and then its change", Open{Letters: 1, Failed: second.Add(7 * time.Minute), Blind: 1})
+		})
+		withPost(t, tape, never, func(ctx context.Context, p *Posts, part sinks.Partition) {
+			is(ctx, p, part, "that nobody knows is known after a start", Open{Letters: 1, Failed: second.Add(7 * time.Minute), Blind: 1})
+		})
+	})
+}
+
 // Whoever is told to give a partition back while its letters are still being read, which
 // others may hold up for long, waits for nothing: neither with a commit nor with a letter.
 func TestAPartitionWhoseLettersAreStillReadIsGivenBackAtOnce(t *testing.T) {

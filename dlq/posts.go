@@ -160,11 +160,11 @@ type Open struct {
 	Letters int
 	// Failed is the first failure of the letter that waits longest.
 	Failed time.Time
-	// Committed is when the oldest change was committed that a letter is of, to the second
-	// below; zero when nobody knows that of any of them.
+	// Committed is when the oldest change was committed that the store lacks, of a letter or
+	// of one that it has replaced, to the second below; zero when nobody knows that of any.
 	Committed time.Time
-	// Blind are letters of which nobody knows when their change was committed: of rows of a
-	// copy, and of records that nobody can read.
+	// Blind are letters of which nobody knows that: of rows of a copy, and of records that
+	// nobody can read.
 	Blind int
 }
 

@@ -307,7 +307,7 @@ func (r *replay) settle(i int, outcome sinks.Outcome) error {
 		r.closed(letter, Skipped, reason, reason)
 	case sinks.Transient, sinks.Poison:
 		again := r.refused(sinks.Refusal{Record: r.records[i], Change: &r.changes[i], Class: outcome.Class, Reason: outcome.Reason, Failed: time.Now()})
-		again.Retries, again.FirstFailed, again.Patched = letter.Retries+1, letter.FirstFailed, letter.Patched
+		again.Retries, again.FirstFailed, again.Undelivered, again.Patched = letter.Retries+1, letter.FirstFailed, letter.Undelivered, letter.Patched
 		if outcome.Verdict == sinks.Transient {
 			again.State = Exhausted // whoever replays it looks at it
 			if letter.State == Retrying {

@@ -27,13 +27,14 @@ type Status struct {
 	// in Kafka is applied in all partitions of this process, or settled otherwise: the oldest
 	// over the partitions that wait or have more to read, and the newest commit time of any
 	// when there are none, since one without changes has nothing to be behind with. It is
-	// absent while a partition is behind of which no commit time is known: before its first
-	// answer from Kafka, and while it has had rows of a copy alone.
+	// absent while none is known: since the start until a change has come from Kafka, also when
+	// nothing is behind, and while a partition is behind that has had none, or rows of a copy
+	// alone.
 	AppliedUpTo *time.Time `json:"applied_up_to,omitempty"`
 	// DeliveredUpTo is the time up to which everything is in the store: AppliedUpTo, or when
-	// the oldest change was committed of which there is an open dead letter, if that is
+	// the oldest change was committed that the store lacks for an open dead letter, if that is
 	// earlier. It is absent while that is absent or the letters are not all known, and while
-	// one is open of which nobody knows when its change was committed. A Worker does not know.
+	// one is open of which nobody knows since when. A Worker does not know.
 	DeliveredUpTo *time.Time `json:"delivered_up_to,omitempty"`
 	// Sweeps are under way or wait.
 	Sweeps []SweepStatus `json:"sweeps"`
@@ -79,7 +80,7 @@ type TableStatus struct {
 	// Outcomes are counted since the process was started.
 	Outcomes map[string]int64 `json:"outcomes"`
 	// Letters are open dead letters, and OldestLetter is when the oldest change was
-	// committed of which there is one. A Worker does not know.
+	// committed that the store lacks for one. A Worker does not know.
 	Letters      int64      `json:"letters"`
 	OldestLetter *time.Time `json:"oldest_letter,omitempty"`
 }

@@ -154,7 +154,7 @@ func (d *desk) lookAtStore(ctx context.Context, seen *dlq.Seen, recorded cdc.Cha
 func printLetter(w io.Writer, l dlq.Letter, v dlq.View, r kafka.Record) {
 	for _, line := range [][2]string{
 		{"id", l.ID}, {"sink", l.Sink}, {"state", string(l.State)}, {"table", l.Table}, {"key", l.Key}, {"version", l.Version.String()}, {"gtid", l.GTID},
-		{"committed", clock(l.Committed)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"why", v.Why}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
+		{"committed", clock(l.Committed)}, {"not in the store since", clock(l.Undelivered)}, {"stage", l.Stage}, {"class", string(l.Class)}, {"why", v.Why}, {"reason", oneLine(l.Reason)}, {"retries", fmt.Sprint(l.Retries)},
 		{"first failed", clock(l.FirstFailed)}, {"last failed", clock(l.LastFailed)},
 		{"fingerprint", l.Fingerprint}, {"source", l.Source.String()}, {"written by", l.App}, {"patched", patchedBy(l.Patched)},
 		{"in MySQL now", inSource(v.Now)}, {"in the store now", inStore(v.Stored)},

@@ -84,9 +84,9 @@ func (w *workers) find(sink string) (worker, bool) {
 
 var (
 	appliedUpTo = prometheus.NewDesc("lockstep_sink_applied_up_to_timestamp_seconds",
-		"Time up to which everything that was committed in the source and is in Kafka is applied, or settled otherwise, a dead letter for example, in the partitions of this process; 0 when it is not known.", []string{"sink"}, nil)
+		"Time up to which everything that was committed in the source and is in Kafka is applied, or settled otherwise, a dead letter for example, in the partitions of this process. There is no sample while it is not known: after a start until a change has come, and while a partition is behind of which no commit time is known.", []string{"sink"}, nil)
 	deliveredUpTo = prometheus.NewDesc("lockstep_sink_delivered_up_to_timestamp_seconds",
-		"Time up to which everything is in the store: as applied_up_to, but never behind the commit of a change that is an open dead letter; 0 when it is not known, or a letter is open whose commit time nobody knows.", []string{"sink"}, nil)
+		"Time up to which everything is in the store: as applied_up_to, but never behind the commit of a change that is an open dead letter. There is no sample while that has none, while letters are still being read, and while one is open of which nobody knows since when the store lacks its row.", []string{"sink"}, nil)
 )
 
 // Describe names what Collect gives.
@@ -99,11 +99,9 @@ func (w *workers) Describe(out chan<- *prometheus.Desc) {
 func (w *workers) Collect(out chan<- prometheus.Metric) {
 	for _, s := range w.status() {
 		for desc, at := range map[*prometheus.Desc]*time.Time{appliedUpTo: s.AppliedUpTo, deliveredUpTo: s.DeliveredUpTo} {
-			seconds := 0.0
-			if at != nil {
-				seconds = float64(at.UnixMicro()) / 1e6
+			if at != nil { // a time that is not known is none, and not that of 1970
+				out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(at.UnixMicro())/1e6, s.Name)
 			}
-			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, seconds, s.Name)
 		}
 	}
 }
@@ -270,7 +268,7 @@ func (s *processStatus) table(w io.Writer) {
 				if t.OldestLetter != nil {
 					since = s.ago(*t.OldestLetter)
 				}
-				say("sink %s: table %s has %d open dead letters, of which the oldest change was committed %s; see lockstep dlq list", k.Name, t.Table, t.Letters, since)
+				say("sink %s: table %s has %d open dead letters; the oldest change that the store lacks was committed %s; see lockstep dlq list", k.Name, t.Table, t.Letters, since)
 			}
 		}
 		for _, sweep := range k.Sweeps {
@@ -356,11 +354,13 @@ letter). The reason and the way out stand below the tables.
 APPLIED UP TO is the time up to which everything that was committed in the source and is
 in Kafka is applied, or a dead letter: the oldest over the partitions that wait or have
 more to read. A table without changes does not hold it back. It is of the partitions of
-this process alone, and the capture may be behind: see lockstep_capture_lag_seconds.
+this process alone, and the capture may be behind: see lockstep_capture_lag_seconds. It is
+- after a start until a change has come, also when there is nothing to be applied.
 
 DELIVERED UP TO is the time up to which everything is in the store: it does not pass a
-change that is an open dead letter (LETTERS). It is - while a letter is open of which
-nobody knows when its change was committed.
+change that is an open dead letter (LETTERS), or was one before a newer one of its row.
+It is - while that is, and while a letter is open of which nobody knows since when the
+store lacks its row.
 
 The JSON is that of GET /v1/status; docs/operating.md names its fields.
 

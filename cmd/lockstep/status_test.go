@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"lockstep/cdc"
 	"lockstep/config"
@@ -278,6 +279,39 @@ func TestATableIsHeldSinceItsTroubleBeganWhoeverHadItsPartitions(t *testing.T) {
 		if got := s.Tables[i]; now.Sub(got.Held.Since) != want || got.Held.Partitions != 1 {
 			t.Errorf("%s is held since %s ago by %d partitions; want %s and 1", got.Table, now.Sub(got.Held.Since), got.Held.Partitions, want)
 		}
+	}
+}
+
+// A time that nobody knows has no sample: as 0 it would look like the oldest of all.
+func TestATimeThatIsNotKnownIsNoSample(t *testing.T) {
+	applied, delivered := time.Unix(100, 0), time.Unix(90, 500_000_000)
+	var w workers
+	for name, s := range map[string]sinks.Status{
+		"started":  {},
+		"unread":   {AppliedUpTo: &applied},
+		"complete": {AppliedUpTo: &applied, DeliveredUpTo: &delivered},
+	} {
+		w.add(worker{name: name, status: func() sinks.Status { return s }})
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(&w)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			got[f.GetName()+" "+m.Label[0].GetValue()] = m.GetGauge().GetValue()
+		}
+	}
+	want := map[string]float64{
+		"lockstep_sink_applied_up_to_timestamp_seconds unread":     100,
+		"lockstep_sink_applied_up_to_timestamp_seconds complete":   100,
+		"lockstep_sink_delivered_up_to_timestamp_seconds complete": 90.5,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error("samples (-want +got):", diff)
 	}
 }
 

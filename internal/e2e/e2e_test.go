@@ -205,7 +205,7 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 		ID, Sink, Table, Key, Class, GTID string
 		Retries                           int
 		Reason                            string
-		Committed                         time.Time
+		Undelivered                       time.Time
 	}
 	var letters []letter
 	w.lockstep(&letters, "dlq", "list")
@@ -214,11 +214,11 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 	}
 
 	applied, delivered := p.metric("lockstep_sink_applied_up_to_timestamp_seconds", `sink="search"`), p.metric("lockstep_sink_delivered_up_to_timestamp_seconds", `sink="search"`)
-	if committed := float64(letters[0].Committed.Unix()); delivered != committed || applied <= committed+1 {
+	if committed := float64(letters[0].Undelivered.Unix()); delivered != committed || applied <= committed+1 {
 		t.Errorf("applied up to %f and delivered up to %f, and a change that was committed at %f is a letter", applied, delivered, committed)
 	}
-	if age := p.metric("lockstep_dlq_undelivered_seconds", `sink="search"`, `.questions"`); age < time.Since(letters[0].Committed).Seconds()-5 {
-		t.Errorf("the oldest change that is not delivered is %f seconds old, and was committed at %s", age, letters[0].Committed)
+	if age := p.metric("lockstep_dlq_undelivered_seconds", `sink="search"`, `.questions"`); age < time.Since(letters[0].Undelivered).Seconds()-5 {
+		t.Errorf("the oldest change that is not delivered is %f seconds old, and was committed at %s", age, letters[0].Undelivered)
 	}
 
 	again, _ := exec.Command(w.binary, "dlq", "replay", letters[0].ID, "-c", w.config).Output() // fails, because the letter stays
