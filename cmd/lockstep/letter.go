@@ -405,7 +405,7 @@ func (d *desk) Patching(ctx context.Context, l dlq.Letter, patch []byte) (*dlq.P
 	if err != nil {
 		return nil, nil, err
 	}
-	var columns []string
+	var columns []cdc.Column
 	var masked map[string]bool
 	if l.Replayable() {
 		db, name, _ := strings.Cut(l.Table, ".")
@@ -417,14 +417,12 @@ func (d *desk) Patching(ctx context.Context, l dlq.Letter, patch []byte) (*dlq.P
 		if err != nil {
 			return nil, nil, fmt.Errorf("which columns %s has: %w", table, err)
 		}
-		for _, c := range now.Columns {
-			columns = append(columns, c.Name)
-		}
+		columns = now.Columns
 		if masks := d.cfg.Source.Masks; masks != nil {
 			masked = masks(table).Columns()
 		}
 	}
-	p, err := dlq.NewPatching(l, record, patch, columns)
+	p, err := dlq.NewPatching(l, record, patch, columns, masked)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -447,8 +445,9 @@ func newDLQPatchCommand(a *app) *cobra.Command {
 		Short: "Change the row that a dead letter holds",
 		Long: `Patch applies a JSON Patch (RFC 6902) to the row as it was recorded, for a value that the
 store cannot take and that cannot be mended in MySQL now. Key and version stay as they are:
-columns of the primary key, and those that the table does not have, cannot be patched, and a
-patch of which one operation cannot be done changes nothing.
+columns of the primary key, and those that the table does not have or that are masked, cannot be
+patched, a value must be one that its column can have, and a patch of which one operation cannot
+be done changes nothing.
 
 The letter stays, parked, and says who patched it, when, and the hash of the record as it was.
 A replay of the recorded row (payload) sends the patched one; a replay that reads the row again
