@@ -107,6 +107,15 @@ func nextVersion(pos cdc.Position) cdc.Version {
 	return v
 }
 
+// newestVersion is one that no change before a position is above.
+func newestVersion(pos cdc.Position) cdc.Version {
+	v, err := cdc.NewVersion(pos.Epoch, min(pos.Seq+cdc.Turns, cdc.MaxSeq))
+	if err != nil {
+		panic(err) // a position that was saved
+	}
+	return v
+}
+
 // rowNow is the row of a change as the source has it.
 func (d *desk) rowNow(ctx context.Context, c cdc.Change) (now dlq.RowNow, layout uint32) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
@@ -364,15 +373,24 @@ type imported struct {
 	Result string `json:"result"`
 }
 
+// importDone is what became of a file; of a dry run, what would.
+type importDone struct {
+	DryRun   bool       `json:"dry_run"`
+	Imported int        `json:"imported"`
+	LeftOut  int        `json:"left_out"`
+	Letters  []imported `json:"letters"`
+}
+
 func newDLQImportCommand(a *app) *cobra.Command {
 	var dryRun bool
 	var reason string
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Put dead letters back that were exported",
-		Long: `Import puts the letters of a file that lockstep dlq export wrote back into their topics, for
-one that was lost, or another environment with the same prefix, tables and number of
-partitions. With - it reads standard input. Every line is checked first; when one is wrong, or
+		Long: `Import puts the letters of a file that lockstep dlq export wrote back into their topics, where
+one was lost. The file must come from the same pipeline, with the same source, prefix and number of
+partitions: a line with a version that this pipeline cannot have made, or that is not as it was
+exported, is refused. With - it reads standard input. Every line is checked first; when one is wrong, or
 of another format, sink or table, its number is named and nothing is changed.
 
 It is safe to import twice, or late: a letter whose row has an open letter that is not
@@ -383,6 +401,9 @@ closes it: see lockstep dlq replay --dry-run.`,
   lockstep dlq import letters.ndjson --reason "the topic was deleted"`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.TrimSpace(reason) == "" && !dryRun {
+				return usageError{errors.New("--reason is missing; say why the letters are put back")}
+			}
 			file, done, err := a.twice(args[0])
 			if err != nil {
 				return err
@@ -394,7 +415,7 @@ closes it: see lockstep dlq replay --dry-run.`,
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check the file, say what would be imported, and change nothing")
-	cmd.Flags().StringVar(&reason, "reason", "", "why they are put back, for the audit log")
+	cmd.Flags().StringVar(&reason, "reason", "", "why they are put back (required, but for a dry run)")
 	a.addActor(cmd)
 	return cmd
 }
@@ -557,6 +578,13 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 	if err != nil {
 		return err
 	}
+	pos, saved, err := kafka.PeekCheckpoint(ctx, o.kafka, o.cfg.Prefix)
+	if err != nil {
+		return err
+	}
+	if !saved {
+		return fmt.Errorf("nothing was imported: the pipeline %s has saved no position, so nobody knows which letters are its own; start its capture first", o.cfg.Prefix)
+	}
 	box := func(sink string) *dlq.Letters {
 		if _, ok := o.cfg.Sinks[sink]; !ok {
 			return nil
@@ -568,7 +596,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 		return b
 	}
 	im := dlq.Import{
-		Box: box, Takes: o.takes, Prefix: o.cfg.Prefix, Partitions: o.cfg.Kafka.Partitions,
+		Box: box, Takes: o.takes, Prefix: o.cfg.Prefix, Partitions: o.cfg.Kafka.Partitions, Newest: newestVersion(pos),
 		LineBytes: 6*(o.cfg.Kafka.MaxRecordBytes+dlq.HeaderBytes) + 64<<10, // a byte takes six at most
 		Put:       o.log.ProduceAll,
 	}
@@ -583,6 +611,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 		return err
 	}
 	results := make([]imported, len(found))
+	done := importDone{Letters: results, DryRun: dryRun}
 	fresh := 0
 	for i, f := range found {
 		results[i] = imported{f.Letter.ID, f.Letter.Sink, f.Letter.Table, f.Letter.Key, "left out: " + f.Kept}
@@ -591,12 +620,15 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 			results[i].Result = "would be imported"
 		}
 	}
-	table := func(w io.Writer) { printImported(w, results) }
+	done.LeftOut = len(found) - fresh
 	if dryRun || fresh == 0 {
-		return a.show(results, table)
+		if dryRun {
+			done.Imported = fresh
+		}
+		return a.show(done, func(w io.Writer) { printImported(w, done) })
 	}
 	err = o.act(ctx, a, "dlq.import", map[string]string{"file": name}, reason, func() (map[string]int, error) {
-		counts := map[string]int{"imported": 0, "left_out": len(found) - fresh}
+		counts := map[string]int{"imported": 0, "left_out": done.LeftOut}
 		for _, sink := range dlq.Sinks(found) {
 			if err := o.kafka.EnsureTopic(ctx, dlq.Topic(o.cfg.Prefix, sink, o.cfg.Kafka.Partitions, o.cfg.Kafka.MaxRecordBytes)); err != nil {
 				return counts, err
@@ -612,6 +644,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 			}
 			results[at].Result = "imported"
 			at++
+			done.Imported++
 			counts["imported"]++
 		})
 	})
@@ -620,7 +653,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 			results[i].Result = "not reached"
 		}
 	}
-	return errors.Join(err, a.show(results, table))
+	return errors.Join(err, a.show(done, func(w io.Writer) { printImported(w, done) }))
 }
 
 // noLetters is a log of a sink that has no topic yet.
@@ -638,13 +671,18 @@ func (d *desk) takes(sink string, t cdc.TableName) bool {
 	return ok
 }
 
-func printImported(w io.Writer, results []imported) {
-	if len(results) == 0 {
+func printImported(w io.Writer, done importDone) {
+	if len(done.Letters) == 0 {
 		fmt.Fprintln(w, "no dead letters")
 		return
 	}
 	fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tRESULT")
-	for _, r := range results {
+	for _, r := range done.Letters {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, dash(r.Table), dash(r.Key), r.Result)
 	}
+	would := ""
+	if done.DryRun {
+		would = "would be "
+	}
+	fmt.Fprintf(w, "\n%d %simported, %d left out\n", done.Imported, would, done.LeftOut)
 }
