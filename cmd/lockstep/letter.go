@@ -296,6 +296,21 @@ func (d *desk) previewSink(ctx context.Context, name string, letters []dlq.Lette
 	return d.box(name).Preview(ctx, letters, p)
 }
 
+// wouldPatch is what a replay of a patched row would come to; Unknown where its store cannot
+// be asked.
+func (d *desk) wouldPatch(ctx context.Context, p *dlq.Patching) (dlq.Result, error) {
+	pos, _, err := kafka.PeekCheckpoint(ctx, d.kafka, d.cfg.Prefix)
+	if err != nil {
+		return dlq.Result{}, err
+	}
+	s, err := d.openSink(ctx, p.Letter.Sink)
+	if err != nil {
+		return dlq.Result{State: dlq.Unknown, Reason: oneLine(err.Error())}, nil
+	}
+	defer s.close()
+	return p.Would(ctx, dlq.Preview{Barriers: pos.Barriers, Rows: d.rows, Would: s.reader.Would, Moves: s.movesRow, Remembers: s.remembers})
+}
+
 func (d *desk) rows(ctx context.Context, t cdc.TableName, keys [][]byte, fn func(key, row []byte, layout uint32) error) error {
 	return mysql.Rows(ctx, d.cfg.Source, t, keys, fn)
 }
@@ -497,7 +512,14 @@ there.`,
 				if err != nil {
 					return fmt.Errorf("letter %s is not patched: %w", letter.ID, err)
 				}
-				if !dryRun {
+				shown := patchShown{ID: letter.ID, Patched: !dryRun, Fields: fields}
+				if dryRun {
+					would, err := o.wouldPatch(ctx, p)
+					if err != nil {
+						return err
+					}
+					shown.Payload = &would
+				} else {
 					who, err := a.who()
 					if err != nil {
 						return err
@@ -509,7 +531,7 @@ there.`,
 						return err
 					}
 				}
-				return a.show(patchShown{letter.ID, !dryRun, fields}, func(w io.Writer) {
+				return a.show(shown, func(w io.Writer) {
 					if !dryRun {
 						fmt.Fprintf(w, "dead letter %s is patched\n", letter.ID)
 					}
@@ -517,13 +539,16 @@ there.`,
 					for _, f := range fields {
 						fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, cell(f.Recorded), cell(f.Now))
 					}
+					if dryRun {
+						fmt.Fprintf(w, "\na replay of the patched row: %s\n", told(shown.Payload))
+					}
 				})
 			})
 		},
 	}
 	cmd.Flags().StringVar(&path, "patch", "", "file with a JSON Patch, or - for standard input (required)")
 	cmd.Flags().StringVar(&reason, "reason", "", "why the row is changed here and not in MySQL (required, but for a dry run)")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be changed, and change nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be changed and what a replay of it would come to, and change nothing")
 	a.addActor(cmd)
 	return cmd
 }
@@ -533,6 +558,8 @@ type patchShown struct {
 	ID      string      `json:"id"`
 	Patched bool        `json:"patched"`
 	Fields  []dlq.Field `json:"fields"`
+	// Payload is what a replay of the patched row would come to, of a dry run.
+	Payload *dlq.Result `json:"would_payload,omitempty"`
 }
 
 // readAll reads a file, or standard input for -.

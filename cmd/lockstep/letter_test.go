@@ -512,7 +512,7 @@ func TestARowIsPatchedInItsLetterAndReplayed(t *testing.T) {
 	m.apply("search", m.change(1, 2, `{"id":1,"code":"abc","secret":"raw-before"}`))
 	id := m.letters()[0].ID
 	patch := file(t, "patch.json", `[{"op": "test", "path": "/code", "value": "abc"}, {"op": "replace", "path": "/code", "value": "7"}]`)
-	if got := m.run("dlq", "patch", id, "--patch", patch, "--dry-run"); got.code != 0 || got.stdout != "FIELD  WAS    IS\ncode   \"abc\"  \"7\"\n" {
+	if got := m.run("dlq", "patch", id, "--patch", patch, "--dry-run"); got.code != 0 || got.stdout != "FIELD  WAS    IS\ncode   \"abc\"  \"7\"\n\na replay of the patched row: would be applied\n" {
 		t.Errorf("%+v", got)
 	}
 	for want, args := range map[string][]string{
@@ -534,6 +534,9 @@ func TestARowIsPatchedInItsLetterAndReplayed(t *testing.T) {
 	}
 	shown, table := m.show(id)
 	m.expect("fields", fieldsOf(shown), []string{`id 1/1/1`, `*code "7"/"abc"/"5"`, `*secret "(masked)"/"***1"/"***1"`})
+	if want := "lockstep dlq replay " + id + " --mode payload"; !strings.HasSuffix(shown.Mend, want) {
+		t.Errorf("%s; want %s", shown.Mend, want)
+	}
 	m.expect("patched", []any{shown.Patched.By, shown.State, shown.Payload.State, shown.Resync.State}, []any{"ann", dlq.Parked, dlq.WouldApply, dlq.WouldRefuse})
 	if !strings.Contains(table, "patched") || !strings.Contains(table, "by ann at ") {
 		t.Errorf("%s", table)
