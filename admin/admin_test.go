@@ -412,13 +412,14 @@ func TestTokensAreComparedInConstantTime(t *testing.T) {
 
 func TestAWriteIsDoneOnceForItsRequestID(t *testing.T) {
 	a := newAPI(t)
-	first := a.skip("r-1", skipReason)
+	const why = `{"reason":"a <b> & c"}`
+	first := a.skip("r-1", why)
 	if first.status != 200 || a.shelf.skips != 1 || a.acts() != 1 {
 		t.Fatalf("%+v", first)
 	}
 	for range 2 {
-		again := a.skip("r-1", skipReason)
-		if again.status != 200 || !bytes.Equal(bytes.TrimSpace(again.body), bytes.TrimSpace(compact(first.body))) && !bytes.Equal(again.body, first.body) || again.header.Get("Idempotent-Replayed") != "true" {
+		again := a.skip("r-1", why)
+		if again.status != 200 || !bytes.Equal(again.body, first.body) || again.header.Get("Idempotent-Replayed") != "true" {
 			t.Errorf("again: %d %s, first %s", again.status, again.body, first.body)
 		}
 		a.restart()

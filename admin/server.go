@@ -265,8 +265,20 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 	if err := errors.Join(failed, entry.End(ending, result)); err != nil {
 		return err // it may be tried again under the same ID
 	}
-	send(w, status, "application/json", body)
+	send(w, status, "application/json", asKept(body))
 	return nil
+}
+
+// asKept is the answer to a write as it can be written again from what the audit log keeps
+// of it, so that a request that is repeated gets the same bytes.
+func asKept(body []byte) []byte {
+	kept, err := json.Marshal(json.RawMessage(body))
+	if err != nil {
+		panic(err) // it was encoded
+	}
+	var b bytes.Buffer
+	_ = json.Indent(&b, kept, "", "  ")
+	return b.Bytes()
 }
 
 // again answers a request that came before.
@@ -274,7 +286,7 @@ func again(w http.ResponseWriter, known *audit.Answer, err error) error {
 	switch {
 	case known != nil:
 		w.Header().Set("Idempotent-Replayed", "true")
-		send(w, known.Status, "application/json", known.Body)
+		send(w, known.Status, "application/json", asKept(known.Body))
 		return nil
 	case errors.Is(err, audit.ErrReused):
 		return problem(http.StatusConflict, "request_id_reused", "this X-Request-ID was used for another request within a day; make a new one for each request")

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,15 @@ type line struct {
 	Key       blob         `json:"key"`
 	Value     blob         `json:"value"`
 	Headers   []lineHeader `json:"headers"`
+	// SHA256 is that of the line as it is written without this.
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// seal is the SHA-256 that belongs to a line.
+func (l line) seal() (string, error) {
+	l.SHA256 = ""
+	text, err := json.Marshal(l)
+	return fmt.Sprintf("%x", sha256.Sum256(text)), err
 }
 
 type lineHeader struct {
@@ -75,9 +85,13 @@ func (b *blob) UnmarshalJSON(data []byte) error {
 func (l *Letters) Export(ctx context.Context, letters []Letter, w io.Writer) error {
 	letters = slices.DeleteFunc(slices.Clone(letters), func(letter Letter) bool { return letter.Source.Topic == l.Topic })
 	return l.each(ctx, letters, func(letter Letter, r kafka.Record) error {
-		out := line{letterFormat, letter.ID, l.Sink, r.Partition, r.Key, r.Value, make([]lineHeader, len(r.Headers))}
+		out := line{letterFormat, letter.ID, l.Sink, r.Partition, r.Key, r.Value, make([]lineHeader, len(r.Headers)), ""}
 		for i, h := range r.Headers {
 			out.Headers[i] = lineHeader{blob(h.Key), h.Value}
+		}
+		var err error
+		if out.SHA256, err = out.seal(); err != nil {
+			return err
 		}
 		text, err := json.Marshal(out)
 		if err == nil {
@@ -96,6 +110,9 @@ type Import struct {
 	// Prefix is that of the pipeline, and Partitions the number of its partitions.
 	Prefix     string
 	Partitions int
+	// Newest is a version that no change of the pipeline is above. A newer one in a store
+	// would keep every later change of its row out.
+	Newest cdc.Version
 	// LineBytes bounds a line.
 	LineBytes int
 	// Put writes records and returns when they are acknowledged.
@@ -274,6 +291,11 @@ func (p *Import) parse(text []byte) (kafka.Record, Letter, error) {
 		return no("there is more behind the letter")
 	case in.Format != letterFormat:
 		return no("it is no letter as lockstep dlq export writes it: it has no format")
+	case in.SHA256 == "":
+		return no("it has no sha256; export it again with this lockstep")
+	}
+	if sum, err := in.seal(); err != nil || sum != in.SHA256 {
+		return no("it is not as it was exported (its sha256 is another one); import the line as it was, and change the row with lockstep dlq patch")
 	}
 	box := p.Box(in.Sink)
 	if box == nil {
@@ -327,10 +349,21 @@ func (p *Import) parse(text []byte) (kafka.Record, Letter, error) {
 		return no("its record is of %s, and it says %s, from the topic of %s", change.Table, l.Table, table)
 	case change.Version != l.Version || rowKey(change.Table, change.Key) != l.key:
 		return no("its record is of row %s in version %s, and it says %s in version %s", change.Key, change.Version, l.key, l.Version)
+	case change.Version > p.Newest:
+		return no("its version %s is above %s, the newest that this pipeline can have made, so it is of another one; when it was refused just now, import it again in some seconds", change.Version, p.Newest)
+	case change.After != nil && !ofKey(change.After, change.Key):
+		return no("its record is of row %s and holds another one", change.Key)
 	case kafka.PartitionFor(held.Key, p.Partitions) != in.Partition:
 		return no("its row belongs to partition %d and it to %d: it comes from a pipeline with another number of partitions", kafka.PartitionFor(held.Key, p.Partitions), in.Partition)
 	}
 	return r, l, nil
+}
+
+// ofKey reports whether a row has the primary key.
+func ofKey(row, key []byte) bool {
+	same := true
+	each(key, func(column string) { same = same && equal(get(row, column), get(key, column)) })
+	return same
 }
 
 // Sinks are those of the letters.

@@ -3,8 +3,10 @@ package dlq
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -26,7 +28,7 @@ func arrival(l *Letters, log *memory) *Import {
 			return l
 		},
 		Takes:  func(_ string, t cdc.TableName) bool { return t == questions },
-		Prefix: "shop", Partitions: 4, LineBytes: 1 << 20,
+		Prefix: "shop", Partitions: 4, Newest: base + 100, LineBytes: 1 << 20,
 		Put: func(ctx context.Context, records ...kafka.Record) error {
 			for _, r := range records {
 				if err := log.Produce(ctx, r); err != nil {
@@ -179,11 +181,11 @@ func TestAWrongLineKeepsTheWholeFileOut(t *testing.T) {
 		if changed == first {
 			t.Fatalf("%s is not in %s", old, first)
 		}
-		return changed
+		return sealed(changed)
 	}
 	id := list(t, l, Filter{Key: "1"})[0].ID
 	value := first[strings.Index(first, `"value":`):strings.Index(first, `,"headers"`)]
-	closed := strings.Replace(with(`"parked"`, `"skipped"`), value, `"value":null`, 1)
+	closed := sealed(strings.Replace(with(`"parked"`, `"skipped"`), value, `"value":null`, 1))
 	p := kafka.PartitionFor([]byte(`{"id":1}`), 4)
 	for want, bad := range map[string]string{
 		"it is empty": "\n",
@@ -195,20 +197,24 @@ func TestAWrongLineKeepsTheWholeFileOut(t *testing.T) {
 		`it has format "3" and this lockstep knows 2; import it with the lockstep that exported it`:                `{"format":"3","news":1}` + "\n",
 		"it is not UTF-8":               with("mapping", "\xff"),
 		`there is no sink "cache" here`: with(`"sink":"es"`, `"sink":"cache"`),
-		`header lockstep.letter.sink is "cache" and the letter is of sink "es"`:                                                with(`.sink","value":"es"`, `.sink","value":"cache"`),
-		`its key makes the ID ` + id + ` and it says "es-x"`:                                                                   with(id, "es-x"),
-		`not a letter: header lockstep.letter.state is "skipped", and it has a value: true`:                                    with(`"parked"`, `"skipped"`),
-		"it is skipped, and only open letters are put back":                                                                    closed,
-		fmt.Sprintf("it is of partition 9 and its record of %d, and this pipeline has 4 partitions", p):                        with(fmt.Sprintf(`"partition":%d`, p), `"partition":9`),
-		"its record stood in old.bank.questions, which is no topic of changes of the pipeline shop":                            with("shop.bank.questions", "old.bank.questions"),
-		"rows of bank.other do not go to sink es here":                                                                         with("shop.bank.questions", "shop.bank.other"),
-		"its record is broken: not a change record of this pipeline: value is not a JSON object":                               with(`"value":"{\"before`, `"value":"\"before`),
-		"its record is of bank.questions, and it says bank.tags, from the topic of bank.questions":                             with(`letter.table","value":"bank.questions"`, `letter.table","value":"bank.tags"`),
-		`its record is of row {"id":1} in version 4398046511105, and it says bank.questions/{"id":1} in version 4398046511109`: with(`letter.version","value":"4398046511105"`, `letter.version","value":"4398046511109"`),
-		"it is of the same row as line 2; leave one of them out":                                                               lines[1],
-		`not a letter: header x-retry-count is "-1"`:                                                                           with(`x-retry-count","value":"0"`, `x-retry-count","value":"-1"`),
-		`not a letter: header x-retry-count is "many"`:                                                                         with(`x-retry-count","value":"0"`, `x-retry-count","value":"many"`),
-		`bytes are null, a text or {"base64": "..."}`:                                                                          with(`"key":"bank.questions/{\"id\":1}"`, `"key":7`),
+		`header lockstep.letter.sink is "cache" and the letter is of sink "es"`:                                                           with(`.sink","value":"es"`, `.sink","value":"cache"`),
+		`its key makes the ID ` + id + ` and it says "es-x"`:                                                                              with(id, "es-x"),
+		`not a letter: header lockstep.letter.state is "skipped", and it has a value: true`:                                               with(`"parked"`, `"skipped"`),
+		"it is skipped, and only open letters are put back":                                                                               closed,
+		fmt.Sprintf("it is of partition 9 and its record of %d, and this pipeline has 4 partitions", p):                                   with(fmt.Sprintf(`"partition":%d`, p), `"partition":9`),
+		"its record stood in old.bank.questions, which is no topic of changes of the pipeline shop":                                       with("shop.bank.questions", "old.bank.questions"),
+		"rows of bank.other do not go to sink es here":                                                                                    with("shop.bank.questions", "shop.bank.other"),
+		"its record is broken: not a change record of this pipeline: value is not a JSON object":                                          with(`"value":"{\"before`, `"value":"\"before`),
+		"its record is of bank.questions, and it says bank.tags, from the topic of bank.questions":                                        with(`letter.table","value":"bank.questions"`, `letter.table","value":"bank.tags"`),
+		`its record is of row {"id":1} in version 4398046511105, and it says bank.questions/{"id":1} in version 4398046511109`:            with(`letter.version","value":"4398046511105"`, `letter.version","value":"4398046511109"`),
+		"it is of the same row as line 2; leave one of them out":                                                                          lines[1],
+		`not a letter: header x-retry-count is "-1"`:                                                                                      with(`x-retry-count","value":"0"`, `x-retry-count","value":"-1"`),
+		`not a letter: header x-retry-count is "many"`:                                                                                    with(`x-retry-count","value":"0"`, `x-retry-count","value":"many"`),
+		`bytes are null, a text or {"base64": "..."}`:                                                                                     with(`"key":"bank.questions/{\"id\":1}"`, `"key":7`),
+		"it has no sha256; export it again with this lockstep":                                                                            seal.ReplaceAllString(first, "}"),
+		"it is not as it was exported (its sha256 is another one); import the line as it was, and change the row with lockstep dlq patch": strings.Replace(first, `\"after\":{\"id\":1`, `\"after\":{\"id\":2`, 1),
+		`its record is of row {"id":1} and holds another one`:                                                                             with(`\"after\":{\"id\":1`, `\"after\":{\"id\":2`),
+		"its version 4398046511205 is above 4398046511204, the newest that this pipeline can have made, so it is of another one":          with("4398046511105", "4398046511205"),
 	} {
 		records := len(log.records[l.Topic])
 		_, err := put(t, arrival(l, log), last+lines[1]+bad)
@@ -230,6 +236,48 @@ func TestAWrongLineKeepsTheWholeFileOut(t *testing.T) {
 	}
 	if kept, err := put(t, arrival(l, log), strings.TrimSuffix(first, "\n")); err != nil || len(kept) != 1 {
 		t.Errorf("a last line without an end: %v, %v", kept, err)
+	}
+}
+
+var seal = regexp.MustCompile(`,"sha256":"[0-9a-f]*"}`)
+
+// sealed is a line that was changed and has the SHA-256 of what it says now.
+func sealed(line string) string {
+	text := seal.ReplaceAllString(strings.TrimSuffix(line, "\n"), "}")
+	return fmt.Sprintf("%s,\"sha256\":\"%x\"}\n", strings.TrimSuffix(text, "}"), sha256.Sum256([]byte(text)))
+}
+
+// Whatever changes in a line, it is seen.
+func TestALineThatIsNotAsItWasExportedIsRefused(t *testing.T) {
+	l, log := newLetters()
+	bury(t, l, rightly(1, base+1, "a")...)
+	text := exported(t, l)
+	if again := sealed(text); again != text {
+		t.Fatalf("sealed again it is\n%s, was\n%s", again, text)
+	}
+	if _, err := put(t, arrival(l, log), strings.ReplaceAll(text, `,"`, `, "`)); err != nil {
+		t.Errorf("spelled otherwise: %v", err)
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		changed := []byte(text)
+		at := rapid.IntRange(0, len(text)-2).Draw(r, "at")
+		if changed[at] = byte(rapid.IntRange(' ', '~').Draw(r, "to")); strings.EqualFold(string(changed), text) {
+			return // the names of fields may be in capitals
+		}
+		var wrong *LineError
+		if _, err := put(t, arrival(l, log), string(changed)); !errors.As(err, &wrong) {
+			t.Errorf("%v of\n%s", err, changed)
+		}
+	})
+}
+
+// The newest version that the pipeline can have made goes in.
+func TestTheNewestVersionIsImported(t *testing.T) {
+	l, log := newLetters()
+	bury(t, l, rightly(1, base+100, "a")...)
+	text := exported(t, l)
+	if kept, err := put(t, arrival(l, log), text); err != nil || len(kept) != 1 {
+		t.Error(kept, err)
 	}
 }
 

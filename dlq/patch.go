@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,9 +44,11 @@ type Patching struct {
 }
 
 // NewPatching applies a JSON Patch (RFC 6902) to the row that a letter holds. columns are
-// those that the table has now. It keeps key and version, and refuses, with a PatchError,
-// whatever the table could not have.
-func NewPatching(letter Letter, record kafka.Record, patch []byte, columns []string) (*Patching, error) {
+// those that the table has now, and masked the masked ones in lower case. It keeps key and
+// version, and refuses, with a PatchError, whatever the table could not have and whatever
+// names a masked column: its recorded value may be older than the mask, and a patch could
+// copy it to where it shows, or test it.
+func NewPatching(letter Letter, record kafka.Record, patch []byte, columns []cdc.Column, masked map[string]bool) (*Patching, error) {
 	change, err := decodeLetter(letter, record)
 	switch {
 	case err != nil:
@@ -56,7 +59,7 @@ func NewPatching(letter Letter, record kafka.Record, patch []byte, columns []str
 		return nil, unfit("it is tried again by itself (worker.retries), which would undo the patch; patch it when it is exhausted")
 	}
 	p := &Patching{Letter: letter, Before: change.After}
-	if p.After, p.Columns, err = patchRow(change, patch, columns); err != nil {
+	if p.After, p.Columns, err = patchRow(change, patch, columns, masked); err != nil {
 		return nil, err
 	}
 	p.record = record
@@ -97,7 +100,7 @@ func (l *Letters) Patch(ctx context.Context, p *Patching, by string, at time.Tim
 }
 
 // patchRow is the row of a change with a patch applied, and the columns that it changes.
-func patchRow(c cdc.Change, patch []byte, columns []string) (row []byte, changed []string, err error) {
+func patchRow(c cdc.Change, patch []byte, columns []cdc.Column, masked map[string]bool) (row []byte, changed []string, err error) {
 	if !json.Valid(patch) {
 		return nil, nil, unfit("the patch is no JSON")
 	}
@@ -110,6 +113,9 @@ func patchRow(c cdc.Change, patch []byte, columns []string) (row []byte, changed
 	options.AccumulatedCopySizeLimit = int64(len(c.After)) + 1<<20
 	row = c.After
 	for i, op := range operations { // one at a time, to know which it was
+		if problem := outOfReach(op, masked); problem != "" {
+			return nil, nil, unfit("operation %d (%s) %s", i+1, spelled(op), problem)
+		}
 		next, err := jsonpatch.Patch{op}.ApplyWithOptions(row, options)
 		if err != nil {
 			return nil, nil, unfit("operation %d (%s) cannot be done: %v", i+1, spelled(op), err)
@@ -135,13 +141,16 @@ func patchRow(c cdc.Change, patch []byte, columns []string) (row []byte, changed
 		if equal(was, is) || slices.Contains(changed, name) {
 			continue
 		}
-		switch has := slices.Contains(columns, name); {
+		i := slices.IndexFunc(columns, func(c cdc.Column) bool { return c.Name == name })
+		switch has := i >= 0; {
 		case get(c.Key, name) != nil:
 			return nil, nil, unfit("%s changes %s, a column of the primary key, by which the row is known", by(name), name)
 		case !has && is != nil:
-			return nil, nil, unfit("%s is of a column %s that the table %s does not have; it has %s", by(name), name, c.Table, strings.Join(columns, ", "))
+			return nil, nil, unfit("%s is of a column %s that the table %s does not have; it has %s", by(name), name, c.Table, strings.Join(columnNames(columns), ", "))
 		case has && is == nil:
-			return nil, nil, unfit("%s takes the column %s away, which every row of %s has; set it to null", by(name), name, c.Table)
+			return nil, nil, unfit("%s takes the column %s away, which every row of %s has; replace its value", by(name), name, c.Table)
+		case has && !fits(columns[i], is):
+			return nil, nil, unfit("%s gives the column %s a value that it cannot have; it is %s, and takes %s", by(name), name, columns[i].SQLType, accepts(columns[i]))
 		}
 		changed = append(changed, name)
 	}
@@ -149,6 +158,76 @@ func patchRow(c cdc.Change, patch []byte, columns []string) (row []byte, changed
 		return nil, nil, unfit("the patch changes nothing")
 	}
 	return row, changed, nil
+}
+
+// outOfReach is why an operation may not be done to a row with masked columns.
+func outOfReach(op jsonpatch.Operation, masked map[string]bool) string {
+	for _, place := range []func() (string, error){op.Path, op.From} {
+		switch at, err := place(); {
+		case err != nil: // it is not there
+		case at != "" && at[0] != '/':
+			return "has a path that does not begin with /"
+		case at == "" && len(masked) > 0:
+			return "is of the whole row, and this one has masked columns, whose values come from the source through the mask only; name the columns"
+		case masked[strings.ToLower(columnOf(at))]:
+			return "is of a masked column, and values of masked columns come from the source through the mask only"
+		}
+	}
+	return ""
+}
+
+// fits reports whether a column can have a value, by the kind of its JSON.
+func fits(c cdc.Column, value json.RawMessage) bool {
+	v := gjson.ParseBytes(value)
+	all := func(t gjson.Type) bool {
+		return v.IsArray() && !slices.ContainsFunc(v.Array(), func(one gjson.Result) bool { return one.Type != t })
+	}
+	var err error
+	switch {
+	case c.Kind == cdc.KindJSON:
+		return true
+	case v.Type == gjson.Null:
+		return c.Nullable
+	case c.Kind == cdc.KindInt:
+		_, err = strconv.ParseInt(v.Raw, 10, 64)
+	case c.Kind == cdc.KindUint:
+		_, err = strconv.ParseUint(v.Raw, 10, 64)
+	case c.Kind == cdc.KindFloat && strings.HasPrefix(c.SQLType, "vector"):
+		return all(gjson.Number)
+	case c.Kind == cdc.KindFloat, c.Kind == cdc.KindDouble:
+		return v.Type == gjson.Number
+	case c.Kind == cdc.KindSet:
+		return all(gjson.String)
+	default:
+		return v.Type == gjson.String
+	}
+	return err == nil
+}
+
+// accepts says what fits a column.
+func accepts(c cdc.Column) string {
+	or := ""
+	if c.Nullable {
+		or = " or null"
+	}
+	switch {
+	case c.Kind == cdc.KindInt, c.Kind == cdc.KindUint:
+		return "a whole number" + or
+	case c.Kind == cdc.KindFloat && strings.HasPrefix(c.SQLType, "vector"):
+		return "an array of numbers" + or
+	case c.Kind == cdc.KindFloat, c.Kind == cdc.KindDouble:
+		return "a number" + or
+	case c.Kind == cdc.KindSet:
+		return "an array of texts" + or
+	}
+	return "a text" + or
+}
+
+func columnNames(columns []cdc.Column) (names []string) {
+	for _, c := range columns {
+		names = append(names, c.Name)
+	}
+	return names
 }
 
 // spelled is an operation in short, without its value.

@@ -59,6 +59,17 @@ func (l *Letters) Preview(ctx context.Context, letters []Letter, p Preview) erro
 	return nil
 }
 
+// Would is what a replay of the row as it is patched would come to; Resync and Tell of the
+// preview are not used.
+func (p *Patching) Would(ctx context.Context, how Preview) (would Result, err error) {
+	how.Resync, how.Tell = false, func(_ Letter, r Result) { would = r }
+	v := preview{Preview: how}
+	if err = v.add(ctx, p.Letter, p.record); err == nil {
+		err = v.flush(ctx)
+	}
+	return would, err
+}
+
 // preview is one under way.
 type preview struct {
 	Preview

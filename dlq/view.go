@@ -263,7 +263,11 @@ var meanings = map[sinks.Class]string{
 // the class says.
 func mend(s Seen, v View) string {
 	l := s.Letter
-	replay := "run: lockstep dlq replay " + l.ID
+	resync := "run: lockstep dlq replay " + l.ID
+	replay := resync
+	if l.Patched != nil {
+		replay += " --mode payload" // the other one knows nothing of the patch
+	}
 	skip := fmt.Sprintf("lockstep dlq skip %s --reason WHY", l.ID)
 	is := func(r *Result, state State) bool { return r != nil && r.State == state }
 	switch {
@@ -271,8 +275,10 @@ func mend(s Seen, v View) string {
 		return "nobody can apply it; find out who writes to " + cmp.Or(l.Source.Topic, "the topic") + ", copy the row again if it is known (lockstep snapshot start), and then: " + skip
 	case is(v.Payload, WouldResolve), is(v.Payload, WouldSupersede):
 		return v.Payload.Reason + ", so a replay only closes it; " + replay
+	case l.Patched != nil && is(v.Payload, WouldApply) && v.Payload.Reason == "":
+		return "the store takes the row as it was patched; " + replay
 	case is(v.Resync, WouldApply) && v.Resync.Reason == "":
-		return "the store takes the row as it is in MySQL now; " + replay
+		return "the store takes the row as it is in MySQL now; " + resync
 	}
 	change := "mend the row in MySQL, and the letter closes itself with the next change of the row"
 	table, sink := l.Table, l.Sink
@@ -281,7 +287,7 @@ func mend(s Seen, v View) string {
 		if s.Store == "redis" {
 			return change + "; or name other columns in tables[].redis, start the sink again, and then " + replay
 		}
-		return fmt.Sprintf("%s; or give the column another type in tables[].elastic.mapping and run: lockstep rebuild %s --table %s, and then: lockstep dlq replay %s", change, sink, table, l.ID)
+		return fmt.Sprintf("%s; or give the column another type in tables[].elastic.mapping and run: lockstep rebuild %s --table %s, and then: %s", change, sink, table, strings.TrimPrefix(replay, "run: "))
 	case sinks.ClassTooLarge:
 		limit := "max_document_bytes"
 		if s.Store == "redis" {

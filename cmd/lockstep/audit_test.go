@@ -124,7 +124,8 @@ func TestWhatOperatorsDoIsListedAndTamperingIsFound(t *testing.T) {
 	}
 	c.bury("search", refused(1, "no field n", "2026-11-22T08:00:00Z"), refused(2, "no field n", "2026-11-22T08:00:00Z"))
 	id := c.letters("--key", "1")[0].ID
-	if got := c.run("dlq", "skip", id, "--reason", "test data", "--actor", "ann"); got.code != 0 {
+	if got := c.run("dlq", "skip", id, "--reason", "test data", "--actor", "ann", "-o", "json"); got.code != 0 ||
+		got.stdout != fmt.Sprintf("{\n  \"id\": %q,\n  \"state\": \"skipped\",\n  \"reason\": \"test data\"\n}\n", id) {
 		t.Fatalf("%+v", got)
 	}
 	c.env["LOCKSTEP_ACTOR"] = "bob"

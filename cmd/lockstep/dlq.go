@@ -298,6 +298,13 @@ func printOutcomes(w io.Writer, results []outcome) {
 	}
 }
 
+// skipped is a letter that was closed.
+type skipped struct {
+	ID     string    `json:"id"`
+	State  dlq.State `json:"state"`
+	Reason string    `json:"reason"`
+}
+
 func newDLQSkipCommand(a *app) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
@@ -321,8 +328,7 @@ func newDLQSkipCommand(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(a.stdout, "dead letter %s is skipped\n", letter.ID)
-				return nil
+				return a.show(skipped{letter.ID, dlq.Skipped, reason}, func(w io.Writer) { fmt.Fprintf(w, "dead letter %s is skipped\n", letter.ID) })
 			})
 		},
 	}

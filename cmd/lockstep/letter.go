@@ -107,6 +107,15 @@ func nextVersion(pos cdc.Position) cdc.Version {
 	return v
 }
 
+// newestVersion is one that no change before a position is above.
+func newestVersion(pos cdc.Position) cdc.Version {
+	v, err := cdc.NewVersion(pos.Epoch, min(pos.Seq+cdc.Turns, cdc.MaxSeq))
+	if err != nil {
+		panic(err) // a position that was saved
+	}
+	return v
+}
+
 // rowNow is the row of a change as the source has it.
 func (d *desk) rowNow(ctx context.Context, c cdc.Change) (now dlq.RowNow, layout uint32) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
@@ -287,6 +296,21 @@ func (d *desk) previewSink(ctx context.Context, name string, letters []dlq.Lette
 	return d.box(name).Preview(ctx, letters, p)
 }
 
+// wouldPatch is what a replay of a patched row would come to; Unknown where its store cannot
+// be asked.
+func (d *desk) wouldPatch(ctx context.Context, p *dlq.Patching) (dlq.Result, error) {
+	pos, _, err := kafka.PeekCheckpoint(ctx, d.kafka, d.cfg.Prefix)
+	if err != nil {
+		return dlq.Result{}, err
+	}
+	s, err := d.openSink(ctx, p.Letter.Sink)
+	if err != nil {
+		return dlq.Result{State: dlq.Unknown, Reason: oneLine(err.Error())}, nil
+	}
+	defer s.close()
+	return p.Would(ctx, dlq.Preview{Barriers: pos.Barriers, Rows: d.rows, Would: s.reader.Would, Moves: s.movesRow, Remembers: s.remembers})
+}
+
 func (d *desk) rows(ctx context.Context, t cdc.TableName, keys [][]byte, fn func(key, row []byte, layout uint32) error) error {
 	return mysql.Rows(ctx, d.cfg.Source, t, keys, fn)
 }
@@ -364,15 +388,24 @@ type imported struct {
 	Result string `json:"result"`
 }
 
+// importDone is what became of a file; of a dry run, what would.
+type importDone struct {
+	DryRun   bool       `json:"dry_run"`
+	Imported int        `json:"imported"`
+	LeftOut  int        `json:"left_out"`
+	Letters  []imported `json:"letters"`
+}
+
 func newDLQImportCommand(a *app) *cobra.Command {
 	var dryRun bool
 	var reason string
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Put dead letters back that were exported",
-		Long: `Import puts the letters of a file that lockstep dlq export wrote back into their topics, for
-one that was lost, or another environment with the same prefix, tables and number of
-partitions. With - it reads standard input. Every line is checked first; when one is wrong, or
+		Long: `Import puts the letters of a file that lockstep dlq export wrote back into their topics, where
+one was lost. The file must come from the same pipeline, with the same source, prefix and number of
+partitions: a line with a version that this pipeline cannot have made, or that is not as it was
+exported, is refused. With - it reads standard input. Every line is checked first; when one is wrong, or
 of another format, sink or table, its number is named and nothing is changed.
 
 It is safe to import twice, or late: a letter whose row has an open letter that is not
@@ -383,6 +416,9 @@ closes it: see lockstep dlq replay --dry-run.`,
   lockstep dlq import letters.ndjson --reason "the topic was deleted"`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.TrimSpace(reason) == "" && !dryRun {
+				return usageError{errors.New("--reason is missing; say why the letters are put back")}
+			}
 			file, done, err := a.twice(args[0])
 			if err != nil {
 				return err
@@ -394,7 +430,7 @@ closes it: see lockstep dlq replay --dry-run.`,
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check the file, say what would be imported, and change nothing")
-	cmd.Flags().StringVar(&reason, "reason", "", "why they are put back, for the audit log")
+	cmd.Flags().StringVar(&reason, "reason", "", "why they are put back (required, but for a dry run)")
 	a.addActor(cmd)
 	return cmd
 }
@@ -405,7 +441,7 @@ func (d *desk) Patching(ctx context.Context, l dlq.Letter, patch []byte) (*dlq.P
 	if err != nil {
 		return nil, nil, err
 	}
-	var columns []string
+	var columns []cdc.Column
 	var masked map[string]bool
 	if l.Replayable() {
 		db, name, _ := strings.Cut(l.Table, ".")
@@ -417,16 +453,21 @@ func (d *desk) Patching(ctx context.Context, l dlq.Letter, patch []byte) (*dlq.P
 		if err != nil {
 			return nil, nil, fmt.Errorf("which columns %s has: %w", table, err)
 		}
-		for _, c := range now.Columns {
-			columns = append(columns, c.Name)
-		}
+		columns = now.Columns
 		if masks := d.cfg.Source.Masks; masks != nil {
 			masked = masks(table).Columns()
 		}
 	}
-	p, err := dlq.NewPatching(l, record, patch, columns)
+	p, err := dlq.NewPatching(l, record, patch, columns, masked)
 	if err != nil {
 		return nil, nil, err
+	}
+	if to, ok := d.cfg.RedisTable(tableNamed(l.Table)); ok && d.cfg.Sinks[l.Sink].Redis != nil {
+		for _, named := range to.Columns() {
+			if (named.Field == "key" || named.Field == "member") && slices.Contains(p.Columns, named.Column) {
+				return nil, nil, &dlq.PatchError{Problem: fmt.Sprintf("it changes %s, which redis.%s names: no later change of the row would find the place where it would stand", named.Column, named.Field)}
+			}
+		}
 	}
 	return p, p.Fields(masked), nil
 }
@@ -447,8 +488,9 @@ func newDLQPatchCommand(a *app) *cobra.Command {
 		Short: "Change the row that a dead letter holds",
 		Long: `Patch applies a JSON Patch (RFC 6902) to the row as it was recorded, for a value that the
 store cannot take and that cannot be mended in MySQL now. Key and version stay as they are:
-columns of the primary key, and those that the table does not have, cannot be patched, and a
-patch of which one operation cannot be done changes nothing.
+columns of the primary key, and those that the table does not have or that are masked, cannot be
+patched, a value must be one that its column can have, and a patch of which one operation cannot
+be done changes nothing.
 
 The letter stays, parked, and says who patched it, when, and the hash of the record as it was.
 A replay of the recorded row (payload) sends the patched one; a replay that reads the row again
@@ -477,7 +519,14 @@ there.`,
 				if err != nil {
 					return fmt.Errorf("letter %s is not patched: %w", letter.ID, err)
 				}
-				if !dryRun {
+				shown := patchShown{ID: letter.ID, Patched: !dryRun, Fields: fields}
+				if dryRun {
+					would, err := o.wouldPatch(ctx, p)
+					if err != nil {
+						return err
+					}
+					shown.Payload = &would
+				} else {
 					who, err := a.who()
 					if err != nil {
 						return err
@@ -489,7 +538,7 @@ there.`,
 						return err
 					}
 				}
-				return a.show(patchShown{letter.ID, !dryRun, fields}, func(w io.Writer) {
+				return a.show(shown, func(w io.Writer) {
 					if !dryRun {
 						fmt.Fprintf(w, "dead letter %s is patched\n", letter.ID)
 					}
@@ -497,13 +546,16 @@ there.`,
 					for _, f := range fields {
 						fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, cell(f.Recorded), cell(f.Now))
 					}
+					if dryRun {
+						fmt.Fprintf(w, "\na replay of the patched row: %s\n", told(shown.Payload))
+					}
 				})
 			})
 		},
 	}
 	cmd.Flags().StringVar(&path, "patch", "", "file with a JSON Patch, or - for standard input (required)")
 	cmd.Flags().StringVar(&reason, "reason", "", "why the row is changed here and not in MySQL (required, but for a dry run)")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be changed, and change nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be changed and what a replay of it would come to, and change nothing")
 	a.addActor(cmd)
 	return cmd
 }
@@ -513,6 +565,8 @@ type patchShown struct {
 	ID      string      `json:"id"`
 	Patched bool        `json:"patched"`
 	Fields  []dlq.Field `json:"fields"`
+	// Payload is what a replay of the patched row would come to, of a dry run.
+	Payload *dlq.Result `json:"would_payload,omitempty"`
 }
 
 // readAll reads a file, or standard input for -.
@@ -558,6 +612,13 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 	if err != nil {
 		return err
 	}
+	pos, saved, err := kafka.PeekCheckpoint(ctx, o.kafka, o.cfg.Prefix)
+	if err != nil {
+		return err
+	}
+	if !saved {
+		return fmt.Errorf("nothing was imported: the pipeline %s has saved no position, so nobody knows which letters are its own; start its capture first", o.cfg.Prefix)
+	}
 	box := func(sink string) *dlq.Letters {
 		if _, ok := o.cfg.Sinks[sink]; !ok {
 			return nil
@@ -569,7 +630,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 		return b
 	}
 	im := dlq.Import{
-		Box: box, Takes: o.takes, Prefix: o.cfg.Prefix, Partitions: o.cfg.Kafka.Partitions,
+		Box: box, Takes: o.takes, Prefix: o.cfg.Prefix, Partitions: o.cfg.Kafka.Partitions, Newest: newestVersion(pos),
 		LineBytes: 6*(o.cfg.Kafka.MaxRecordBytes+dlq.HeaderBytes) + 64<<10, // a byte takes six at most
 		Put:       o.log.ProduceAll,
 	}
@@ -584,6 +645,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 		return err
 	}
 	results := make([]imported, len(found))
+	done := importDone{Letters: results, DryRun: dryRun}
 	fresh := 0
 	for i, f := range found {
 		results[i] = imported{f.Letter.ID, f.Letter.Sink, f.Letter.Table, f.Letter.Key, "left out: " + f.Kept}
@@ -592,12 +654,15 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 			results[i].Result = "would be imported"
 		}
 	}
-	table := func(w io.Writer) { printImported(w, results) }
+	done.LeftOut = len(found) - fresh
 	if dryRun || fresh == 0 {
-		return a.show(results, table)
+		if dryRun {
+			done.Imported = fresh
+		}
+		return a.show(done, func(w io.Writer) { printImported(w, done) })
 	}
 	err = o.act(ctx, a, "dlq.import", map[string]string{"file": name}, reason, func() (map[string]int, error) {
-		counts := map[string]int{"imported": 0, "left_out": len(found) - fresh}
+		counts := map[string]int{"imported": 0, "left_out": done.LeftOut}
 		for _, sink := range dlq.Sinks(found) {
 			if err := o.kafka.EnsureTopic(ctx, dlq.Topic(o.cfg.Prefix, sink, o.cfg.Kafka.Partitions, o.cfg.Kafka.MaxRecordBytes)); err != nil {
 				return counts, err
@@ -613,6 +678,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 			}
 			results[at].Result = "imported"
 			at++
+			done.Imported++
 			counts["imported"]++
 		})
 	})
@@ -621,7 +687,7 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 			results[i].Result = "not reached"
 		}
 	}
-	return errors.Join(err, a.show(results, table))
+	return errors.Join(err, a.show(done, func(w io.Writer) { printImported(w, done) }))
 }
 
 // noLetters is a log of a sink that has no topic yet.
@@ -639,13 +705,18 @@ func (d *desk) takes(sink string, t cdc.TableName) bool {
 	return ok
 }
 
-func printImported(w io.Writer, results []imported) {
-	if len(results) == 0 {
+func printImported(w io.Writer, done importDone) {
+	if len(done.Letters) == 0 {
 		fmt.Fprintln(w, "no dead letters")
 		return
 	}
 	fmt.Fprintln(w, "ID\tSINK\tTABLE\tKEY\tRESULT")
-	for _, r := range results {
+	for _, r := range done.Letters {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.ID, r.Sink, dash(r.Table), dash(r.Key), r.Result)
 	}
+	would := ""
+	if done.DryRun {
+		would = "would be "
+	}
+	fmt.Fprintf(w, "\n%d %simported, %d left out\n", done.Imported, would, done.LeftOut)
 }
