@@ -593,6 +593,22 @@ func TestARowIsPatchedInItsLetterAndReplayed(t *testing.T) {
 }
 
 // What stands before a position, copies that were read at its clock included, is not above it.
+// A column that names the key of a row in Redis is not patched: no later change of the row
+// would know of the place where it would stand.
+func TestAPatchTakesNoRowToAnotherPlace(t *testing.T) {
+	m := newMailbox(t)
+	if err := os.WriteFile(m.path, []byte(strings.Replace(m.text, `:{id}"}`, `:{code}:{id}"}`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.exec("INSERT INTO questions VALUES (1, 'abc', 'raw-1')")
+	m.redis.LPush(t.Context(), m.table.DB+":abc:1", "x")
+	m.apply("cache", m.change(1, 1, `{"id":1,"code":"abc","secret":"***1"}`))
+	got := m.run("dlq", "patch", m.letters()[0].ID, "--patch", file(t, "patch.json", `[{"op":"replace","path":"/code","value":"7"}]`), "--reason", "x")
+	if got.code != 1 || !strings.Contains(got.stderr, "it changes code, which redis.key names: no later change of the row would find the place where it would stand") {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestNoChangeBeforeAPositionIsAboveItsNewestVersion(t *testing.T) {
 	for _, pos := range []cdc.Position{{Epoch: 1}, {Epoch: 3, Seq: 1000}, {Epoch: cdc.MaxEpoch, Seq: cdc.MaxSeq}} {
 		newest := newestVersion(pos)
