@@ -15,6 +15,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
+	"lockstep/sinks"
 	"lockstep/kafka"
 )
 
@@ -88,8 +89,8 @@ func (p *Patching) Fields(masked map[string]bool) []Field {
 func (l *Letters) Patch(ctx context.Context, p *Patching, by string, at time.Time) error {
 	letter := p.Letter
 	was := *letter.Patched
-	was.By, was.At = clip(by, nameBytes), at
-	letter.State, letter.App, letter.Patched = Parked, clip(l.App, nameBytes), &was
+	was.By, was.At = sinks.Clip(by, nameBytes), at
+	letter.State, letter.App, letter.Patched = Parked, sinks.Clip(l.App, nameBytes), &was
 	if err := l.Log.ProduceAll(ctx, everywhere(letter, l.open(p.record, letter))...); err != nil {
 		return fmt.Errorf("patch letter %s: %w", letter.ID, err)
 	}
