@@ -15,8 +15,8 @@ import (
 	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
-	"lockstep/sinks"
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // Patched says that the row of a letter is not as it was recorded.
