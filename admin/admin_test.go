@@ -80,8 +80,11 @@ func (s *shelf) Choose(_ context.Context, q dlq.Query) (chosen []dlq.Letter, err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked = q
+	if q.Table == "shop.gone" {
+		return nil, &dlq.FieldError{Field: "table", Problem: "shop.gone is not captured"}
+	}
 	for _, l := range s.letters {
-		if q.ID == "" || q.ID == l.ID {
+		if (q.ID == "" || q.ID == l.ID) && (q.Key == "" || q.Key == l.Key) {
 			chosen = append(chosen, l)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"net/http"
 	"slices"
 	"time"
@@ -52,7 +51,7 @@ func JobRoutes(d Desk, jobs Jobs) []Route {
 			Method: http.MethodPost, Path: "/v1/dlq/replay", ID: "replayLetters", Short: "Replay dead letters", Body: replayBody{}, Answer: dlq.JobStatus{},
 			Long: "Makes a job of the chosen letters that are open when it begins, which a process of the pipeline carries out. " +
 				"A replay goes through the version guard, so it may run twice, late or beside another one.",
-			Codes: []Code{unknown, {http.StatusBadRequest, "nothing_chosen", ""}, {http.StatusBadRequest, "parameter_invalid", ""}, {http.StatusNotFound, "no_letter", ""}},
+			Codes: []Code{unknown, {http.StatusBadRequest, "nothing_chosen", ""}, {http.StatusBadRequest, "parameter_invalid", ""}, {http.StatusNotFound, "no_letter", ""}, {http.StatusConflict, "no_letters", ""}},
 			Act:   "dlq.replay",
 			Write: func(ctx context.Context, r *Request) (*Work, error) { return replay(ctx, r, d, jobs) },
 		},
@@ -139,16 +138,16 @@ func replay(ctx context.Context, r *Request, d Desk, jobs Jobs) (*Work, error) {
 	if err == nil {
 		err = job.Check()
 	}
-	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
-		return nil, problem(http.StatusBadRequest, "parameter_invalid", "%s", wrong.Error())
-	}
 	if err != nil {
-		return nil, err
+		return nil, invalid(err)
 	}
-	if len(body.IDs) > 0 {
+	if len(body.IDs)+len(body.Filter) > 0 {
 		letters, err := d.Choose(ctx, query)
-		if err != nil {
-			return nil, err
+		switch {
+		case err != nil:
+			return nil, invalid(err)
+		case len(letters) == 0 && len(body.IDs) == 0:
+			return nil, problem(http.StatusConflict, "no_letters", "no open letter matches the filter; GET /v1/dlq lists those there are")
 		}
 		for _, id := range body.IDs {
 			if !slices.ContainsFunc(letters, func(l dlq.Letter) bool { return l.ID == id }) {

@@ -22,7 +22,8 @@ import (
 type Desk interface {
 	// Sinks are the names of the sinks there are.
 	Sinks() []string
-	// Choose lists the open letters of all sinks that q takes.
+	// Choose lists the open letters of all sinks that q takes. It may be a dlq.FieldError
+	// that there is none.
 	Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error)
 	// Look is what there is to see of a letter now, and the record that it holds, as it may
 	// be shown.
@@ -250,13 +251,19 @@ func find(ctx context.Context, r *Request, d Desk) (dlq.Letter, error) {
 // choose lists the letters that the fields of a query take.
 func choose(ctx context.Context, d Desk, fields map[string]string) ([]dlq.Letter, error) {
 	q, err := dlq.ParseQuery(fields, d.Sinks(), time.Now())
-	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
-		return nil, problem(http.StatusBadRequest, "parameter_invalid", "%s", wrong.Error())
-	}
 	if err != nil {
-		return nil, err
+		return nil, invalid(err)
 	}
-	return d.Choose(ctx, q)
+	letters, err := d.Choose(ctx, q)
+	return letters, invalid(err)
+}
+
+// invalid is a dlq.FieldError as an answer.
+func invalid(err error) error {
+	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
+		return problem(http.StatusBadRequest, "parameter_invalid", "%s", wrong.Error())
+	}
+	return err
 }
 
 // cursor is the place behind the last letter of a page, and of which list.

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -155,9 +156,12 @@ type Entry struct {
 }
 
 // Begin writes down that an act begins and returns when that is confirmed; only then may
-// it be done. Of the acts that carry the same request ID and body one is begun, whichever
+// it be done. Its name is one of Acts. Of the acts that carry the same request ID and body one is begun, whichever
 // process asks: another one gets the answer of the first, or ErrUnderWay.
 func (l *Log) Begin(ctx context.Context, act Act) (*Entry, *Answer, error) {
+	if !slices.Contains(Acts, act.Name) {
+		return nil, nil, fmt.Errorf("audit log: %q is not in Acts", act.Name)
+	}
 	act = act.clipped()
 	e := &Entry{log: l, id: uuid.NewString(), act: act}
 	l.mu.Lock()

@@ -357,3 +357,15 @@ func TestOfManyThatBeginOneRequestOneMay(t *testing.T) {
 		t.Errorf("%d have begun", began)
 	}
 }
+
+// What can be chosen by is all that is ever written.
+func TestAnActIsOneOfThoseThereAre(t *testing.T) {
+	if _, _, err := (&Log{Prefix: "shop", Kafka: &memory{}}).Begin(t.Context(), Act{Actor: "ann@desk", Via: "cli", Name: "nope"}); err == nil || err.Error() != `audit log: "nope" is not in Acts` {
+		t.Error(err)
+	}
+	for pattern, want := range map[string]bool{"": true, "dlq.skip": true, "dlq.*": true, "*": true, "nope": false, "dlq.": false, "nope.*": false} {
+		if err := (Filter{Act: pattern}).Check(); (err == nil) != want {
+			t.Errorf("%q: %v", pattern, err)
+		}
+	}
+}

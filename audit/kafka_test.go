@@ -61,7 +61,7 @@ func TestMain(m *testing.M) {
 	d, _, err := open(addr)
 	l := &Log{Prefix: prefix, Kafka: d}
 	for i := 0; err == nil; i++ {
-		act := Act{Actor: strconv.Itoa(os.Getpid()), Via: "cli", Name: "test", Filter: map[string]string{"n": strconv.Itoa(i)}}
+		act := Act{Actor: strconv.Itoa(os.Getpid()), Via: "cli", Name: "dlq.skip", Filter: map[string]string{"n": strconv.Itoa(i)}}
 		err = l.Do(context.Background(), act, func() (map[string]int, error) { return nil, nil })
 		fmt.Println(i)
 	}

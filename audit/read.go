@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,20 @@ type Filter struct {
 	Since, Until time.Time // it began at or after, and before
 	Actor        string    // as it is, or with a * at its end: what begins so
 	Act          string    // likewise: dlq.*
+}
+
+// Acts are those there are, by name.
+var Acts = []string{
+	"capture.epoch", "capture.skip_gtid", "dlq.cancel", "dlq.import", "dlq.patch", "dlq.replay", "dlq.replay.end", "dlq.skip",
+	"rebuild", "rebuild.drop-old", "snapshot.cancel", "snapshot.pause", "snapshot.resnapshot", "snapshot.resume", "snapshot.start",
+}
+
+// Check says that no act is called as the filter has it.
+func (f Filter) Check() error {
+	if !slices.ContainsFunc(Acts, func(act string) bool { return like(f.Act, act) }) {
+		return fmt.Errorf("%q is no act; there are %s", f.Act, strings.Join(Acts, ", "))
+	}
+	return nil
 }
 
 func (f Filter) takes(l *Listed) bool {

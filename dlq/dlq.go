@@ -102,7 +102,7 @@ func (l *Letters) end(letter Letter, state State, reason string) kafka.Record {
 
 // endIn is the record that closes it in a partition.
 func (l *Letters) endIn(partition int, letter Letter, state State, reason string) kafka.Record {
-	letter.State, letter.Closed, letter.App = state, clip(reason, textBytes), clip(l.App, nameBytes)
+	letter.State, letter.Closed, letter.App = state, sinks.Clip(reason, textBytes), sinks.Clip(l.App, nameBytes)
 	return kafka.Record{Topic: l.Topic, Partition: partition, Key: []byte(letter.key), Headers: letter.headers()}
 }
 
@@ -147,7 +147,7 @@ func (f Filter) takes(l *Letter) bool {
 	return (f.ID == "" || f.ID == l.ID) &&
 		(f.Table == "" || f.Table == l.Table) &&
 		(f.Class == "" || f.Class == l.Class) &&
-		(f.Key == "" || clip(f.Key, textBytes) == l.Key) &&
+		(f.Key == "" || sinks.Clip(f.Key, textBytes) == l.Key) &&
 		(f.Fingerprint == "" || f.Fingerprint == l.Fingerprint) &&
 		!l.FirstFailed.Before(f.Since)
 }

@@ -389,32 +389,25 @@ func TestFiltersChooseAmongTheOpenLetters(t *testing.T) {
 	expect(t, "by id", rows(list(t, l, Filter{ID: all[i].ID})), "2@2")
 }
 
-func TestFingerprintsJoinWhatHasOneCause(t *testing.T) {
-	of := func(table string, class sinks.Class, reason string) string {
-		return fingerprint("es", table, class, clip(redact(class, reason), textBytes))
-	}
-	a := of("b.q", sinks.ClassMapping, "failed to parse field [price] of type [long] in document with id '42'. Preview of field's value: 'twelve'")
-	expect(t, "other row and value", of("b.q", sinks.ClassMapping, "failed to parse field [price] of type [long] in document with id '43'. Preview of field's value: 'it's'"), a)
-	b := of("b.q", sinks.ClassTooLarge, "row has 123 bytes, max_value_bytes is 100")
-	expect(t, "other number", of("b.q", sinks.ClassTooLarge, "row has 99999 bytes, max_value_bytes is 100"), b)
-	different := []string{a, b,
-		of("b.q", sinks.ClassMapping, "failed to parse field [name] of type [long]"),
-		of("b.t", sinks.ClassTooLarge, "row has 123 bytes, max_value_bytes is 100"),
-		of("b.q", sinks.ClassRefused, "row has 123 bytes, max_value_bytes is 100"),
-	}
-	slices.Sort(different)
-	expect(t, "different causes", len(slices.Compact(different)), 5)
-}
-
-func TestAReasonKeepsWhatWeQuoteAndHidesWhatTheStoreQuotes(t *testing.T) {
-	expect(t, "ours", redact(sinks.ClassKey, `key template "q:{n}": n is no column`), `key template "q:{n}": n is no column`)
-	expect(t, "theirs", redact(sinks.ClassRefused, "ERR value \"secret\" is odd"), "ERR value '?' is odd")
-	rapid.Check(t, func(t *rapid.T) {
-		text := clip(string(rapid.SliceOf(rapid.Byte()).Draw(t, "text"))+strings.Repeat("ä", rapid.IntRange(0, 600).Draw(t, "n")), textBytes)
-		if !utf8.ValidString(text) || len(text) > textBytes {
-			t.Fatalf("%d bytes, valid %v: %q", len(text), utf8.ValidString(text), text)
+// The fingerprint that the breaker of a table shows is that of its letters.
+func TestALetterHasTheFingerprintOfItsRefusal(t *testing.T) {
+	l, _ := newLetters()
+	long := refusal(2, base+2, strings.Repeat("no ", 600)+"'a value'")
+	odd := undecodable(9, nil)
+	bury(t, l, refusal(1, base+1, "Preview of field's value: '{tok=S3CRET}'"), long, odd)
+	for _, letter := range list(t, l, Filter{}) {
+		reason, table := "Preview of field's value: '{tok=OTHER}'", "bank.questions"
+		switch letter.Class {
+		case odd.Class:
+			reason, table = odd.Reason, ""
+		default:
+			if letter.Key == "2" {
+				reason = long.Reason
+			}
 		}
-	})
+		expect(t, letter.Reason, letter.Fingerprint, sinks.Fingerprint("es", table, letter.Class, reason))
+		expect(t, "a value of the row", strings.Contains(letter.Reason, "S3CRET"), false)
+	}
 }
 
 // store is a sink with the guard of the real ones, that refuses on demand.

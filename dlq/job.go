@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"lockstep/cdc"
+	"lockstep/sinks"
 )
 
 // Mode says what a replay gives to the store.
@@ -220,9 +221,9 @@ func (p *Progress) count(f Fate, reason, id string) {
 	if f != FateStays {
 		return
 	}
-	same := fingerprint("", "", "", reason)
+	same := sinks.Fingerprint("", "", "", reason)
 	for i := range p.Stays {
-		if s := &p.Stays[i]; i == maxStays || fingerprint("", "", "", s.Reason) == same {
+		if s := &p.Stays[i]; i == maxStays || sinks.Fingerprint("", "", "", s.Reason) == same {
 			s.Letters++
 			return
 		}
@@ -230,7 +231,7 @@ func (p *Progress) count(f Fate, reason, id string) {
 	if len(p.Stays) == maxStays {
 		reason = "others"
 	}
-	p.Stays = append(p.Stays, Stay{clip(reason, 300), 1, id})
+	p.Stays = append(p.Stays, Stay{sinks.Clip(reason, 300), 1, id})
 }
 
 // clone is a copy that shares nothing that changes.

@@ -171,7 +171,7 @@ func TestReasonsThatDifferInValuesAreOne(t *testing.T) {
 // A query survives being written down, with times that do not move.
 func TestAQueryIsWrittenDownWithTimesThatDoNotMove(t *testing.T) {
 	now := time.Date(2026, 11, 26, 8, 0, 0, 7, time.UTC)
-	q, err := ParseQuery(map[string]string{"sink": "es", "table": "a.b", "since": "2h", "until": "1h", "min_version": "5", "key": "k", "class": "mapping", "fingerprint": "f", "max_version": "9"}, []string{"es"}, now)
+	q, err := ParseQuery(map[string]string{"sink": "es", "table": "a.b", "since": "2h", "until": "1h", "min_version": "5", "key": "k", "class": "mapping", "fingerprint": "c0ffee123456", "max_version": "9"}, []string{"es"}, now)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,15 +2,11 @@ package dlq
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"lockstep/cdc"
 	"lockstep/kafka"
@@ -99,7 +95,7 @@ const HeaderBytes = 16 << 10
 const (
 	letterFormat = "2"
 	// textBytes bounds the key and the reason in a header.
-	textBytes = 1 << 10
+	textBytes = sinks.ReasonBytes
 	// nameBytes bounds a name: MySQL's are at most 64 characters of 3 bytes.
 	nameBytes = 512
 	// keyBytes bounds the key of a letter: of a longer one its hash stands there.
@@ -202,10 +198,10 @@ func (l *Letters) refused(r sinks.Refusal) Letter {
 		State:       Parked,
 		Class:       r.Class,
 		Stage:       stage(r.Class),
-		Reason:      clip(redact(r.Class, r.Reason), textBytes),
+		Reason:      sinks.Redact(r.Class, r.Reason),
 		FirstFailed: r.Failed,
 		LastFailed:  r.Failed,
-		App:         clip(l.App, nameBytes),
+		App:         sinks.Clip(l.App, nameBytes),
 		Source:      Place{r.Record.Topic, r.Record.Partition, r.Record.Offset},
 		recordKey:   r.Record.Key,
 		noValue:     r.Record.Value == nil,
@@ -213,18 +209,18 @@ func (l *Letters) refused(r sinks.Refusal) Letter {
 	letter.key = letter.Source.String() // what nobody can read stands for itself
 	if c := r.Change; c != nil {
 		letter.key = rowKey(c.Table, c.Key)
-		letter.Table = clip(c.Table.String(), nameBytes)
+		letter.Table = sinks.Clip(c.Table.String(), nameBytes)
 		letter.Version = c.Version
-		letter.GTID = clip(c.GTID, nameBytes)
+		letter.GTID = sinks.Clip(c.GTID, nameBytes)
 		if c.CommitMicros > 0 {
 			letter.Committed = time.UnixMicro(c.CommitMicros).UTC()
 			letter.Undelivered = letter.Committed
 		}
 		if text, err := cdc.KeyText(c.Key); err == nil {
-			letter.Key = clip(text, textBytes)
+			letter.Key = sinks.Clip(text, textBytes)
 		}
 	}
-	letter.Fingerprint = fingerprint(letter.Sink, letter.Table, letter.Class, letter.Reason)
+	letter.Fingerprint = sinks.Fingerprint(letter.Sink, letter.Table, letter.Class, letter.Reason)
 	return letter
 }
 
@@ -356,7 +352,7 @@ func readHeaders(sink string, r kafka.Record) (Letter, error) {
 		l.Reason = "not a letter: " + fmt.Sprintf(format, args...)
 		l.State, l.Class, l.Stage = Parked, sinks.ClassUndecodable, stage(sinks.ClassUndecodable)
 		l.Source, l.FirstFailed, l.LastFailed = l.place, r.Time, r.Time
-		l.Fingerprint = fingerprint(sink, "", l.Class, l.Reason)
+		l.Fingerprint = sinks.Fingerprint(sink, "", l.Class, l.Reason)
 		if r.Value == nil {
 			l.State = Skipped // the end of what has no version; else it says nothing
 		}
@@ -473,38 +469,3 @@ func identify(key string) identity {
 func (l *Letter) identity() identity { return identify(l.key) }
 
 func letterID(sink string, id identity) string { return fmt.Sprintf("%s-%x", sink, id[:6]) }
-
-var (
-	// Greedy, and only behind something that is no letter: "field's value: 'it's'".
-	quoted  = regexp.MustCompile(`(?s)\B'.*'|".*"`)
-	numbers = regexp.MustCompile(`\b([0-9][\w.:+-]*|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27})`)
-)
-
-// redact takes out what a store quotes from the row. Our own reasons quote the
-// configuration and stay as they are.
-func redact(class sinks.Class, reason string) string {
-	reason = strings.ToValidUTF8(reason, "?")
-	switch class {
-	case sinks.ClassKey, sinks.ClassUndecodable, sinks.ClassTooLarge, sinks.ClassNoTable:
-		return reason
-	}
-	return quoted.ReplaceAllString(reason, "'?'")
-}
-
-func fingerprint(sink, table string, class sinks.Class, reason string) string {
-	reason = numbers.ReplaceAllString(quoted.ReplaceAllString(reason, "?"), "#")
-	sum := sha256.Sum256([]byte(strings.Join([]string{sink, table, string(class), reason}, "\x00")))
-	return hex.EncodeToString(sum[:6])
-}
-
-// clip cuts valid text to at most max bytes, between two characters.
-func clip(text string, max int) string {
-	if text = strings.ToValidUTF8(text, "?"); len(text) <= max {
-		return text
-	}
-	end := max - len("…")
-	for !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return text[:end] + "…"
-}

@@ -17,6 +17,7 @@ import (
 
 	"lockstep/cdc"
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // Patched says that the row of a letter is not as it was recorded.
@@ -91,8 +92,8 @@ func (p *Patching) Fields(masked map[string]bool) []Field {
 func (l *Letters) Patch(ctx context.Context, p *Patching, by string, at time.Time) error {
 	letter := p.Letter
 	was := *letter.Patched
-	was.By, was.At = clip(by, nameBytes), at
-	letter.State, letter.App, letter.Patched = Parked, clip(l.App, nameBytes), &was
+	was.By, was.At = sinks.Clip(by, nameBytes), at
+	letter.State, letter.App, letter.Patched = Parked, sinks.Clip(l.App, nameBytes), &was
 	if err := l.Log.ProduceAll(ctx, everywhere(letter, l.open(p.record, letter))...); err != nil {
 		return fmt.Errorf("patch letter %s: %w", letter.ID, err)
 	}

@@ -155,7 +155,7 @@ func third(prospect sinks.Prospect) Result {
 	case sinks.Filtered:
 		return Result{WouldSkip, cmp.Or(o.Reason, notTaken)}
 	case sinks.Transient, sinks.Poison:
-		return Result{WouldRefuse, fmt.Sprintf("%s: %s", o.Class, clip(redact(o.Class, o.Sentence()), textBytes))}
+		return Result{WouldRefuse, fmt.Sprintf("%s: %s", o.Class, sinks.Redact(o.Class, o.Sentence()))}
 	default:
 		return Result{Unknown, "the store: " + o.Sentence()}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +55,8 @@ type FieldError struct{ Field, Problem string }
 
 func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
 
+var isFingerprint = regexp.MustCompile(`^[0-9a-f]{12}$`)
+
 // ParseQuery reads a Query from its fields, with the sinks there are. A field that is not
 // known, empty or not understood is a FieldError.
 func ParseQuery(fields map[string]string, known []string, now time.Time) (Query, error) {
@@ -91,7 +94,9 @@ func ParseQuery(fields map[string]string, known []string, now time.Time) (Query,
 				bad(field, "%q is not known; use one of %v", text, sinks.Classes)
 			}
 		case "fingerprint":
-			q.Fingerprint = text
+			if q.Fingerprint = strings.ToLower(text); !isFingerprint.MatchString(q.Fingerprint) {
+				bad(field, "%q is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status", text)
+			}
 		case "since":
 			q.Since = moment(text, now, func(problem string) { bad(field, "%s", problem) })
 		case "until":

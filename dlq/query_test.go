@@ -39,6 +39,8 @@ func TestLettersAreChosenByTimeAndVersion(t *testing.T) {
 func TestAFieldThatIsNotUnderstoodIsOneSentence(t *testing.T) {
 	for want, fields := range map[string]map[string]string{
 		"tabel: is no field of a dead letter to choose by; there are sink, table, key, class, fingerprint, since, until, min_version, max_version": {"tabel": "a.b"},
+		`fingerprint: "c0ffee12345" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                              {"fingerprint": "c0ffee12345"},
+		`fingerprint: "c0ffee12345z" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                             {"fingerprint": "c0ffee12345z"},
 		"key: is empty; leave it out to choose all":                                      {"key": ""},
 		"sink: there is no sink \"x\"; there are es":                                     {"sink": "x"},
 		"min_version: \"9007199254740992\" is no version; use a number from 1 to 2^53-1": {"min_version": "9007199254740992"},
@@ -47,6 +49,13 @@ func TestAFieldThatIsNotUnderstoodIsOneSentence(t *testing.T) {
 		if _, err := ParseQuery(fields, []string{"es"}, failed); err == nil || err.Error() != want {
 			t.Errorf("%v: %v", fields, err)
 		}
+	}
+}
+
+func TestAFingerprintInCapitalsIsTheSame(t *testing.T) {
+	q, err := ParseQuery(map[string]string{"fingerprint": "C0FFEE123456"}, []string{"es"}, failed)
+	if err != nil || q.Fingerprint != "c0ffee123456" {
+		t.Errorf("%q, %v", q.Fingerprint, err)
 	}
 }
 

@@ -269,7 +269,7 @@ func (e *errand) pause(ctx context.Context, d time.Duration) {
 // sayWaits saves what the job waits for. When that fails the operator sees less, and
 // nothing else.
 func (e *errand) sayWaits(ctx context.Context) {
-	e.progress.Waits = clip(e.waits, textBytes)
+	e.progress.Waits = sinks.Clip(e.waits, textBytes)
 	if e.Jobs.save(ctx, e.job.ID, e.progress) == nil {
 		e.saved, e.savedAt = e.waits, time.Now()
 	}
@@ -349,7 +349,7 @@ func (e *errand) failed(ctx context.Context, err error) (over bool, _ error) {
 // end ends the job. Before that is saved it stands in the audit log.
 func (e *errand) end(ctx context.Context, state JobState, problem string) (over bool, err error) {
 	p := e.progress.clone()
-	p.State, p.Problem, p.Waits, p.Ended = state, clip(problem, textBytes), "", time.Now().UTC()
+	p.State, p.Problem, p.Waits, p.Ended = state, sinks.Clip(problem, textBytes), "", time.Now().UTC()
 	if p.Began.IsZero() {
 		p.Began = p.Ended
 	}

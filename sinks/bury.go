@@ -21,7 +21,7 @@ func (d *driver) bury(ctx, work context.Context, now time.Time) {
 	dead := d.lane.dead
 	d.lane.dead = nil
 	for _, it := range dead {
-		if it.broken != nil && d.table.note(now, nil, []sign{unreadable(it)}) {
+		if it.broken != nil && d.table.note(now, nil, []sign{d.unreadable(it)}) {
 			d.lane.dead = append(d.lane.dead, it)
 			continue
 		}
@@ -30,15 +30,13 @@ func (d *driver) bury(ctx, work context.Context, now time.Time) {
 	}
 }
 
-func unreadable(it *item) sign {
-	return sign{print: fingerprint(it.class, it.reason), class: it.class, reason: it.reason}
-}
+func (d *driver) unreadable(it *item) sign { return d.table.sign(it.class, it.reason, false) }
 
 // awaitReadable tells why a partition waits of which nothing is left but records that
 // nobody can read, while its table is held. The try of the table, when it is held for
 // such records, fails: it returns when it may be repeated.
 func (d *driver) awaitReadable(now time.Time) (why hold, at time.Time) {
-	s := unreadable(d.lane.dead[0])
+	s := d.unreadable(d.lane.dead[0])
 	same := d.table.tries(now, s)
 	ok, next, why := d.table.admits()
 	switch {

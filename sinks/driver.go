@@ -393,7 +393,7 @@ func (d *driver) signs(a answer) []sign {
 			signs[i].taken = true
 		case Transient, Poison:
 			if out.Verdict == Poison || a.probe || known(out.Class) == ClassRefused {
-				signs[i] = sign{print: fingerprint(out.Class, out.Reason), class: out.Class, reason: out.Reason}
+				signs[i] = d.table.sign(out.Class, out.Reason, true)
 			}
 		}
 	}

@@ -1,10 +1,7 @@
 package sinks
 
 import (
-	"fmt"
-	"hash/fnv"
 	"log/slog"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -12,30 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
 )
-
-// What differs between two refusals for the same cause. Quoted text goes from the
-// first quotation mark to the last, because a value may have quotation marks in it.
-var varying = []struct {
-	what *regexp.Regexp
-	by   string
-}{
-	{regexp.MustCompile(`(?s)(^|[^\pL\pN])['"].*['"]`), `$1''`},
-	{regexp.MustCompile(`\bid \[[^\]]*\]`), `id []`},
-	{regexp.MustCompile(`\b[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b`), `#`},
-	{regexp.MustCompile(`\b[0-9]*[a-fA-F]*[0-9][0-9a-fA-F]{7,}\b`), `#`},
-	{regexp.MustCompile(`[+-]?\b\d+(?:[.:,]\d+)*\b`), `#`},
-}
-
-// fingerprint tells the cause of a refusal: of two with the same one, class and words
-// are equal but for numbers, quoted values and ids. The path of a field stays.
-func fingerprint(c Class, reason string) string {
-	for _, v := range varying {
-		reason = v.what.ReplaceAllString(reason, v.by)
-	}
-	h := fnv.New64a()
-	h.Write([]byte(string(known(c)) + "\x00" + strings.Join(strings.Fields(reason), " ")))
-	return fmt.Sprintf("%016x", h.Sum64())
-}
 
 // sign is what one outcome says about its table.
 type sign struct {
@@ -150,12 +123,9 @@ func (f *flood) probed(now time.Time, s sign) bool {
 	return false
 }
 
-// wayOut is what is to be done about a flood.
-const wayOut = "mend what refuses the rows (the index or key, the table's entry in the configuration) or the rows themselves in MySQL; " +
-	"the table goes on by itself with the first try that is taken, or once the sink is started again; then apply the letters from before: lockstep dlq replay"
-
 // tableBreaker is the flood of one table, shared by the partitions of its topic.
 type tableBreaker struct {
+	sink  string
 	table string
 	log   *slog.Logger
 	bell  bell // rings when the state changes
@@ -172,7 +142,7 @@ type tableBreaker struct {
 
 func newTableBreaker(sink, table string, cfg Config, m *Metrics, log *slog.Logger) *tableBreaker {
 	b := &tableBreaker{
-		table: table, flood: newFlood(cfg), log: log.With("sink", sink, "table", table),
+		sink: sink, table: table, flood: newFlood(cfg), log: log.With("sink", sink, "table", table),
 		state: m.tableBreaker.WithLabelValues(sink, table),
 		since: m.tableSince.WithLabelValues(sink, table),
 		next:  m.tableNext.WithLabelValues(sink, table),
@@ -283,7 +253,28 @@ func (b *tableBreaker) admits() (ok bool, at time.Time, why hold) {
 	if b.flood.state == gobreaker.StateClosed {
 		return true, time.Time{}, hold{}
 	}
-	return false, b.flood.next, hold{by: ByFlood, reason: b.flood.reason, mend: wayOut}
+	return false, b.flood.next, hold{by: ByFlood, reason: b.flood.reason, mend: b.wayOut()}
+}
+
+// sign is that of a refusal; of a record that nobody can read, which has no table, when
+// it is not readable.
+func (b *tableBreaker) sign(c Class, reason string, readable bool) sign {
+	table := b.table
+	if !readable {
+		table = ""
+	}
+	return sign{print: Fingerprint(b.sink, table, c, reason), class: c, reason: reason}
+}
+
+// wayOut is what is to be done about a flood.
+func (b *tableBreaker) wayOut() string {
+	mend := "mend what refuses the rows (the index or key, the table's entry in the configuration) or the rows themselves in MySQL; " +
+		"the table goes on by itself with the first try that is taken, or once the sink is started again"
+	if b.flood.class == ClassUndecodable { // no replay can apply their letters
+		return mend
+	}
+	return mend + "; then apply the letters from before: " +
+		strings.Join([]string{"lockstep dlq replay --sink", b.sink, "--table", b.table, "--fingerprint", b.flood.print}, " ")
 }
 
 // status is the breaker as an operator sees it, and how many partitions of the table

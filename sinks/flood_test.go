@@ -3,6 +3,8 @@ package sinks
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,53 +15,6 @@ import (
 
 	"lockstep/cdc"
 )
-
-func TestAFingerprintIsOfTheCauseAndNotOfTheRow(t *testing.T) {
-	same := [][]string{
-		{
-			`status 400, document_parsing_exception: [1:23] failed to parse field [price] of type [integer] in document with id '17'. Preview of field's value: 'abc': For input string: "abc"`,
-			`status 400, document_parsing_exception: [1:4711] failed to parse field [price] of type [integer] in document with id 'k-9'. Preview of field's value: 'it's "so" long': For input string: "it's"`,
-		},
-		{
-			`status 400, strict_dynamic_mapping_exception: [1:2] mapping set to strict, dynamic introduction of [colour] within [_doc] is not allowed`,
-			`status 400, strict_dynamic_mapping_exception: [1:99] mapping set to strict, dynamic introduction of [colour] within [_doc] is not allowed`,
-		},
-		{
-			`the document has 1048577 bytes; max_document_bytes is 1048576`,
-			`the document has 9000000 bytes; max_document_bytes is 1048576`,
-		},
-		{
-			`WRONGTYPE key 3e11fa47-71ca-11e1-9e33-c80aa9429562 at deadbeef00112233 -1.5`,
-			`WRONGTYPE key 00000000-0000-0000-0000-000000000000 at 0011223344556677 27`,
-		},
-		{
-			`document with id [abc] is bad`,
-			`document with id [x y z] is bad`,
-		},
-	}
-	seen := map[string]int{}
-	for i, group := range same {
-		for _, reason := range group {
-			print := fingerprint(ClassMapping, reason)
-			if print != fingerprint(ClassMapping, group[0]) {
-				t.Errorf("%q and %q have two fingerprints", reason, group[0])
-			}
-			if other, ok := seen[print]; ok && other != i {
-				t.Errorf("%q has the fingerprint of %q", reason, same[other][0])
-			}
-			seen[print] = i
-		}
-	}
-	field := func(path string) string {
-		return fingerprint(ClassMapping, "failed to parse field ["+path+"] of type [integer]")
-	}
-	if field("address.zip") == field("address.street") {
-		t.Error("two fields have one fingerprint")
-	}
-	if fingerprint(ClassMapping, "no") == fingerprint(ClassKey, "no") {
-		t.Error("two classes have one fingerprint")
-	}
-}
 
 func TestTheWaitsOfAFloodGrowUntilAWindowHasPassedInPeace(t *testing.T) {
 	cfg := DefaultConfig()
@@ -115,10 +70,12 @@ func TestAFloodHoldsItsTableOnlyAndARestartBuriesNoMoreThanAWindow(t *testing.T)
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		letters := 0
-		bury := func(context.Context, Refusal) error {
+		var refusals []Refusal
+		bury := func(_ context.Context, r Refusal) error {
 			mu.Lock()
 			defer mu.Unlock()
 			letters++
+			refusals = append(refusals, r)
 			return nil
 		}
 		sink := plain(func(_ context.Context, changes []cdc.Change) []Outcome {
@@ -156,6 +113,17 @@ func TestAFloodHoldsItsTableOnlyAndARestartBuriesNoMoreThanAWindow(t *testing.T)
 				stop := begin(w, bad)
 				time.Sleep(time.Minute)
 				s := w.Status()
+				row := s.Tables[slices.IndexFunc(s.Tables, func(t TableStatus) bool { return t.Table == "shop.bad" })]
+				mu.Lock()
+				for _, r := range refusals {
+					if print := Fingerprint(w.Name, r.Change.Table.String(), r.Class, r.Reason); print != row.Breaker.Fingerprint || !strings.HasSuffix(row.Held.Mend, ": lockstep dlq replay --sink "+w.Name+" --table shop.bad --fingerprint "+print) {
+						t.Errorf("the letter has %s and the breaker %+v, %+v", print, row.Breaker, row.Held)
+					}
+					if r.Reason != "no field for '?'" || row.Breaker.Reason != r.Reason || row.Held.Reason != r.Reason {
+						t.Errorf("a value of the row: %q, %+v, %+v", r.Reason, row.Breaker, row.Held)
+					}
+				}
+				mu.Unlock()
 				if got := gaugeOf(t, reg, "lockstep_sink_table_breaker_state", "shop.bad"); got != 2 {
 					t.Errorf("the breaker's state is %v; want 2, open: %+v", got, s)
 				}

@@ -112,6 +112,9 @@ func (w *Worker) call(j *joint) {
 		began := time.Now()
 		outcomes = w.Sink.Apply(j.ctx, changes)
 		went.took = time.Since(began)
+		for i := range outcomes {
+			outcomes[i].redact() // here: from here on reasons reach logs, breakers and letters
+		}
 		return verdict(j.ctx, outcomes)
 	})
 	if went.made {

@@ -115,8 +115,13 @@ func (f auditFlags) chosen() (filter audit.Filter, err error) {
 	if filter.Since, err = moment("since", f.since); err != nil {
 		return filter, err
 	}
-	filter.Until, err = moment("until", f.until)
-	return filter, err
+	if filter.Until, err = moment("until", f.until); err != nil {
+		return filter, err
+	}
+	if err := filter.Check(); err != nil {
+		return filter, usageError{fmt.Errorf("--act: %w", err)}
+	}
+	return filter, nil
 }
 
 // moment is a time, or how long ago it was; empty is the zero time.

@@ -212,3 +212,12 @@ func TestMistakesInTheAuditCommandsAreUsageErrors(t *testing.T) {
 		}
 	}
 }
+
+func TestAnActThatThereIsNotIsRefused(t *testing.T) {
+	for _, act := range []string{"nope", "dlq.skipp", "dlg.*"} {
+		got := lockstep(t, nil, "audit", "list", "--act", act)
+		if want := fmt.Sprintf("lockstep: --act: %q is no act; there are %s\n", act, strings.Join(audit.Acts, ", ")); got.code != 2 || got.stderr != want {
+			t.Errorf("%+v, want %s", got, want)
+		}
+	}
+}

@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"lockstep/audit"
+	"lockstep/cdc"
+	"lockstep/config"
 	"lockstep/dlq"
 	"lockstep/kafka"
 )
@@ -69,10 +71,15 @@ func (f letterFlags) chosen(a *app, cmd *cobra.Command) (map[string]string, dlq.
 		return nil, dlq.Query{}, err
 	}
 	q, err := dlq.ParseQuery(fields, cfg.SinkNames(), time.Now())
+	return fields, q, flagMistake(err)
+}
+
+// flagMistake is a dlq.FieldError as a mistake in the command line.
+func flagMistake(err error) error {
 	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
-		err = usageError{fmt.Errorf("--%s: %s", strings.ReplaceAll(wrong.Field, "_", "-"), wrong.Problem)}
+		return usageError{fmt.Errorf("--%s: %s", strings.ReplaceAll(wrong.Field, "_", "-"), wrong.Problem)}
 	}
-	return fields, q, err
+	return err
 }
 
 // office is what the dlq commands work with.
@@ -125,7 +132,8 @@ func (d *desk) box(sink string) *dlq.Letters {
 // Sinks are the names of the sinks there are.
 func (d *desk) Sinks() []string { return d.cfg.SinkNames() }
 
-// Choose reads the letters of the chosen sinks. A sink that never ran has none.
+// Choose reads the letters of the chosen sinks. A sink that never ran has none. When none
+// is chosen, of a table that is not captured, it is a dlq.FieldError.
 func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
 	names := d.cfg.SinkNames()
 	if q.Sink != "" {
@@ -147,7 +155,23 @@ func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
 		}
 		all = append(all, some...)
 	}
+	if len(all) == 0 {
+		return all, uncaptured(d.cfg, q.Table)
+	}
 	return all, nil
+}
+
+// uncaptured says, as a dlq.FieldError, that no table of the pipeline is called so. There
+// may be letters of one all the same: it was taken out of the configuration.
+func uncaptured(cfg *config.Config, table string) error {
+	if table == "" {
+		return nil
+	}
+	db, name, _ := strings.Cut(table, ".")
+	if _, captured := cfg.MatchTable(cdc.TableName{DB: db, Table: name}); captured {
+		return nil
+	}
+	return &dlq.FieldError{Field: "table", Problem: table + " is not captured, and no open letter that is chosen is of it: no entry of tables[].match takes it"}
 }
 
 // Skip closes a letter and leaves the row stale.
@@ -164,7 +188,7 @@ func (f letterFlags) show(a *app, cmd *cobra.Command, do func([]dlq.Letter) erro
 	return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
 		letters, err := o.Choose(ctx, query)
 		if err != nil {
-			return err
+			return flagMistake(err)
 		}
 		return do(letters)
 	})
@@ -271,20 +295,38 @@ type outcome struct {
 	Result dlq.Result `json:"result"`
 }
 
-// named keeps the letters with these IDs; without any, all.
-func named(letters []dlq.Letter, ids []string) ([]dlq.Letter, error) {
-	if len(ids) == 0 {
-		return letters, nil
+// choose lists the letters that a replay is about: those with these IDs that q takes;
+// without IDs all that it takes, and at least one unless it takes every letter.
+func (o *office) choose(ctx context.Context, q dlq.Query, ids []string) ([]dlq.Letter, error) {
+	letters, err := o.Choose(ctx, q)
+	switch {
+	case err != nil:
+		return nil, flagMistake(err)
+	case len(ids) > 0:
+		chosen, missing := named(letters, ids)
+		if missing == "" {
+			return chosen, nil
+		}
+		if _, err := o.find(ctx, missing); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("dead letter %s is open, but the other flags exclude it; leave them out, or see: lockstep dlq show %s", missing, missing)
+	case len(letters) == 0 && q != (dlq.Query{}):
+		return nil, errors.New("no open letter matches; see: lockstep dlq list")
 	}
-	var chosen []dlq.Letter
+	return letters, nil
+}
+
+// named are the letters with these IDs, and the first ID that none of them has.
+func named(letters []dlq.Letter, ids []string) (chosen []dlq.Letter, missing string) {
 	for _, id := range ids {
 		i := slices.IndexFunc(letters, func(l dlq.Letter) bool { return l.ID == id })
 		if i < 0 {
-			return nil, fmt.Errorf("no open dead letter has the ID %s; see: lockstep dlq list", id)
+			return nil, id
 		}
 		chosen = append(chosen, letters[i])
 	}
-	return chosen, nil
+	return chosen, ""
 }
 
 func printOutcomes(w io.Writer, results []outcome) {

@@ -50,8 +50,8 @@ one that cannot be decoded), or unknown (source or store cannot be asked).
 
 Name letters by ID, choose them with flags, or say --all.
 
-It shows how far the job is until that has ended, and exits with 1 when a letter stays or
-the job did not come to its end. With --detach it prints the ID of the job; see
+It shows how far the job is until that has ended, and exits with 1 when a letter stays,
+the job did not come to its end or no open letter is chosen. With --detach it prints the ID of the job; see
 lockstep dlq jobs.`,
 		Example: `  # what would be replayed
   lockstep dlq replay --sink search --class mapping --dry-run
@@ -80,16 +80,13 @@ lockstep dlq jobs.`,
 				ID: dlq.JobID(time.Now()), Mode: dlq.Mode(f.mode), Reason: f.reason, Asked: time.Now().UTC(),
 				Filter: query.Fields(), IDs: args, Rate: f.rate, Canary: f.canary,
 			}
-			if err := jobMistake(job.Check()); err != nil {
+			if err := flagMistake(job.Check()); err != nil {
 				return err
 			}
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				if f.dryRun || len(args) > 0 {
-					letters, err := o.Choose(ctx, query)
+				if f.dryRun || len(args)+len(chosen) > 0 {
+					letters, err := o.choose(ctx, query, args)
 					if err != nil {
-						return err
-					}
-					if letters, err = named(letters, args); err != nil {
 						return err
 					}
 					if f.dryRun {
@@ -118,14 +115,6 @@ lockstep dlq jobs.`,
 	}
 	a.addActor(cmd)
 	return cmd
-}
-
-// jobMistake is what is wrong with a job as a mistake in the command line.
-func jobMistake(err error) error {
-	if wrong, ok := errors.AsType[*dlq.FieldError](err); ok {
-		return usageError{fmt.Errorf("--%s: %s", wrong.Field, wrong.Problem)}
-	}
-	return err
 }
 
 // jobs are the replays of the pipeline.

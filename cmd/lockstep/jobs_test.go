@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"lockstep/audit"
+	"lockstep/config"
 	"lockstep/dlq"
 	"lockstep/sinks"
 )
@@ -60,20 +61,56 @@ func TestAReplayIsAskedForShownAndCancelled(t *testing.T) {
 	}
 
 	for want, args := range map[string][]string{
-		`2 name letters by ID, choose them with flags, or say --all`:                                                        {"replay"},
-		`2 --mode: "copy" is not known; use resync to read the rows again from MySQL, or payload to send what was recorded`: {"replay", "--all", "--mode", "copy"},
-		`2 --rate: -1 is no number of letters a second; use 1 to 1000000, or 0 for as fast as it goes`:                      {"replay", "--all", "--rate", "-1"},
-		`2 --canary: -1 is no number of letters; use 1 to 1000000, or 0 for none`:                                           {"replay", "--all", "--canary", "-1"},
-		`2 --rate says how to replay, and --dry-run replays nothing; leave one of them out`:                                 {"replay", "--all", "--rate", "1", "--dry-run"},
-		`1 no open dead letter has the ID nowhere; see: lockstep dlq list`:                                                  {"replay", "nowhere"},
-		`2 name one replay; see lockstep dlq jobs list`:                                                                     {"jobs", "cancel"},
-		`1 no replay has the ID nowhere; see lockstep dlq jobs list`:                                                        {"jobs", "show", "nowhere"},
-		`2 unknown command "stop"; did you mean show?; see lockstep dlq jobs --help`:                                        {"jobs", "stop"},
-		`2 unknown flag --canari; did you mean --canary?; see lockstep dlq replay --help`:                                   {"replay", "--canari", "1"},
+		`2 name letters by ID, choose them with flags, or say --all`:                                                                  {"replay"},
+		`2 --mode: "copy" is not known; use resync to read the rows again from MySQL, or payload to send what was recorded`:           {"replay", "--all", "--mode", "copy"},
+		`2 --rate: -1 is no number of letters a second; use 1 to 1000000, or 0 for as fast as it goes`:                                {"replay", "--all", "--rate", "-1"},
+		`2 --canary: -1 is no number of letters; use 1 to 1000000, or 0 for none`:                                                     {"replay", "--all", "--canary", "-1"},
+		`2 --rate says how to replay, and --dry-run replays nothing; leave one of them out`:                                           {"replay", "--all", "--rate", "1", "--dry-run"},
+		`1 no open dead letter has the ID nowhere; see: lockstep dlq list`:                                                            {"replay", "nowhere"},
+		`1 no open dead letter has the ID else; see: lockstep dlq list`:                                                               {"replay", "else", "--sink", "cache"},
+		`1 dead letter ` + letter + ` is open, but the other flags exclude it; leave them out, or see: lockstep dlq show ` + letter:   {"replay", letter, "--sink", "cache"},
+		`1 no open letter matches; see: lockstep dlq list`:                                                                            {"replay", "--key", "999"},
+		`2 --fingerprint: "c0ffee" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                  {"replay", "--fingerprint", "c0ffee"},
+		`2 --table: bank_.questions is not captured, and no open letter that is chosen is of it: no entry of tables[].match takes it`: {"replay", "--table", "bank_.questions"},
+		`2 name one replay; see lockstep dlq jobs list`:                                                                               {"jobs", "cancel"},
+		`1 no replay has the ID nowhere; see lockstep dlq jobs list`:                                                                  {"jobs", "show", "nowhere"},
+		`2 unknown command "stop"; did you mean show?; see lockstep dlq jobs --help`:                                                  {"jobs", "stop"},
+		`2 unknown flag --canari; did you mean --canary?; see lockstep dlq replay --help`:                                             {"replay", "--canari", "1"},
 	} {
 		got := c.run(append([]string{"dlq"}, args...)...)
 		if code, text, _ := strings.Cut(want, " "); got.stderr != "lockstep: "+text+"\n" || code[0] != byte('0'+got.code) {
 			t.Errorf("%q: %+v, want %s", args, got, want)
+		}
+	}
+	for _, args := range [][]string{{"--detach"}, {"--dry-run"}} { // nothing is chosen by either
+		if got := c.run(append([]string{"dlq", "replay", "--fingerprint", "C0FFEE123456"}, args...)...); got.code != 1 || got.stderr != "lockstep: no open letter matches; see: lockstep dlq list\n" {
+			t.Errorf("%q: %+v", args, got)
+		}
+	}
+	if got := c.run("dlq", "replay", "--fingerprint", strings.ToUpper(c.letters()[0].Fingerprint), "--detach"); got.code != 0 {
+		t.Errorf("in capitals: %+v", got)
+	}
+	if got := c.run("dlq", "list", "--table", "bank_.questions"); got.code != 2 {
+		t.Errorf("%+v", got)
+	}
+	if got := c.run("dlq", "replay", "--all", "--detach"); got.code != 0 {
+		t.Errorf("every letter: %+v", got)
+	}
+}
+
+func TestATableThatIsNotCapturedIsNamed(t *testing.T) {
+	cfg := config.Default()
+	cfg.Tables = []config.Table{{Match: "bank.*"}}
+	for table, want := range map[string]string{
+		"": "", "bank.questions": "",
+		"bank_.questions": "--table: bank_.questions is not captured, and no open letter that is chosen is of it: no entry of tables[].match takes it",
+	} {
+		got := ""
+		if err := flagMistake(uncaptured(&cfg, table)); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", table, got, want)
 		}
 	}
 }

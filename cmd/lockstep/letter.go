@@ -335,7 +335,7 @@ as the topic does; one that --file names is made so that only you can read it.`,
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
 				letters, err := o.Choose(ctx, query)
 				if err != nil {
-					return err
+					return flagMistake(err)
 				}
 				if path == "" {
 					return o.export(ctx, letters, a.stdout)

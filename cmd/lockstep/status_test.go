@@ -114,7 +114,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	for _, want := range []string{
 		"lockstep ", ", pipeline shop, up ", ", ready\n",
 		"sink search: table bank.tags is held: breaker open since ", ", next try in ", ": no field in '", "(mapping, fingerprint ",
-		"\n  mend: mend what refuses the rows ", "lockstep dlq replay\n",
+		"\n  mend: mend what refuses the rows ", "; then apply the letters from before: lockstep dlq replay --sink search --table bank.tags --fingerprint ",
 	} {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("%q is not in\n%s", want, got.stdout)

@@ -331,7 +331,7 @@ func (s *Sink) widen(ctx context.Context, docs []*document) []*document {
 		case errors.Is(l.err, cdc.ErrNoTable):
 			d.outcome.Verdict = sinks.Transient
 		case l.err != nil:
-			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Unasked: !ofCluster(l.err), Reason: d.outcome.Reason + "; the table could not be looked at: " + l.err.Error()}
+			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Unasked: !ofCluster(l.err), Reason: sinks.Redact(d.outcome.Class, d.outcome.Reason) + "; the table could not be looked at: " + l.err.Error()}
 		case l.wider:
 			again = append(again, d)
 		default: // a row from before a column was dropped: its new shape, or its end, comes behind it

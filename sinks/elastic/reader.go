@@ -292,7 +292,7 @@ func (s *Sink) simulate(ctx context.Context, v *view, body []byte, docs []*docum
 		case errors.Is(v.unknown, cdc.ErrNoTable):
 			d.outcome.Verdict = sinks.Transient
 		case v.unknown != nil:
-			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Unasked: !ofCluster(v.unknown), Reason: d.outcome.Reason + "; the table could not be looked at: " + v.unknown.Error()}
+			d.outcome = sinks.Outcome{Verdict: sinks.Unavailable, Unasked: !ofCluster(v.unknown), Reason: sinks.Redact(d.outcome.Class, d.outcome.Reason) + "; the table could not be looked at: " + v.unknown.Error()}
 		default:
 			d.outcome.Verdict = sinks.Transient
 			d.outcome.Reason += noColumn
