@@ -103,13 +103,13 @@ func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
 	if len(groups) != 1 || groups[0].Count < rows*9/10 {
 		t.Fatalf("groups: %+v", groups)
 	}
+	w.mendUnseen(rows) // before the load: of a row that it mends no letter tells
 	end := w.load(60, 5)
 	watcher := &oracle.Watcher{Spec: w.spec}
 	watching, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	defer stop()
 	watched := make(chan error, 1)
 	go func() { watched <- watcher.Run(watching) }()
-	w.mendUnseen(rows)
 
 	jobs := []string{
 		w.detached("--fingerprint", groups[0].Fingerprint, "--mode", "payload", "--rate", rate, "--actor", "ann", "--reason", "as it was"),
