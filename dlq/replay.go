@@ -242,7 +242,7 @@ func leaves(c cdc.Change) cdc.Change {
 // them: a sweep of their table may have been over before they came.
 func (r *replay) leftMeanwhile(ctx context.Context, outcomes []sinks.Outcome) error {
 	gone, err := r.whichAreGone(ctx, func(i int) bool {
-		return !r.gone[i] && outcomes[i].Verdict == sinks.Applied || outcomes[i].Verdict == sinks.Duplicate
+		return !r.gone[i] && (outcomes[i].Verdict == sinks.Applied || outcomes[i].Verdict == sinks.Duplicate)
 	})
 	if err != nil {
 		return err
