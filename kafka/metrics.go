@@ -14,7 +14,7 @@ type Metrics struct {
 	ackedBytes  *prometheus.CounterVec // topic
 	retries     prometheus.Counter
 	unacked     prometheus.Gauge
-	age         prometheus.Histogram
+	age         *prometheus.HistogramVec // topic
 	checkpoints prometheus.Counter
 	lag         *prometheus.GaugeVec // group, topic, partition
 }
@@ -37,11 +37,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		unacked: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_kafka_unacked_bytes", Help: "Bytes published and not yet acknowledged, before compression.",
 		}),
-		age: prometheus.NewHistogram(prometheus.HistogramOpts{
+		age: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_kafka_ack_age_seconds",
-			Help:    "Time from the commit of a batch's oldest record at the source to its acknowledgement by Kafka.",
+			Help:    "Time from the commit of a batch's oldest record at the source to its acknowledgement by Kafka, by the source's clock.",
 			Buckets: []float64{.001, .0015, .002, .003, .005, .0075, .01, .015, .02, .03, .05, .1, .2, .5, .8, 1, 2.5, 5, 10, 30, 60, 300, 3600},
-		}),
+		}, []string{"topic"}),
 		checkpoints: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_kafka_checkpoints_total", Help: "Positions of the source saved.",
 		}),

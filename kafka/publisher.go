@@ -57,9 +57,10 @@ type Publisher struct {
 	fail    context.CancelCauseFunc
 	partsMu sync.Mutex
 	parts   map[topicPartition]*partition
-	start   func(*partition) // set while Run runs
-	mu      sync.Mutex       // guards what follows
-	fences  []*fence         // oldest first; the last one is open
+	at      func(time.Time) time.Time // of the clock that records have their times from
+	start   func(*partition)          // set while Run runs
+	mu      sync.Mutex                // guards what follows
+	fences  []*fence                  // oldest first; the last one is open
 	firing  bool
 	buffers [][]byte
 }
@@ -80,6 +81,7 @@ type fence struct {
 type partition struct {
 	topicPartition
 	published, acked, ackedBytes prometheus.Counter
+	age                          prometheus.Observer
 
 	mu    sync.Mutex
 	queue []*batch      // the last one still takes records
@@ -109,8 +111,13 @@ func NewPublisher(client *Client, cfg Config, metrics *Metrics, log *slog.Logger
 		fail:    fail,
 		parts:   make(map[topicPartition]*partition),
 		fences:  []*fence{{}},
+		at:      func(t time.Time) time.Time { return t },
 	}
 }
+
+// Clock says what the clock by which records have their times shows at a time of this
+// machine, so that the ages of what is acknowledged are right. It is called before Run.
+func (p *Publisher) Clock(at func(time.Time) time.Time) { p.at = at }
 
 // Run sends what is published until ctx ends or it cannot go on. When ctx ends it
 // waits up to five seconds for the batches in flight and returns nil; what was
@@ -245,6 +252,7 @@ func (p *Publisher) partition(topic string, id int) *partition {
 			published:      p.metrics.published.WithLabelValues(topic),
 			acked:          p.metrics.acked.WithLabelValues(topic),
 			ackedBytes:     p.metrics.ackedBytes.WithLabelValues(topic),
+			age:            p.metrics.age.WithLabelValues(topic),
 			wake:           make(chan struct{}, 1),
 			producer:       -1,
 		}
@@ -462,7 +470,7 @@ func (p *Publisher) newProducer(ctx context.Context, part *partition) error {
 func (p *Publisher) delivered(part *partition, b *batch, tries int) {
 	part.acked.Add(float64(b.count))
 	part.ackedBytes.Add(float64(len(b.buf)))
-	p.metrics.age.Observe(time.Since(b.oldest).Seconds())
+	part.age.Observe(max(0, p.at(time.Now()).Sub(b.oldest).Seconds()))
 	p.metrics.unacked.Sub(float64(b.cost))
 	p.budget.Release(b.cost)
 	p.mu.Lock()

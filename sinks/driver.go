@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"lockstep/cdc"
 )
 
@@ -22,6 +24,8 @@ type driver struct {
 	table *tableBreaker
 	share *share
 	log   *slog.Logger
+
+	fetchAge prometheus.Observer
 
 	seat    *seat   // in the pool
 	ticket  *ticket // for a call, while one is wanted
@@ -89,6 +93,7 @@ func (w *Worker) newDriver(p Partition) *driver {
 		w.tables[topic] = d.table
 	}
 	w.mu.Unlock()
+	d.fetchAge = w.Metrics.fetched.WithLabelValues(w.Name, d.table.table)
 	d.table.enter(1)
 	d.reached.behind = true
 	d.reach.set(d, d.reached)
@@ -114,6 +119,7 @@ func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
 		if len(records) > 0 {
 			var bytes int
 			items, bytes = decode(records)
+			d.came(items)
 			d.share.fetched(bytes, most)
 		}
 		if !d.hand(ctx, out, items) {
@@ -407,10 +413,20 @@ func (d *driver) observe(it *item, now time.Time) {
 		return
 	}
 	d.newest.set(committed, d.Metrics.newest.WithLabelValues(d.Name))
-	if late := now.UnixMicro() - committed; late >= 0 {
+	if late := d.Clock(now).UnixMicro() - committed; late >= 0 {
 		it.book.latency.Observe(float64(late) / 1e6)
 	} else {
 		d.Metrics.future.WithLabelValues(d.Name).Inc()
+	}
+}
+
+// came notes how old the changes of a fetch were when they came.
+func (d *driver) came(items []*item) {
+	now := d.Clock(time.Now()).UnixMicro()
+	for _, it := range items {
+		if c := &it.change; it.broken == nil && c.Op != cdc.OpRead && c.CommitMicros > 0 {
+			d.fetchAge.Observe(max(0, float64(now-c.CommitMicros)/1e6))
+		}
 	}
 }
 

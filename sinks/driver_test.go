@@ -221,10 +221,15 @@ func TestLatencyCountsAppliedChangesOfTheStreamOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, f := range families {
-			if f.GetName() == "lockstep_sink_latency_seconds" {
-				h := f.GetMetric()[0].GetHistogram()
+			h := f.GetMetric()[0].GetHistogram()
+			switch f.GetName() {
+			case "lockstep_sink_latency_seconds":
 				if h.GetSampleCount() != 1 || h.GetSampleSum() != .25 {
 					t.Errorf("%d latencies that sum to %v s; want one of 0.25 s", h.GetSampleCount(), h.GetSampleSum())
+				}
+			case "lockstep_sink_fetched_age_seconds":
+				if h.GetSampleCount() != 2 || h.GetSampleSum() < .25 || h.GetSampleSum() > 1 {
+					t.Errorf("%d ages when fetched that sum to %v s; want one of 0.25 s or little more and one of 0", h.GetSampleCount(), h.GetSampleSum())
 				}
 			}
 		}

@@ -38,6 +38,7 @@ type Metrics struct {
 	changes      *prometheus.CounterVec
 	dead         *prometheus.CounterVec
 	latency      *prometheus.HistogramVec
+	fetched      *prometheus.HistogramVec
 	future       *prometheus.CounterVec
 	held         *prometheus.GaugeVec
 	memory       *prometheus.GaugeVec
@@ -58,6 +59,9 @@ type Metrics struct {
 	swept        *prometheus.CounterVec
 	repairs      *prometheus.CounterVec
 }
+
+// ageBuckets are those of ages since a commit, in seconds.
+var ageBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300}
 
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
@@ -80,12 +84,17 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink", "table", "class"}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_sink_latency_seconds",
-			Help:    "Time from the commit in the source to the store's acknowledgement, of applied changes.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300},
+			Help:    "Time from the commit in the source to the store's acknowledgement, of applied changes, by the source's clock.",
+			Buckets: ageBuckets,
+		}, []string{"sink", "table"}),
+		fetched: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "lockstep_sink_fetched_age_seconds",
+			Help:    "Time from the commit in the source to the coming of the change from Kafka, by the source's clock.",
+			Buckets: ageBuckets,
 		}, []string{"sink", "table"}),
 		future: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_commits_from_the_future_total",
-			Help: "Applied changes whose commit time lies ahead of this machine's clock; they are left out of the latency.",
+			Help: "Applied changes whose commit time lies ahead of the source's clock, as it is known here; they are left out of the latency.",
 		}, []string{"sink"}),
 		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_sink_held_partitions",
@@ -162,7 +171,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"sink", "repair"}),
 	}
 	reg.MustRegister(m.repairs, m.inFlight, m.memory, m.poolSize, m.calls, m.waiting, m.breakerSince, m.breakerNext, m.tableBreaker, m.tableSince, m.tableNext, m.tableHeld, m.tableWaits)
-	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.future, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
+	reg.MustRegister(m.received, m.changes, m.dead, m.latency, m.fetched, m.future, m.held, m.breaker, m.apply, m.newest, m.sweeping, m.swept)
 	return m
 }
 

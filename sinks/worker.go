@@ -51,7 +51,10 @@ type Worker struct {
 	Moves func(cdc.TableName) bool
 	// Memory bounds the bytes that all workers of a process hold; nil is for a worker
 	// that shares Config.MemoryBytes with no other.
-	Memory  *Memory
+	Memory *Memory
+	// Clock says what the source's clock shows at a time of this machine's, by which ages
+	// since a commit are measured; nil is for clocks that show the same.
+	Clock   func(time.Time) time.Time
 	Log     *slog.Logger
 	Metrics *Metrics
 	Config  Config
@@ -133,6 +136,9 @@ func (w *Worker) start() {
 		w.pool = newPool(w.Name, w.Config, w.Metrics, w.call)
 		w.tables = make(map[string]*tableBreaker)
 		w.sweeps = make(map[*item]*SweepStatus)
+		if w.Clock == nil {
+			w.Clock = func(t time.Time) time.Time { return t }
+		}
 		if w.Memory == nil {
 			w.Memory = NewMemory(w.Config.MemoryBytes)
 		}

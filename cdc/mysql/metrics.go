@@ -24,9 +24,14 @@ type Metrics struct {
 	held         prometheus.Gauge
 	leftOut      prometheus.Counter
 	ddl          *prometheus.CounterVec
+	readAge      *prometheus.HistogramVec
 
 	ghostTransactions, ghostKeys prometheus.Counter
 }
+
+// ageBuckets are those of every age since a commit, in seconds: fine where a pipeline should
+// be, and up to where it is a day's work to catch up.
+var ageBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300, 3600}
 
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
@@ -63,6 +68,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "lockstep_snapshot_rows_left_out_total", Help: "Rows read by snapshots and not published, because the log brought something newer meanwhile."}),
 		ddl: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_capture_ddl_total", Help: "Statements met in the log that change a captured table, by what was done: emptied or dropped (the sinks are emptied), copied (the table is copied anew), passed (its rows stay as they are) or skipped by the operator."}, []string{"action"}),
+		readAge: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "lockstep_capture_read_age_seconds", Help: "Time from the commit in the source to the reading of the row change from its log, by the source's clock.",
+			Buckets: ageBuckets}, []string{"table"}),
 		ghostTransactions: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_capture_ghost_transactions_total", Help: "Transactions in Kafka that the source has lost, as when a replica took over without them; the rows they changed are read again."}),
 		ghostKeys: prometheus.NewCounter(prometheus.CounterOpts{
@@ -71,16 +79,19 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, action := range []string{"emptied", "dropped", "copied", "passed", "skipped"} {
 		m.ddl.WithLabelValues(action)
 	}
-	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.estimated, m.copyState, m.held, m.leftOut, m.ddl, m.ghostTransactions, m.ghostKeys)
+	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.estimated, m.copyState, m.held, m.leftOut, m.ddl, m.readAge, m.ghostTransactions, m.ghostKeys)
 	return m
 }
 
 // tableCounters are the counters of one table, looked up once.
-type tableCounters struct{ create, update, delete, read prometheus.Counter }
+type tableCounters struct {
+	create, update, delete, read prometheus.Counter
+	readAge                      prometheus.Observer
+}
 
 func (m *Metrics) table(t cdc.TableName) *tableCounters {
 	count := func(op cdc.Op) prometheus.Counter { return m.rows.WithLabelValues(t.String(), op.String()) }
-	return &tableCounters{count(cdc.OpCreate), count(cdc.OpUpdate), count(cdc.OpDelete), count(cdc.OpRead)}
+	return &tableCounters{count(cdc.OpCreate), count(cdc.OpUpdate), count(cdc.OpDelete), count(cdc.OpRead), m.readAge.WithLabelValues(t.String())}
 }
 
 func (c *tableCounters) inc(op cdc.Op) {

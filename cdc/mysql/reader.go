@@ -41,6 +41,7 @@ type reader struct {
 	marked  time.Time // of the last checkpoint
 	moved   bool      // the position has moved since then
 
+	age         float64    // seconds since the commit when the rows of an event are read; negative when it is not known
 	change      cdc.Change // reused from row to row, as are the images
 	key, oldKey []byte
 	before      image
@@ -254,7 +255,7 @@ func (r *reader) end(e *replication.BinlogEvent) error {
 	}
 	r.moved = true
 	r.Metrics.transactions.Inc()
-	r.Metrics.lag.Set(max(0, time.Since(time.UnixMicro(r.txn.commit)).Seconds()))
+	r.Metrics.lag.Set(max(0, r.Clock.At(time.Now()).Sub(time.UnixMicro(r.txn.commit)).Seconds()))
 	r.txn = transaction{}
 	r.snaps.boundary()
 	return r.mark(false)

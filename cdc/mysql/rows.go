@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 	"github.com/go-mysql-org/go-mysql/replication"
@@ -238,6 +239,10 @@ func (r *reader) rows(ev *event) error {
 	clock += cdc.Turns - 1
 	r.change = cdc.Change{Table: l.table, GTID: r.txn.gtid, CommitMicros: r.txn.commit, Layout: l.print,
 		Origin: cdc.Origin{ServerID: ev.ServerID, File: r.file, Pos: ev.LogPos}}
+	r.age = -1
+	if r.txn.commit > 0 {
+		r.age = max(0, r.Clock.At(time.Now()).Sub(time.UnixMicro(r.txn.commit)).Seconds())
+	}
 	data := e.images
 	e.images, ev.data = nil, nil // a large one is not to stay while its rows are published
 	for len(data) > 0 {
@@ -356,6 +361,9 @@ func (r *reader) publish(src *source, op cdc.Op, key, before, after []byte, cloc
 	}
 	c.Op, c.Key, c.Before, c.After = op, key, before, after
 	src.counters.inc(op)
+	if r.age >= 0 {
+		src.counters.readAge.Observe(r.age)
+	}
 	r.snaps.touched(c.Table, c.Key)
 	if r.wasPublished(c) {
 		return nil

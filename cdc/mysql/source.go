@@ -39,6 +39,8 @@ type Source struct {
 	Out     Output
 	Log     *slog.Logger
 	Metrics *Metrics
+	// Clock is the source's; nil takes this machine's for it.
+	Clock *WallClock
 	// From is the saved position; nil starts with a copy of every table.
 	From *cdc.Position
 	// FirstEpoch gives the epoch when From is nil.

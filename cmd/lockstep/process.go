@@ -38,6 +38,7 @@ type process struct {
 	memory   *sinks.Memory // of all sinks
 	loading  chan struct{} // room for those who read their dead letters
 	workers  workers
+	clock    *mysql.WallClock
 	started  time.Time
 	metrics  struct {
 		kafka   *kafka.Metrics
@@ -61,6 +62,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.admin = admin.NewMetrics(p.registry)
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
+	p.clock = &mysql.WallClock{Config: cfg.Source, Log: log, Metrics: mysql.NewWallClockMetrics(p.registry)}
 	return p, nil
 }
 
@@ -99,6 +101,7 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	log.Info("lockstep starts", "version", version, "admin", server.addr())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
+	g.Go(func() error { p.clock.Run(ctx); return nil })
 	if what.capture != nil {
 		g.Go(func() error { return p.standby(ctx, *what.capture) })
 	}
@@ -167,10 +170,11 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 	}
 	log := p.log.With("part", "capture")
 	publisher := kafka.NewPublisher(p.kafka, p.cfg.Kafka, p.metrics.kafka, log)
+	publisher.Clock(p.clock.At)
 	out := kafka.NewChangeLog(p.kafka, publisher, p.cfg.Prefix, p.cfg.Kafka, p.metrics.kafka, log)
 	requests := kafka.NewSnapshotRequests(p.kafka, publisher, p.cfg.Prefix, log)
 	source := &mysql.Source{
-		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: metrics,
+		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: metrics, Clock: p.clock,
 		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), Saved: p.saved, SkipGTID: flags.skipGTID,
 		Resnapshot: flags.resnapshot && from != nil, OnGap: flags.onGap, Published: p.published,
 		Requests: requests,
@@ -477,7 +481,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.progress(ctx, name, store, topic)
 		},
-		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Moves: store.moves, Memory: p.memory, Clock: p.clock.At, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
 	posts.Try = crew.Try
 	runPosted := func(ctx context.Context, part sinks.Partition) error {

@@ -32,6 +32,7 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.Clock = p.clock.At
 	return &store{
 		Sink:   shaper.before(s),
 		reader: shaper.reads(s),

@@ -28,6 +28,10 @@ type Sink struct {
 	// nothing is known of that; it is not to be set once changes are applied.
 	Refill func(ctx context.Context, t cdc.TableName, had bool) (lost bool, err error)
 
+	// Clock says what the source's clock shows at a time of this machine's; nil is for
+	// clocks that show the same.
+	Clock func(time.Time) time.Time
+
 	name     string
 	config   Config
 	client   *elasticsearch.BaseClient
@@ -38,6 +42,7 @@ type Sink struct {
 	metrics  *Metrics
 
 	watchEvery time.Duration
+	seeking    seeking
 
 	mu     sync.Mutex
 	tables map[cdc.TableName]*table // nil for a table that is not for this sink
@@ -70,6 +75,7 @@ func Open(name string, cfg Config, tables func(cdc.TableName) (TableConfig, bool
 	return &Sink{
 		name: name, config: cfg, client: client, access: access, lookup: tables, describe: describe,
 		log: log, metrics: metrics, watchEvery: watchEvery, tables: make(map[cdc.TableName]*table),
+		seeking: seeking{next: make(map[*table]time.Time), wake: make(chan struct{}, 1)},
 	}, nil
 }
 
@@ -135,6 +141,7 @@ func (s *Sink) Apply(ctx context.Context, changes []cdc.Change) []sinks.Outcome 
 			outcomes[d.at] = out
 		}
 	}
+	s.seek(docs, outcomes)
 	return outcomes
 }
 

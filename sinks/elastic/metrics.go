@@ -13,6 +13,8 @@ type Metrics struct {
 	mappings prometheus.Counter
 	outlived prometheus.Counter
 	foreign  prometheus.Counter
+
+	searchable *prometheus.HistogramVec
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -39,10 +41,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Name: "lockstep_elastic_foreign_writes_total",
 		Help: "Changes that met a document which somebody else had written: its _version is not its _lockstep.v.",
 	})
+	m.searchable = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "lockstep_elastic_searchable_age_seconds",
+		Help:    "Time from the commit in the source until a search finds the document, by the source's clock, of one document of each table every five seconds. One that is not found within a minute counts so long.",
+		Buckets: []float64{.01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300},
+	}, []string{"sink", "table"})
 	for _, answer := range []string{"none", "2xx", "4xx", "429", "5xx"} {
 		m.requests.WithLabelValues(answer)
 	}
-	reg.MustRegister(m.requests, m.bytes, m.mappings, m.outlived, m.foreign)
+	reg.MustRegister(m.requests, m.bytes, m.mappings, m.outlived, m.foreign, m.searchable)
 	return m
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
@@ -22,8 +23,11 @@ const aliasBytes = 3000
 // Run looks at the index of every table when it begins, so that the log tells early what
 // is wrong, and until ctx ends it sees within a minute that an index or its alias is gone,
 // whether changes come or not: an index is made again. It removes the tombstones that have
-// been kept long enough. tables lists what the sink takes.
+// been kept long enough, and measures when documents can be searched for. tables lists what the sink takes.
 func (s *Sink) Run(ctx context.Context, tables func(context.Context) ([]cdc.TableName, error)) error {
+	var seekers sync.WaitGroup
+	defer seekers.Wait()
+	seekers.Go(func() { s.findSought(ctx) })
 	watch := time.NewTicker(s.watchEvery)
 	defer watch.Stop()
 	lap := time.NewTicker(min(time.Hour, s.config.TombstoneKeep/10))
