@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,7 @@ const (
 	backlog  = "questions" // the table whose changes are drained
 	live     = "live"      // the table that is written while latency is measured
 	acked    = "acked"     // the same while acknowledgements are measured
+	stepped  = "stepped"   // the same at rising rates
 	search   = "search"    // the sink that is Elasticsearch
 	cache    = "cache"     // the sink that is Redis
 )
@@ -67,7 +69,7 @@ func (b *bench) say(format string, args ...any) {
 func (b *bench) only(list string) error {
 	b.parts = strings.Split(list, ",")
 	for _, part := range b.parts {
-		if !slices.Contains([]string{"capture", "search", "cache", "latency", "ack", "large", "letters"}, part) {
+		if !slices.Contains([]string{"capture", "search", "cache", "latency", "steps", "ack", "large", "letters"}, part) {
 			return fmt.Errorf("%q is no part", part)
 		}
 	}
@@ -79,7 +81,7 @@ func (b *bench) wants(parts ...string) bool {
 }
 
 // sinks reports whether any sink takes part.
-func (b *bench) sinks() bool { return b.wants("search", "cache", "latency") }
+func (b *bench) sinks() bool { return b.wants("search", "cache", "latency", "steps") }
 
 // run measures everything and removes what it wrote.
 func (b *bench) run(ctx context.Context) (err error) {
@@ -110,6 +112,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{b.wants("search"), b.measureSearch},
 		{b.wants("cache"), b.measureCache},
 		{b.wants("latency"), b.measureLatency},
+		{b.wants("steps"), b.measureSteps},
 		{b.wants("ack"), b.measureAck},
 		{b.wants("large"), b.measureLarge},
 		{b.wants("letters"), b.measureLetters},
@@ -149,6 +152,7 @@ func (b *bench) prepare(elastic bool, dir string) error {
 		return fmt.Errorf("%s is not there; make build makes it", b.binary)
 	}
 	b.name = fmt.Sprintf("bench-%d", b.began.Unix())
+	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = stepWriters
 	b.kafka = &kafkago.Client{Addr: kafkago.TCP(b.servers.kafka.Addr), Timeout: 30 * time.Second}
 	b.redis = goredis.NewClient(&goredis.Options{Addr: b.servers.redis.Addr, ReadTimeout: 30 * time.Second})
 	for _, path := range []string{dir, filepath.Dir(b.out)} {
@@ -189,7 +193,7 @@ func (b *bench) createWorld(ctx context.Context) error {
 	if _, err := b.db.ExecContext(ctx, "CREATE DATABASE "+database+" DEFAULT CHARACTER SET utf8mb4"); err != nil {
 		return fmt.Errorf("create database %s: %w", database, err)
 	}
-	for _, table := range []string{backlog, live, acked} {
+	for _, table := range []string{backlog, live, acked, stepped} {
 		if _, err := b.db.ExecContext(ctx, fmt.Sprintf(createTable, database+"."+table)); err != nil {
 			return fmt.Errorf("create table %s: %w", table, err)
 		}

@@ -32,6 +32,9 @@ Measures bin/lockstep (make build) on the local servers (make up):
   latency  from commit to applied in each sink: 1,000 rows/s in transactions of four,
            and 300 transactions/s of one row (single)
            beside the time until a bare go-mysql reader has the event
+  steps    from the time a transaction of one row is due until both stores have it, at rising
+           rates: P50 and P99 at 300 transactions/s, and the highest rate with P99 <= 800 ms
+           beside an application that writes all three stores itself before it answers
   ack      from commit to the acknowledgement by Kafka, 1,000 transactions/s
            beside bare produce requests at that rate
   large    the most memory of the capture for a transaction of a million rows, one

@@ -138,6 +138,8 @@ type schedule struct {
 	per         int     // rows that each changes
 	connections int
 	rows        int // that the table has
+	// do is a transaction that changes the rows with these ids; nil for an update alone.
+	do func(ctx context.Context, conn *sql.Conn, ids []string) error
 }
 
 // writerStats says how well the schedule was kept.
@@ -145,6 +147,7 @@ type writerStats struct {
 	transactions int
 	rows         int             // that they changed
 	late, commit []time.Duration // sorted
+	done         []time.Duration // since it was due, sorted
 }
 
 // run writes for that long and returns what it did.
@@ -153,7 +156,14 @@ func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats,
 	total := int(s.rate * duration.Seconds())
 	began := time.Now()
 	var next atomic.Int64
-	late, commit := make([]time.Duration, total), make([]time.Duration, total)
+	late, commit, done := make([]time.Duration, total), make([]time.Duration, total), make([]time.Duration, total)
+	do := s.do
+	if do == nil {
+		do = func(ctx context.Context, conn *sql.Conn, ids []string) error {
+			_, err := conn.ExecContext(ctx, "UPDATE "+table+" SET views = views + 1, updated_at = NOW(6) WHERE id IN ("+strings.Join(ids, ",")+")")
+			return err
+		}
+	}
 	writers, ctx := errgroup.WithContext(ctx)
 	for range s.connections {
 		writers.Go(func() error {
@@ -177,10 +187,10 @@ func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats,
 				for n := range ids {
 					ids[n] = strconv.Itoa((i*s.per+n)*7919%s.rows + 1)
 				}
-				if _, err := conn.ExecContext(ctx, "UPDATE "+table+" SET views = views + 1, updated_at = NOW(6) WHERE id IN ("+strings.Join(ids, ",")+")"); err != nil {
+				if err := do(ctx, conn, ids); err != nil {
 					return fmt.Errorf("update %s: %w", table, err)
 				}
-				late[i], commit[i] = sent.Sub(due), time.Since(sent)
+				late[i], commit[i], done[i] = sent.Sub(due), time.Since(sent), time.Since(due)
 			}
 		})
 	}
@@ -189,7 +199,8 @@ func (s schedule) run(ctx context.Context, duration time.Duration) (writerStats,
 	}
 	slices.Sort(late)
 	slices.Sort(commit)
-	return writerStats{total, total * s.per, late, commit}, nil
+	slices.Sort(done)
+	return writerStats{total, total * s.per, late, commit, done}, nil
 }
 
 // pause waits; it is false when ctx ended before.
