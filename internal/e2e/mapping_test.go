@@ -127,8 +127,12 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	if w.lockstep(&rebuilt, "rebuild", "search", "--table", w.name+".questions"); !strings.HasSuffix(rebuilt.To, "-questions-000002") {
 		t.Errorf("rebuilt to %q", rebuilt.To)
 	}
+	await(t, time.Minute, "the table to be held by the process that has the mapping of before", func() bool {
+		out, _ := exec.Command(w.binary, "status", "--address", p.admin).Output() // fails, because something waits
+		return strings.Contains(string(out), "questions is held since ") && strings.Contains(string(out), "when it was rebuilt after the configuration had changed, start the sink again")
+	})
 	t.Log(end())
-	p.stop() // it has the mapping with which it was started, and holds the table
+	p.stop()
 	p = w.start("run")
 	w.foreseeable(code, "payload", wouldApply)
 	end = w.load(60, 7)
