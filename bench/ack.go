@@ -104,7 +104,6 @@ func (b *bench) measureAck(ctx context.Context) error {
 // what has become due meanwhile.
 func (b *bench) bareProduce(ctx context.Context, writer schedule, duration time.Duration) ([]time.Duration, error) {
 	topic := b.name + "-bare"
-	const partitions = 4
 	made, err := b.kafka.CreateTopics(ctx, &kafkago.CreateTopicsRequest{Topics: []kafkago.TopicConfig{{Topic: topic, NumPartitions: partitions, ReplicationFactor: 1}}})
 	if err == nil {
 		err = made.Errors[topic]

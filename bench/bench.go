@@ -30,6 +30,8 @@ const (
 	stepped  = "stepped"   // the same at rising rates
 	search   = "search"    // the sink that is Elasticsearch
 	cache    = "cache"     // the sink that is Redis
+
+	partitions = 4 // of every topic
 )
 
 // patience bounds each wait for something that comes by itself.
@@ -212,7 +214,7 @@ source:
   server_id: {{.ServerID}}
 kafka:
   brokers: [{{.Kafka.Addr}}]
-  partitions: 4
+  partitions: {{.Partitions}}
 {{- if .MaxRecordBytes}}
   max_record_bytes: {{.MaxRecordBytes}}
 {{- end}}
@@ -262,7 +264,7 @@ func (b *bench) pipeline(table string) (*pipeline, error) {
 	var text strings.Builder
 	if err := configuration.Execute(&text, map[string]any{
 		"Name": b.name, "Table": table, "Database": database, "Search": search, "Cache": cache, "Admin": admin, "ServerID": serverID(0),
-		"MaxRecordBytes": b.maxRecord, "MySQL": b.servers.mysql, "Kafka": b.servers.kafka, "Elastic": b.servers.elastic, "Redis": b.servers.redis,
+		"Partitions": partitions, "MaxRecordBytes": b.maxRecord, "MySQL": b.servers.mysql, "Kafka": b.servers.kafka, "Elastic": b.servers.elastic, "Redis": b.servers.redis,
 	}); err != nil {
 		return nil, err
 	}

@@ -10,14 +10,18 @@ import (
 	kafkago "github.com/segmentio/kafka-go"
 
 	"lockstep/dlq"
+	"lockstep/kafka"
 )
 
 const (
 	lettered = "lettered"
 	// openLetters is how many dead letters are open when lockstep starts.
 	openLetters = 1_000_000
-	// lateRows are there in all, of which one is written before lockstep stops.
-	lateRows = 1000
+	// earlyRows are written before lockstep stops: so many that each partition has one, for
+	// a topic that has none in its last is taken for one that has grown. lateRows are
+	// there in all.
+	earlyRows = 100
+	lateRows  = 1000
 )
 
 // measureLetters starts lockstep beside a million open dead letters and asks how long it
@@ -26,7 +30,7 @@ func (b *bench) measureLetters(ctx context.Context) error {
 	if _, err := b.db.ExecContext(ctx, fmt.Sprintf(createTable, database+"."+lettered)); err != nil {
 		return fmt.Errorf("create table %s: %w", lettered, err)
 	}
-	if err := insertRows(ctx, b.db, lettered, 1, 1); err != nil {
+	if err := insertRows(ctx, b.db, lettered, 1, earlyRows); err != nil {
 		return err
 	}
 	p, err := b.pipeline(lettered)
@@ -37,7 +41,7 @@ func (b *bench) measureLetters(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.await(ctx, "the first row is in Redis", func(m metrics) bool { return m.settled(cache) == 1 })
+	_, err = c.await(ctx, "the first rows are in Redis", func(m metrics) bool { return m.settled(cache) == earlyRows })
 	if err := c.stopWith(err); err != nil {
 		return err
 	}
@@ -46,7 +50,7 @@ func (b *bench) measureLetters(ctx context.Context) error {
 	if err := b.writeLetters(ctx, p); err != nil {
 		return err
 	}
-	if err := insertRows(ctx, b.db, lettered, 2, lateRows); err != nil {
+	if err := insertRows(ctx, b.db, lettered, earlyRows+1, lateRows); err != nil {
 		return err
 	}
 	b.say("letters: lockstep starts")
@@ -58,7 +62,7 @@ func (b *bench) measureLetters(ctx context.Context) error {
 		return err
 	}
 	b.add("letters.first_row", time.Since(c.started).Seconds(), "s")
-	if _, err := c.await(ctx, "all rows are in Redis", func(m metrics) bool { return m.settled(cache) == lateRows-1 }); err != nil {
+	if _, err := c.await(ctx, "all rows are in Redis", func(m metrics) bool { return m.settled(cache) == lateRows-earlyRows }); err != nil {
 		return err
 	}
 	b.add("letters.all_rows", time.Since(c.started).Seconds(), "s")
@@ -89,13 +93,14 @@ func (c *child) stopWith(err error) error {
 	return err
 }
 
-// writeLetters writes letters of rows that the table does not have.
+// writeLetters writes letters of rows that the table does not have, where their rows would
+// change.
 func (b *bench) writeLetters(ctx context.Context, p *pipeline) error {
 	w := &kafkago.Writer{
 		Addr: kafkago.TCP(b.servers.kafka.Addr), Transport: &kafkago.Transport{}, // the shared one may not know the topic yet
 		Topic: p.prefix + ".dlq." + cache, RequiredAcks: kafkago.RequireAll,
 		BatchSize: 2000, BatchBytes: 4 << 20, BatchTimeout: 10 * time.Millisecond,
-		Balancer: kafkago.BalancerFunc(func(m kafkago.Message, partitions ...int) int { return partitions[m.Offset%int64(len(partitions))] }),
+		Balancer: kafkago.BalancerFunc(func(m kafkago.Message, partitions ...int) int { return partitions[m.Partition] }),
 	}
 	defer w.Close()
 	now := time.Now().UTC().Format(time.RFC3339Nano)
@@ -104,15 +109,16 @@ func (b *bench) writeLetters(ctx context.Context, p *pipeline) error {
 	for i := range openLetters {
 		id, version := strconv.Itoa(10_000_000+i), strconv.Itoa(1<<42+i)
 		key := `{"id":` + id + `}`
+		at := kafka.PartitionFor([]byte(key), partitions)
 		headers := [][2]string{
 			{dlq.HeaderFormat, "2"}, {dlq.HeaderState, string(dlq.Parked)}, {dlq.HeaderSink, cache},
-			{dlq.HeaderTopic, p.topic}, {dlq.HeaderPartition, strconv.Itoa(i % 4)}, {dlq.HeaderOffset, strconv.Itoa(i)}, {dlq.HeaderRecordKey, key},
+			{dlq.HeaderTopic, p.topic}, {dlq.HeaderPartition, strconv.Itoa(at)}, {dlq.HeaderOffset, strconv.Itoa(i)}, {dlq.HeaderRecordKey, key},
 			{dlq.HeaderTable, database + "." + lettered}, {dlq.HeaderKey, id}, {dlq.HeaderVersion, version}, {dlq.HeaderClass, "refused"}, {dlq.HeaderStage, "apply"},
 			{dlq.HeaderReason, reason}, {dlq.HeaderFirstFailed, now}, {dlq.HeaderLastFailed, now}, {dlq.HeaderFingerprint, "c0ffee123456"}, {dlq.HeaderRetryCount, "0"},
-			{dlq.ConnectTopic, p.topic}, {dlq.ConnectPartition, strconv.Itoa(i % 4)}, {dlq.ConnectOffset, strconv.Itoa(i)}, {dlq.ConnectSink, cache},
+			{dlq.ConnectTopic, p.topic}, {dlq.ConnectPartition, strconv.Itoa(at)}, {dlq.ConnectOffset, strconv.Itoa(i)}, {dlq.ConnectSink, cache},
 			{dlq.ConnectClass, "refused"}, {dlq.ConnectReason, reason},
 		}
-		m := kafkago.Message{Offset: int64(i), Key: []byte(database + "." + lettered + "/" + key), Value: []byte(`{"before":null,"after":{"id":` + id + `,"title":"` + strings.Repeat("words ", 40) + `"},"op":"c"}`)}
+		m := kafkago.Message{Partition: at, Key: []byte(database + "." + lettered + "/" + key), Value: []byte(`{"before":null,"after":{"id":` + id + `,"title":"` + strings.Repeat("words ", 40) + `"},"op":"c"}`)}
 		for _, h := range headers {
 			m.Headers = append(m.Headers, kafkago.Header{Key: h[0], Value: []byte(h[1])})
 		}
@@ -121,6 +127,9 @@ func (b *bench) writeLetters(ctx context.Context, p *pipeline) error {
 				return fmt.Errorf("write letters: %w", err)
 			}
 			messages = messages[:0]
+			if written := i + 1; written%(openLetters/4) == 0 {
+				b.say("letters: %s are written", thousands(float64(written)))
+			}
 		}
 	}
 	return nil

@@ -21,6 +21,7 @@ type child struct {
 	cmd     *exec.Cmd
 	admin   string
 	logPath string
+	say     func(format string, args ...any) // tells a person what is waited for
 	started time.Time
 	done    chan struct{} // closed when it has ended
 	err     error         // how it ended; to be read after done
@@ -38,7 +39,7 @@ func (b *bench) start(p *pipeline, args ...string) (*child, error) {
 		return nil, err
 	}
 	defer log.Close()
-	c := &child{cmd: exec.Command(b.binary, append(args, "-c", p.config)...), admin: p.admin, logPath: path, done: make(chan struct{}), started: time.Now()}
+	c := &child{cmd: exec.Command(b.binary, append(args, "-c", p.config)...), admin: p.admin, logPath: path, say: b.say, done: make(chan struct{}), started: time.Now()}
 	c.cmd.Stdout, c.cmd.Stderr = log, log
 	// In a process group of its own: Ctrl-C reaches the group of the terminal, and
 	// lockstep is to be stopped once, by stop.
@@ -102,10 +103,16 @@ func (b *bench) warnings() (n int) {
 	return n
 }
 
-// poll makes laps until one returns 0; a lap returns how long to wait for the next.
+// poll makes laps until one returns 0; a lap returns how long to wait for the next. It
+// says every ten seconds what it waits for.
 func (c *child) poll(ctx context.Context, what string, lap func() time.Duration) error {
 	deadline := time.Now().Add(patience)
+	told := time.Now()
 	for wait := lap(); wait > 0; wait = lap() {
+		if time.Since(told) >= 10*time.Second {
+			told = time.Now()
+			c.say("not yet: %s", what)
+		}
 		select {
 		case <-c.done:
 			return fmt.Errorf("%s: lockstep ended before (%v); %s", what, c.err, c.tail())

@@ -116,7 +116,7 @@ func (c Config) Check() error {
 type TableConfig struct {
 	// Index is the name of the alias that readers search; {db} and {table} stand for the names of the table, and upper-case letters become lower-case. The index behind a new alias is called like it with -000001 behind. The default is {db}_{table}.
 	Index string `yaml:"index"`
-	// Mapping replaces the generated field mapping of single columns, for example body: {type: text, analyzer: english}. It is used when the index is created or a column is added.
+	// Mapping replaces the generated field mapping of single columns, for example body: {type: text, analyzer: english}. It is used when the index is created or a column is added; of a field that is there, a sink that is started changes what Elasticsearch can change, such as ignore_malformed, and else holds the table until lockstep rebuild.
 	Mapping map[string]any `yaml:"mapping"`
 	// Shards overrides the number of primary shards for this table; 0, the default, means the sink's.
 	Shards int `yaml:"shards"`

@@ -82,6 +82,6 @@ func (e *outgrown) Error() string {
 		parts = append(parts, fmt.Sprintf("field %s is %s and column %s needs %s", m.field, m.has, m.column, m.needs))
 	}
 	slices.Sort(parts)
-	return fmt.Sprintf("the index %s does not fit %s any more: %s; run: lockstep rebuild %s --table %s, or keep the field as it is with tables[].elastic.mapping",
+	return fmt.Sprintf("the index %s does not fit %s any more: %s; run: lockstep rebuild %s --table %s, or keep the field as it is with tables[].elastic.mapping, or, when it was rebuilt after the configuration had changed, start the sink again",
 		e.index, e.table, strings.Join(parts, ", "), e.sink, e.table)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 
@@ -204,11 +205,13 @@ func (s *Sink) Would(ctx context.Context, changes []cdc.Change) []sinks.Prospect
 	return out
 }
 
-// view is a table's index as it is, and the fields that an Apply would add to it.
+// view is a table's index as it is, and the mappings of fields that an Apply would give it
+// first: of those that it lacks, and of those that are configured anew.
 type view struct {
 	no      *sinks.Outcome // what every change of the table would be answered
 	index   *index         // nil when there is none yet
-	missing func(unsignedLong bool) map[string]any
+	fields  func(unsignedLong bool) map[string]any
+	anew    bool  // some are configured anew, and only the next change will tell whether the index takes that
 	unknown error // why the table could not be looked at
 }
 
@@ -223,7 +226,16 @@ func (s *Sink) view(ctx context.Context, t *table, v *view) *sinks.Outcome {
 		if err := t.config.CheckTable(shape); err != nil {
 			return unready(err)
 		}
-		v.missing = func(unsignedLong bool) map[string]any { return t.missing(index, shape, unsignedLong) }
+		var anew map[string]any
+		if index != nil {
+			anew = refitted(index.Mappings.Properties, shape, t.config.Mapping)
+		}
+		v.anew = len(anew) > 0
+		v.fields = func(unsignedLong bool) map[string]any {
+			fields := t.missing(index, shape, unsignedLong)
+			maps.Copy(fields, anew)
+			return fields
+		}
 	}
 	switch {
 	case index != nil || err == nil:
@@ -278,6 +290,9 @@ func (s *Sink) simulate(ctx context.Context, v *view, body []byte, docs []*docum
 		cannot("")
 		return
 	}
+	if v.anew { // a simulation takes also what cannot be put
+		cannot(", because the configured mapping has other words than that of the index, and is put with the next change")
+	}
 	for i, d := range docs {
 		e := answers[i].Get("error")
 		if !e.Exists() {
@@ -302,8 +317,8 @@ func (s *Sink) simulate(ctx context.Context, v *view, body []byte, docs []*docum
 
 func (s *Sink) simulated(ctx context.Context, request []byte, v *view, unsignedLong bool) (response, error) {
 	request = slices.Clip(request)
-	if v.missing != nil {
-		if fields := v.missing(unsignedLong); len(fields) > 0 {
+	if v.fields != nil {
+		if fields := v.fields(unsignedLong); len(fields) > 0 {
 			text, err := json.Marshal(map[string]any{"properties": fields})
 			if err != nil {
 				return response{}, err

@@ -70,6 +70,42 @@ func TestTheMappingIsAskedBeforeAnythingIsWritten(t *testing.T) {
 	}
 }
 
+// A mapping that is configured anew is asked about as the next change would put it. Whether it
+// can be put nobody knows before, and that is said.
+func TestAMappingThatIsConfiguredAnewIsAskedBeforeItIsPut(t *testing.T) {
+	for _, x := range []struct {
+		mapping     map[string]any
+		would, gets sinks.Verdict
+		reason      string // a part of it
+	}{
+		{map[string]any{"type": "long"}, sinks.Poison, sinks.Poison, "failed to parse field [n]"},
+		{map[string]any{"type": "long", "coerce": false}, sinks.Poison, sinks.Poison, "failed to parse field [n]"},
+		{map[string]any{"type": "long", "ignore_malformed": true}, sinks.Applied, sinks.Applied, sinks.CannotAsk + ", because the configured mapping has other words"},
+		{map[string]any{"type": "long", "ignore_malformed": true, "doc_values": false}, sinks.Applied, sinks.Unavailable, sinks.CannotAsk + ", because the configured mapping has other words"},
+	} {
+		s := openStore(t, nil)
+		name := cdc.TableName{DB: "sinktest", Table: "numbers"}
+		s.tables[name] = cdc.Table{Name: name, Key: []string{"id"}, Columns: []cdc.Column{{Name: "id", Kind: cdc.KindInt}, {Name: "n", Kind: cdc.KindInt}}}
+		row := cdc.Change{Table: name, Op: cdc.OpCreate, Version: sinktest.Version(1), Key: sinktest.Key(1), After: []byte(`{"id":1,"n":1}`)}
+		if got := verdictOf(t, s, row); got.Verdict != sinks.Applied {
+			t.Fatal(got)
+		}
+		s.table(name).config.Mapping = map[string]any{"n": x.mapping}
+		s.table(name).forget()
+		row.Version, row.After = sinktest.Version(2), []byte(`{"id":1,"n":"one"}`)
+		_, before := s.ask(t, http.MethodGet, "/"+s.alias(name)+"/_mapping", "")
+		if would := s.Would(t.Context(), []cdc.Change{row})[0]; would.Verdict != x.would || !strings.Contains(would.Reason, x.reason) {
+			t.Errorf("%v: %+v; want verdict %d: %s", x.mapping, would.Outcome, x.would, x.reason)
+		}
+		if _, now := s.ask(t, http.MethodGet, "/"+s.alias(name)+"/_mapping", ""); now.Raw != before.Raw {
+			t.Errorf("%v: asking has changed the mapping", x.mapping)
+		}
+		if got := verdictOf(t, s, row); got.Verdict != x.gets {
+			t.Errorf("%v: got %+v; want verdict %d", x.mapping, got, x.gets)
+		}
+	}
+}
+
 func TestRoutedRowsAreReadWhereTheyAre(t *testing.T) {
 	s := openRouted(t, nil)
 	c := cdc.Change{Table: tenants.Name, Op: cdc.OpCreate, Version: sinktest.Version(1), Key: sinktest.Key(1), After: owned(1, "a")}
