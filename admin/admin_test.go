@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"lockstep/audit"
@@ -68,6 +69,12 @@ type shelf struct {
 	fail    error
 	asked   dlq.Query
 	gate    *sync.WaitGroup // who looks for a letter waits there for the others
+
+	padding  string // of exported lines
+	between  func(context.Context)
+	broken   error // of an export
+	unplaced bool
+	imported []string
 }
 
 func (s *shelf) Sinks() []string { return []string{"cache", "search"} }
@@ -143,6 +150,7 @@ type api struct {
 	log     *memory
 	jobs    *dlq.Jobs
 	config  Config
+	server  *Server
 	handler http.Handler
 }
 
@@ -166,8 +174,8 @@ func (a *api) restart() {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	s := &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
-	a.handler = s.Handler(append(LetterRoutes(a.shelf), JobRoutes(a.shelf, a.jobs)...)...)
+	a.server = &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), ImportBytes: 1 << 20}
+	a.handler = a.server.Handler(append(LetterRoutes(a.shelf), JobRoutes(a.shelf, a.jobs)...)...)
 }
 
 func tokenFile(t *testing.T, text string, mode os.FileMode) string {
@@ -204,15 +212,27 @@ func (a *api) ask(method, path, token, body string, headers ...string) answer {
 	}
 	w := httptest.NewRecorder()
 	a.handler.ServeHTTP(w, r)
-	got := answer{status: w.Code, body: w.Body.Bytes(), header: w.Header()}
-	if w.Code >= 400 {
+	return a.read(method, path, w.Code, w.Body.Bytes(), w.Header())
+}
+
+// read is an answer, with its problem when it is one.
+func (a *api) read(method, path string, status int, body []byte, header http.Header) answer {
+	a.t.Helper()
+	got := answer{status: status, body: body, header: header}
+	if status >= 400 && method != "HEAD" {
 		var p Problem
-		if err := json.Unmarshal(got.body, &p); err != nil || w.Header().Get("Content-Type") != "application/problem+json" || p.Status != w.Code || p.Title == "" || p.Detail == "" || p.Type != "about:blank" || p.RequestID != w.Header().Get("X-Request-ID") {
+		if err := json.Unmarshal(got.body, &p); err != nil || header.Get("Content-Type") != "application/problem+json" || p.Status != status || p.Title == "" || p.Detail == "" || p.Type != "about:blank" || p.RequestID != header.Get("X-Request-ID") {
 			a.t.Errorf("%s %s: no problem body: %v %s", method, path, err, got.body)
 		}
 		got.code, got.detail = p.Code, p.Detail
 	}
 	return got
+}
+
+// requests is how many of an operation had an answer, as the metrics count them.
+func (a *api) requests(operation, code string) float64 {
+	a.t.Helper()
+	return testutil.ToFloat64(a.server.Metrics.requests.WithLabelValues(operation, code))
 }
 
 const skipPath, skipReason, jsonType = "/v1/dlq/search-1/skip", `{"reason":"test data"}`, "Content-Type: application/json"
@@ -377,6 +397,7 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 		`tokens[0].role: "admin" is not known; use viewer or operator`:                                                                              {Tokens: []Token{{"ann", "admin", "/a"}}},
 	} {
 		got := ""
+		c.ImportBytes = DefaultConfig().ImportBytes
 		if err := c.Check(); err != nil {
 			got = err.Error()
 		}
@@ -681,6 +702,9 @@ func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
 	check("get", "/v1/dlq", "200", ok, a.ask("GET", "/v1/dlq?limit=3", viewer, "").body)
 	check("get", "/v1/dlq/groups", "200", ok, a.ask("GET", "/v1/dlq/groups", viewer, "").body)
 	check("get", "/v1/dlq/preview", "200", ok, a.ask("GET", "/v1/dlq/preview?limit=2", viewer, "").body)
+	server := a.serve(time.Minute)
+	check("post", "/v1/dlq/import", "200", ok, a.importing(server, "i-1", importPath+"&dry_run=true", "letter 8\n").body)
+	check("post", "/v1/dlq/import", "422", bad, a.importing(server, "i-1", importPath, "x\n").body)
 	check("get", "/v1/dlq/{id}", "200", ok, a.ask("GET", "/v1/dlq/search-1", viewer, "").body)
 	check("get", "/v1/dlq/{id}", "404", bad, a.ask("GET", "/v1/dlq/search-9", viewer, "").body)
 	check("patch", "/v1/dlq/{id}", "428", bad, a.ask("PATCH", patchPath, operator, patchBody, patchType, "X-Request-ID: p-0").body)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -36,6 +37,15 @@ type Desk interface {
 	Patching(ctx context.Context, l dlq.Letter, patch []byte) (p *dlq.Patching, fields []dlq.Field, err error)
 	// Patch writes it.
 	Patch(ctx context.Context, p *dlq.Patching, by string) error
+	// Export writes letters that Choose has listed, one in a line.
+	Export(ctx context.Context, letters []dlq.Letter, to io.Writer) error
+	// Arriving checks a file of letters, and returns what Import does with each. Its error is a
+	// dlq.LineError for a line that is no letter for this pipeline, and a dlq.ErrNoPosition
+	// where nobody knows that of any.
+	Arriving(ctx context.Context, file io.ReadSeeker) ([]dlq.Found, error)
+	// Import puts back the letters of a file that was found so; done is called for each that is
+	// safe.
+	Import(ctx context.Context, file io.ReadSeeker, found []dlq.Found, done func(i int)) error
 	// Skip closes a letter.
 	Skip(ctx context.Context, l dlq.Letter, reason string) error
 }
@@ -92,6 +102,23 @@ type prospects struct {
 
 type skipBody struct {
 	Reason string `json:"reason" doc:"why the row may stay stale"`
+}
+
+// arrived is what became of a letter of a file.
+type arrived struct {
+	ID     string `json:"id"`
+	Sink   string `json:"sink"`
+	Table  string `json:"table"`
+	Key    string `json:"key"`
+	Result string `json:"result" doc:"imported, would be imported, or left out and why"`
+}
+
+type importDone struct {
+	DryRun   bool      `json:"dry_run" doc:"nothing was changed"`
+	Imported int       `json:"imported" doc:"of a dry run, how many would be"`
+	LeftOut  int       `json:"left_out"`
+	Letters  []arrived `json:"letters" doc:"the first of them, in the order of the body"`
+	More     int       `json:"more" doc:"how many letters there were beside these"`
 }
 
 // operation is one of a JSON Patch.
@@ -157,6 +184,24 @@ func LetterRoutes(d Desk) []Route {
 				Param{Name: "mode", Enum: []string{"resync", "payload"}, Doc: "send the row as it is in the source now, which is the default, or as it was recorded"},
 				Param{Name: "limit", Type: "integer", Doc: fmt.Sprintf("how many letters at most, 1 to %d; %d when it is left out", pageMost, pageDefault)}),
 			Read: func(ctx context.Context, r *Request) (any, error) { return preview(ctx, r, d, chosen) },
+		},
+		{
+			Method: http.MethodGet, Path: "/v1/dlq/export", ID: "exportLetters", Short: "Export open dead letters, whole", Query: chosen,
+			Role: Operator, Bulk: true, Gives: ndjson, Answer: lines{},
+			Long: "A letter in each line, byte for byte, which importLetters and lockstep dlq import put back. It is for operators, for it holds values as they were recorded, those of columns that are masked since included. " +
+				"An answer that cannot be ended is cut off without its last chunk, which clients report as an error: what came by then is no export.",
+			Codes:  append(slices.Clone(wrong), Code{http.StatusHTTPVersionNotSupported, "http_version", "HTTP/1.0 cannot tell a whole answer from a part"}),
+			Stream: func(ctx context.Context, r *Request, to io.Writer) error { return export(ctx, r, d, chosen, to) },
+		},
+		{
+			Method: http.MethodPost, Path: "/v1/dlq/import", ID: "importLetters", Short: "Put dead letters back that were exported", Bulk: true, Takes: ndjson, Body: lines{}, Answer: importDone{},
+			Query: []Param{{Name: "reason", Doc: "why they are put back; it must be there, but for a dry run"}, rehearsed},
+			Long: "Every line is checked first, and when one is wrong nothing is changed. It is safe to import twice, or late: a letter whose row has an open letter that is not older is left out. " +
+				"The body may have admin.import_bytes.",
+			Codes: append(slices.Clone(wrong), Code{http.StatusBadRequest, "reason_missing", ""}, Code{http.StatusUnprocessableEntity, "line_refused", "a line is no letter for this pipeline; its number is named"},
+				Code{http.StatusConflict, "no_position", "the pipeline has never run"}, Code{http.StatusRequestTimeout, "body_slow", ""}),
+			Act:   "dlq.import",
+			Write: func(ctx context.Context, r *Request) (*Work, error) { return importLetters(ctx, r, d) },
 		},
 		{
 			Method: http.MethodGet, Path: "/v1/dlq/{id}", ID: "getLetter", Short: "Show an open dead letter, and its row in source and sink now", Wildcards: id, Answer: Letter{}, Tagged: true,
@@ -233,6 +278,73 @@ func LetterRoutes(d Desk) []Route {
 			},
 		},
 	}
+}
+
+func export(ctx context.Context, r *Request, d Desk, chosen []Param, to io.Writer) error {
+	fields, err := r.fields(chosen)
+	if err != nil {
+		return err
+	}
+	letters, err := choose(ctx, d, fields)
+	if err != nil {
+		return err
+	}
+	return d.Export(ctx, letters, to)
+}
+
+// importLetters prepares an import: it checks every line.
+func importLetters(ctx context.Context, r *Request, d Desk) (*Work, error) {
+	fields, err := r.fields([]Param{{Name: "reason"}, rehearsed})
+	if err != nil {
+		return nil, err
+	}
+	reason := fields["reason"]
+	if strings.TrimSpace(reason) == "" && !r.Rehearsal {
+		return nil, problem(http.StatusBadRequest, "reason_missing", "reason is missing; say why the letters are put back")
+	}
+	found, err := d.Arriving(ctx, r.file)
+	switch wrong, ok := errors.AsType[*dlq.LineError](err); {
+	case ok && ctx.Err() == nil:
+		return nil, problem(http.StatusUnprocessableEntity, "line_refused", "%v; nothing was imported", wrong)
+	case errors.Is(err, dlq.ErrNoPosition):
+		return nil, problem(http.StatusConflict, "no_position", "nothing was imported: %v", err)
+	case err != nil:
+		return nil, err
+	}
+	said := tell(found, r.Rehearsal)
+	return &Work{Filter: map[string]string{"sha256": r.sum}, Reason: reason, Would: said, Do: func(ctx context.Context) (any, map[string]int, error) {
+		counts := map[string]int{"imported": 0, "left_out": said.LeftOut}
+		err := d.Import(ctx, r.file, found, func(int) { counts["imported"]++ })
+		if err != nil {
+			err = fmt.Errorf("%d of %d letters are imported, and then: %w; send it again under the same X-Request-ID", counts["imported"], said.Imported, err)
+		}
+		return said, counts, err
+	}}, nil
+}
+
+// tell says what becomes of the letters of a file, of as many as an answer has room for.
+func tell(found []dlq.Found, rehearsal bool) importDone {
+	done := importDone{DryRun: rehearsal, Letters: []arrived{}}
+	result := "imported"
+	if rehearsal {
+		result = "would be imported"
+	}
+	size := 0
+	for _, f := range found {
+		one := arrived{f.ID, f.Sink, f.Table, f.Key, result}
+		if f.Kept == "" {
+			done.Imported++
+		} else {
+			done.LeftOut++
+			one.Result = "left out: " + f.Kept
+		}
+		if text, _ := json.Marshal(one); done.More == 0 && size+len(text) < answerBytes/2 { // it is indented
+			done.Letters, size = append(done.Letters, one), size+len(text)
+		} else {
+			done.More++
+		}
+	}
+	return done
 }
 
 // find is the open letter of the path, with its ETag.

@@ -101,7 +101,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 	log := &rareLog{p.newLetterLog()}
 	api := &admin.Server{
 		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
-		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin,
+		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes,
 	}
 	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin")})...))
 	a := &adminServer{server: &http.Server{
