@@ -34,7 +34,10 @@ func (s *shelf) Export(ctx context.Context, letters []dlq.Letter, to io.Writer) 
 }
 
 // Arriving takes lines of "letter N", and leaves letter 3 out.
-func (s *shelf) Arriving(_ context.Context, file io.ReadSeeker) (found []dlq.Found, err error) {
+func (s *shelf) Arriving(ctx context.Context, file io.ReadSeeker) (found []dlq.Found, err error) {
+	if s.between != nil {
+		s.between(ctx)
+	}
 	if s.unplaced {
 		return nil, fmt.Errorf("%w of the pipeline shop", dlq.ErrNoPosition)
 	}
@@ -191,15 +194,7 @@ func TestAnExportThatFailsIsNeverTakenForAWholeOne(t *testing.T) {
 func TestAnExportWaitsForItsClientAndNotForEver(t *testing.T) {
 	a := newAPI(t)
 	server := a.serve(300 * time.Millisecond)
-	a.shelf.between = func(ctx context.Context) {
-		select {
-		case <-ctx.Done():
-		case <-time.After(200 * time.Millisecond):
-		}
-		if ctx.Err() != nil {
-			t.Errorf("the request was given up: %v", ctx.Err())
-		}
-	}
+	a.shelf.between = a.takes(200 * time.Millisecond)
 	if got := a.send(server, "GET", "/v1/dlq/export", operator, nil); got.status != 200 || bytes.Count(got.body, []byte("\n")) != 5 {
 		t.Errorf("%+v", got)
 	}
@@ -266,9 +261,9 @@ func TestWhatIsWrongWithAnImportIsOneSentenceAndChangesNothing(t *testing.T) {
 	a.server.ImportBytes = 1000
 	long := strings.Repeat("letter 1\n", 200)
 	for want, got := range map[string]answer{
-		"422 line_refused line 2: it is no letter; nothing was imported":                      a.importing(server, "r", importPath, "letter 1\nx\n"),
-		"400 reason_missing reason is missing; say why the letters are put back":              a.importing(server, "r", "/v1/dlq/import", "letter 1\n"),
-		"400 parameter_unknown ":                                                              a.importing(server, "r", importPath+"&force=true", "letter 1\n"),
+		"422 line_refused line 2: it is no letter; nothing was imported":         a.importing(server, "r", importPath, "letter 1\nx\n"),
+		"400 reason_missing reason is missing; say why the letters are put back": a.importing(server, "r", "/v1/dlq/import", "letter 1\n"),
+		"400 parameter_unknown ": a.importing(server, "r", importPath+"&force=true", "letter 1\n"),
 		`400 parameter_invalid dry_run: "yes" is neither true nor false`:                      a.importing(server, "r", importPath+"&dry_run=yes", "letter 1\n"),
 		"413 body_too_large the body has more than 1000 bytes; export and import it in parts": a.importing(server, "r", importPath, long),
 		"413 body_too_large the body has more than 1000 bytes; ":                              a.send(server, "POST", importPath, operator, io.MultiReader(strings.NewReader(long)), lineType, "X-Request-ID: r"), // of a length that is not told
@@ -325,11 +320,25 @@ func TestABodyThatIsCutOffOrStopsChangesNothing(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}
+	if got := send("Content-Length: 9999999", "", false); !strings.Contains(got, `"code":"body_too_large"`) {
+		t.Errorf("nothing of it has come yet: %s", got)
+	}
 	if len(a.shelf.imported) > 0 || a.acts() != 0 {
 		t.Errorf("%v, %d acts", a.shelf.imported, a.acts())
 	}
 	if got := send("Transfer-Encoding: chunked", "9\r\nletter 1\n\r\n0\r\n\r\n", true); !strings.Contains(got, " 200 OK") || len(a.shelf.imported) != 1 {
 		t.Errorf("a whole one: %s", got)
+	}
+}
+
+// takes is work that takes a time, in which the request must not be given up.
+func (a *api) takes(d time.Duration) func(context.Context) {
+	return func(ctx context.Context) {
+		select {
+		case <-ctx.Done():
+			a.t.Errorf("the request was given up: %v", ctx.Err())
+		case <-time.After(d):
+		}
 	}
 }
 
@@ -345,6 +354,7 @@ func TestABodyThatGoesOnIsWaitedFor(t *testing.T) {
 		}
 		feed.Close()
 	}()
+	a.server.patience, a.shelf.between = 400*time.Millisecond, a.takes(time.Second) // and then it is checked
 	if got := a.send(server, "POST", importPath, operator, body, lineType, "X-Request-ID: r"); got.status != 200 || len(a.shelf.imported) != 6 {
 		t.Errorf("%+v", got)
 	}

@@ -129,12 +129,6 @@ func (s *Server) serve(operation string, limit time.Duration, do func(context.Co
 		seen := &status{ResponseWriter: w, code: http.StatusOK}
 		ctx, cancel := context.WithTimeout(request.Context(), limit)
 		defer cancel()
-		// What a request carries has to come in time, and the answer has to be taken in time;
-		// what happens in between is none of the connection's business.
-		conn := http.NewResponseController(w)
-		if request.ContentLength == 0 {
-			_ = conn.SetReadDeadline(time.Time{}) // when it passes, the request counts as given up
-		}
 		err := s.admit(r)
 		if err == nil {
 			err = do(ctx, seen, r)
@@ -145,7 +139,7 @@ func (s *Server) serve(operation string, limit time.Duration, do func(context.Co
 			panic(http.ErrAbortHandler)
 		}
 		if err != nil {
-			_ = conn.SetWriteDeadline(time.Now().Add(timeLimit))
+			late(w)
 			s.refuse(seen, r, err)
 		}
 		s.Metrics.requests.WithLabelValues(operation, fmt.Sprint(seen.code)).Inc()
@@ -283,13 +277,12 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 	if route.Matched && len(r.Header.Values("If-Match")) == 0 {
 		return problem(http.StatusPreconditionRequired, "if_match_missing", "send the ETag of what was read as If-Match, so that nothing is done when it has changed since")
 	}
-	conn := http.NewResponseController(w)
-	_ = conn.SetReadDeadline(time.Time{}) // the body is there
 	if r.Rehearsal {
 		work, err := route.Write(ctx, r)
 		if err != nil {
 			return err
 		}
+		late(w)
 		return answerWith(w, r, work.Would)
 	}
 	act := audit.Act{Actor: r.Identity.Name, Via: "http", Name: route.Act, Request: r.ID, Body: r.hash()}
@@ -329,7 +322,7 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 	if err := errors.Join(failed, entry.End(ending, result)); err != nil {
 		return err // it may be tried again under the same ID
 	}
-	_ = conn.SetWriteDeadline(time.Now().Add(timeLimit)) // a body that took its time leaves none
+	late(w)
 	send(w, status, "application/json", asKept(body))
 	return nil
 }
@@ -346,10 +339,16 @@ func asKept(body []byte) []byte {
 	return b.Bytes()
 }
 
+// late makes time for an answer: a body that took its time has left none.
+func late(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeLimit)) // else the connection is gone
+}
+
 // again answers a request that came before.
 func again(w http.ResponseWriter, known *audit.Answer, err error) error {
 	switch {
 	case known != nil:
+		late(w)
 		w.Header().Set("Idempotent-Replayed", "true")
 		send(w, known.Status, "application/json", asKept(known.Body))
 		return nil
