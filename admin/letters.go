@@ -2,16 +2,12 @@ package admin
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -23,8 +19,8 @@ import (
 type Desk interface {
 	// Sinks are the names of the sinks there are.
 	Sinks() []string
-	// Choose lists the open letters of all sinks that q takes. It may be a dlq.FieldError
-	// that there is none.
+	// Choose lists the open letters of all sinks that q takes, in the order of dlq.Order. It may
+	// be a dlq.FieldError that there is none.
 	Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error)
 	// Look is what there is to see of a letter now, and the record that it holds, as it may
 	// be shown.
@@ -78,7 +74,7 @@ func readable(b []byte) any {
 
 // letterPage is a part of the list.
 type letterPage struct {
-	Letters []dlq.Letter `json:"letters" doc:"oldest failure first"`
+	Letters []dlq.Letter `json:"letters" doc:"oldest failure first, and of one moment by ID"`
 	Next    string       `json:"next,omitempty" doc:"the cursor of the page behind this one; missing on the last page"`
 }
 
@@ -142,20 +138,13 @@ type skipped struct {
 	Reason string    `json:"reason"`
 }
 
-const (
-	pageDefault = 100
-	pageMost    = 1000
-)
-
 // LetterRoutes are the operations on dead letters.
 func LetterRoutes(d Desk) []Route {
 	var chosen []Param
 	for _, f := range dlq.QueryFields() {
 		chosen = append(chosen, Param{Name: f.Name, Doc: f.Doc, Enum: f.Values})
 	}
-	listed := append(slices.Clone(chosen),
-		Param{Name: "limit", Type: "integer", Doc: fmt.Sprintf("how many at most, 1 to %d; %d when it is left out", pageMost, pageDefault)},
-		Param{Name: "cursor", Doc: "next of the page before; everything else must be as it was there"})
+	listed := paged(pageDefault, chosen...)
 	id := []Param{{Name: "id", Doc: "the letter's ID, such as search-5f0c2a91d37e"}}
 	wrong := []Code{{http.StatusBadRequest, "parameter_unknown", ""}, {http.StatusBadRequest, "parameter_invalid", ""}}
 	none := Code{http.StatusNotFound, "no_letter", "it is not open, or never was"}
@@ -378,63 +367,12 @@ func invalid(err error) error {
 	return err
 }
 
-// cursor is the place behind the last letter of a page, and of which list.
-type cursor struct {
-	At time.Time `json:"t"`
-	ID string    `json:"i"`
-	Of string    `json:"q"`
-}
-
-func (c cursor) String() string {
-	text, err := json.Marshal(c)
-	if err != nil {
-		panic(err) // a time of a letter
-	}
-	return base64.RawURLEncoding.EncodeToString(text)
-}
-
-// parseCursor reads a cursor of the list with these fields.
-func parseCursor(text, of string) (c cursor, err error) {
-	raw, err := base64.RawURLEncoding.DecodeString(text)
-	if err == nil {
-		err = json.Unmarshal(raw, &c)
-	}
-	switch {
-	case err != nil || c.ID == "":
-		return c, problem(http.StatusBadRequest, "cursor_invalid", "the cursor is none that a page gave; begin without one")
-	case c.Of != of:
-		return c, problem(http.StatusBadRequest, "cursor_invalid", "the cursor belongs to a list with other parameters; begin without one, or give the same ones")
-	}
-	return c, nil
-}
-
-// listOf stands for the fields of a list.
-func listOf(fields map[string]string) string {
-	sum := sha256.New()
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		fmt.Fprintf(sum, "%q=%q\n", name, fields[name])
-	}
-	return base64.RawURLEncoding.EncodeToString(sum.Sum(nil)[:6])
-}
-
-// limitOf takes the limit out of the fields of a query.
-func limitOf(fields map[string]string) (limit int, err error) {
-	limit = pageDefault
-	if text, given := fields["limit"]; given {
-		if limit, err = strconv.Atoi(text); err != nil || limit < 1 || limit > pageMost {
-			return 0, problem(http.StatusBadRequest, "parameter_invalid", "limit: %q is not 1 to %d", text, pageMost)
-		}
-	}
-	delete(fields, "limit")
-	return limit, nil
-}
-
 func preview(ctx context.Context, r *Request, d Desk, chosen []Param) (any, error) {
 	fields, err := r.fields(append(slices.Clone(chosen), Param{Name: "mode"}, Param{Name: "limit"}))
 	if err != nil {
 		return nil, err
 	}
-	limit, err := limitOf(fields)
+	limit, err := limitOf(fields, pageDefault)
 	if err != nil {
 		return nil, err
 	}
@@ -447,7 +385,6 @@ func preview(ctx context.Context, r *Request, d Desk, chosen []Param) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(letters, dlq.Order)
 	out := prospects{Letters: []foreseen{}, More: max(0, len(letters)-limit)}
 	err = d.Preview(ctx, letters[:min(limit, len(letters))], mode != "payload", func(l dlq.Letter, result dlq.Result) {
 		out.Letters = append(out.Letters, foreseen{l.ID, l.Sink, l.Table, l.Key, result})
@@ -456,39 +393,15 @@ func preview(ctx context.Context, r *Request, d Desk, chosen []Param) (any, erro
 }
 
 func listLetters(ctx context.Context, r *Request, d Desk, known []Param) (any, error) {
-	fields, err := r.fields(known)
+	p, err := r.page(known, pageDefault)
 	if err != nil {
 		return nil, err
 	}
-	limit, err := limitOf(fields)
+	letters, err := choose(ctx, d, p.fields)
 	if err != nil {
 		return nil, err
 	}
-	from, goesOn := fields["cursor"]
-	delete(fields, "cursor")
-	var behind cursor
-	if goesOn {
-		if behind, err = parseCursor(from, listOf(fields)); err != nil {
-			return nil, err
-		}
-	}
-	letters, err := choose(ctx, d, fields)
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(letters, dlq.Order)
-	if goesOn {
-		last := dlq.Letter{FirstFailed: behind.At, ID: behind.ID}
-		letters = slices.DeleteFunc(letters, func(l dlq.Letter) bool { return dlq.Order(l, last) <= 0 })
-	}
-	page := letterPage{Letters: letters}
-	if len(letters) > limit {
-		page.Letters = letters[:limit]
-		last := page.Letters[limit-1]
-		page.Next = cursor{last.FirstFailed, last.ID, listOf(fields)}.String()
-	}
-	if page.Letters == nil {
-		page.Letters = []dlq.Letter{}
-	}
-	return page, nil
+	letters = slices.DeleteFunc(letters, func(l dlq.Letter) bool { return !p.behind(l.FirstFailed, l.ID) })
+	page, next := cut(letters, p, func(l dlq.Letter) (time.Time, string) { return l.FirstFailed, l.ID })
+	return letterPage{page, next}, nil
 }

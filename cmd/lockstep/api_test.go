@@ -180,6 +180,13 @@ func TestLettersAreChosenAndGrouped(t *testing.T) {
 			t.Errorf("%q chooses %s, want %s", args, got, want)
 		}
 	}
+	var order []string
+	for _, l := range c.letters("--since", "2026-11-22T08:00:00Z") {
+		order = append(order, l.Key)
+	}
+	if fmt.Sprint(order) != "[1 2 3 4]" { // that of sink cache is the newest
+		t.Errorf("they are listed as %v", order)
+	}
 	var groups []dlq.Group
 	got := c.run("dlq", "group", "-o", "json")
 	if err := json.Unmarshal([]byte(got.stdout), &groups); err != nil || len(groups) != 3 {
@@ -204,6 +211,7 @@ func TestLettersAreChosenAndGrouped(t *testing.T) {
 		`--until: is not after since, so no letter can be chosen`:                                                          {"--since", "1h", "--until", "2h"},
 		`--min-version: "0" is no version; use a number from 1 to 2^53-1`:                                                  {"--min-version", "0"},
 		`--max-version: 1 is below min_version, so no letter can be chosen`:                                                {"--min-version", "2", "--max-version", "1"},
+		`--state: "resolved" is no state of an open letter; use one of [parked retrying exhausted]`:                        {"--state", "resolved"},
 		`--key: is empty; leave it out to choose all`:                                                                      {"--key", ""},
 		`unknown flag --fingerprnt; did you mean --fingerprint?; see lockstep dlq replay --help`:                           {"--fingerprnt", "x"},
 	} {

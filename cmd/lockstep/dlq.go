@@ -132,7 +132,7 @@ func (d *desk) box(sink string) *dlq.Letters {
 // Sinks are the names of the sinks there are.
 func (d *desk) Sinks() []string { return d.cfg.SinkNames() }
 
-// Choose reads the letters of the chosen sinks. A sink that never ran has none. When none
+// Choose reads the letters of the chosen sinks, in the order of dlq.Order. A sink that never ran has none. When none
 // is chosen, of a table that is not captured, it is a dlq.FieldError.
 func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
 	names := d.cfg.SinkNames()
@@ -158,6 +158,7 @@ func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
 	if len(all) == 0 {
 		return all, uncaptured(d.cfg, q.Table)
 	}
+	slices.SortFunc(all, dlq.Order)
 	return all, nil
 }
 
@@ -199,6 +200,8 @@ func newDLQListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the open dead letters",
+		Long: `List prints the open dead letters of all sinks: the oldest failure first, and of one moment
+by ID. SINCE is when the row was first refused since the store had it.`,
 		Example: `  lockstep dlq list
   lockstep dlq list --sink search --table bank.questions --since 1h
   lockstep dlq list -o json | jq -r '.[].fingerprint' | sort | uniq -c`,
