@@ -24,13 +24,11 @@ type Jobs interface {
 }
 
 type replayBody struct {
-	Mode   dlq.Mode          `json:"mode,omitempty" doc:"resync reads the rows again from MySQL and is the default, payload sends what was recorded"`
-	Filter map[string]string `json:"filter,omitempty" doc:"fields that choose letters, with the names and values of the parameters of listLetters"`
-	IDs    []string          `json:"ids,omitempty" doc:"letters by their IDs; with a filter, those that it takes"`
-	All    bool              `json:"all,omitempty" doc:"every open letter; without a filter and IDs it must be said"`
-	Rate   int               `json:"rate,omitempty" doc:"letters a second at most; 0 is as fast as the store takes them"`
-	Canary int               `json:"canary,omitempty" doc:"so many letters first; the others follow only when at least 95 % of these succeeded"`
-	Reason string            `json:"reason,omitempty" doc:"why, for the audit log and those who ask later"`
+	choice
+	Mode   dlq.Mode `json:"mode,omitempty" doc:"resync reads the rows again from MySQL and is the default, payload sends what was recorded"`
+	Rate   int      `json:"rate,omitempty" doc:"letters a second at most; 0 is as fast as the store takes them"`
+	Canary int      `json:"canary,omitempty" doc:"so many letters first; the others follow only when at least 95 % of these succeeded"`
+	Reason string   `json:"reason,omitempty" doc:"why, for the audit log and those who ask later"`
 }
 
 type cancelBody struct {
@@ -146,35 +144,23 @@ func replay(ctx context.Context, r *Request, d Desk, jobs Jobs) (*Work, error) {
 	if err := r.Decode(&body); err != nil {
 		return nil, err
 	}
-	if len(body.Filter)+len(body.IDs) == 0 && !body.All {
-		return nil, problem(http.StatusBadRequest, "nothing_chosen", `nothing is chosen; send a filter, ids, or "all": true`)
+	query, err := body.query(d)
+	if err != nil {
+		return nil, err
 	}
 	if body.Mode == "" {
 		body.Mode = dlq.Resync
 	}
-	query, err := dlq.ParseQuery(body.Filter, d.Sinks(), time.Now())
 	job := dlq.Job{
 		Mode: body.Mode, Actor: r.Identity.Name, Reason: body.Reason, Asked: time.Now().UTC(),
 		Filter: query.Fields(), IDs: body.IDs, Rate: body.Rate, Canary: body.Canary,
 	}
-	if err == nil {
-		err = job.Check()
-	}
-	if err != nil {
+	if err := job.Check(); err != nil {
 		return nil, invalid(err)
 	}
 	if len(body.IDs)+len(body.Filter) > 0 {
-		letters, err := d.Choose(ctx, query)
-		switch {
-		case err != nil:
-			return nil, invalid(err)
-		case len(letters) == 0 && len(body.IDs) == 0:
-			return nil, problem(http.StatusConflict, "no_letters", "no open letter matches the filter; GET /v1/dlq lists those there are")
-		}
-		for _, id := range body.IDs {
-			if !slices.ContainsFunc(letters, func(l dlq.Letter) bool { return l.ID == id }) {
-				return nil, problem(http.StatusNotFound, "no_letter", "no open dead letter that is chosen has the ID %s", id)
-			}
+		if _, err := body.letters(ctx, d, query); err != nil {
+			return nil, err
 		}
 	}
 	sum := sha256.Sum256([]byte(r.ID + "\x00" + r.hash()))

@@ -31,6 +31,8 @@ type Desk interface {
 	// Patching is a JSON Patch of the row that a letter holds, once it fits; its error is a
 	// dlq.PatchError where it does not. Fields are what it changes, as they may be shown.
 	Patching(ctx context.Context, l dlq.Letter, patch []byte) (p *dlq.Patching, fields []dlq.Field, err error)
+	// WouldPatch is what a replay of the patched row would come to.
+	WouldPatch(ctx context.Context, p *dlq.Patching) (dlq.Result, error)
 	// Patch writes it.
 	Patch(ctx context.Context, p *dlq.Patching, by string) error
 	// Export writes letters that Choose has listed, one in a line.
@@ -42,8 +44,8 @@ type Desk interface {
 	// Import puts back the letters of a file that was found so; done is called for each that is
 	// safe.
 	Import(ctx context.Context, file io.ReadSeeker, found []dlq.Found, done func(i int)) error
-	// Skip closes a letter.
-	Skip(ctx context.Context, l dlq.Letter, reason string) error
+	// Skip closes letters; done is called for each that is.
+	Skip(ctx context.Context, letters []dlq.Letter, reason string, done func(dlq.Letter)) error
 }
 
 // Letter is a dead letter with what there is to see of it and the record that it holds.
@@ -126,10 +128,13 @@ type operation struct {
 }
 
 type patchedLetter struct {
-	ID     string      `json:"id"`
-	State  dlq.State   `json:"state"`
-	Reason string      `json:"reason"`
-	Fields []dlq.Field `json:"fields" doc:"the columns that are other ones now: recorded is what they were, now what they are"`
+	ID      string      `json:"id"`
+	DryRun  bool        `json:"dry_run" doc:"nothing was changed"`
+	State   dlq.State   `json:"state"`
+	Reason  string      `json:"reason"`
+	Fields  []dlq.Field `json:"fields" doc:"the columns that are other ones now: recorded is what they were, now what they are"`
+	Payload *dlq.Result `json:"would_payload,omitempty" doc:"of a dry run, what a replay of the patched row would come to"`
+	ETag    string      `json:"etag,omitempty" doc:"of the letter as it is now, which is in the header, too; missing when it is closed already or could not be read"`
 }
 
 type skipped struct {
@@ -137,6 +142,22 @@ type skipped struct {
 	State  dlq.State `json:"state"`
 	Reason string    `json:"reason"`
 }
+
+type skipManyBody struct {
+	choice
+	Count  *int   `json:"count,omitempty" doc:"how many letters these are, as a dry run counts them: when they are more or fewer by now, none is skipped. It must be there, but for a dry run and where only ids choose"`
+	Reason string `json:"reason,omitempty" doc:"why the rows may stay stale; it must be there, but for a dry run"`
+}
+
+type skippedMany struct {
+	DryRun  bool     `json:"dry_run" doc:"nothing was changed"`
+	Skipped int      `json:"skipped" doc:"of a dry run, how many would be"`
+	IDs     []string `json:"ids" doc:"the first of them, oldest failure first"`
+	More    int      `json:"more" doc:"how many letters there were beside these"`
+}
+
+// skippedNamed is how many letters an answer names, so that it can be kept.
+const skippedNamed = 500
 
 // LetterRoutes are the operations on dead letters.
 func LetterRoutes(d Desk) []Route {
@@ -210,19 +231,19 @@ func LetterRoutes(d Desk) []Route {
 		},
 		{
 			Method: http.MethodPatch, Path: "/v1/dlq/{id}", ID: "patchLetter", Short: "Change the row that a dead letter holds", Wildcards: id,
-			Query: []Param{{Name: "reason", Doc: "why the row is changed here and not in the source; it must be there"}},
+			Query: []Param{{Name: "reason", Doc: "why the row is changed here and not in the source; it must be there, but for a dry run"}, rehearsed},
 			Body:  []operation{}, Takes: "application/json-patch+json", Answer: patchedLetter{}, Tagged: true, Matched: true,
-			Long: "A JSON Patch (RFC 6902) of the row. Key and version stay, and so does the letter, parked. A replay of the recorded row sends it; one that reads the row again from the source does not know of it.",
+			Long: "A JSON Patch (RFC 6902) of the row. Key and version stay, and so does the letter, parked; the answer has its new ETag. A replay of the recorded row sends it; one that reads the row again from the source does not know of it.",
 			Codes: append(slices.Clone(wrong[:1]), none, Code{http.StatusPreconditionFailed, "changed", ""}, Code{http.StatusBadRequest, "reason_missing", ""},
 				Code{http.StatusUnprocessableEntity, "patch_refused", "it does not fit the letter or the table"}),
 			Act: "dlq.patch",
 			Write: func(ctx context.Context, r *Request) (*Work, error) {
-				fields, err := r.fields([]Param{{Name: "reason"}})
+				fields, err := r.fields([]Param{{Name: "reason"}, rehearsed})
 				if err != nil {
 					return nil, err
 				}
 				reason := fields["reason"]
-				if strings.TrimSpace(reason) == "" {
+				if strings.TrimSpace(reason) == "" && !r.Rehearsal {
 					return nil, problem(http.StatusBadRequest, "reason_missing", "reason is missing; say why the row is changed here and not in the source")
 				}
 				l, err := find(ctx, r, d)
@@ -236,10 +257,29 @@ func LetterRoutes(d Desk) []Route {
 				if err != nil {
 					return nil, err
 				}
+				said := patchedLetter{ID: l.ID, DryRun: r.Rehearsal, State: dlq.Parked, Reason: reason, Fields: changed}
+				if r.Rehearsal {
+					would, err := d.WouldPatch(ctx, p)
+					said.Payload, said.ETag = &would, r.etag
+					return &Work{Would: said}, err
+				}
 				return &Work{Filter: map[string]string{"id": l.ID, "columns": strings.Join(p.Columns, ",")}, Reason: reason, Do: func(ctx context.Context) (any, map[string]int, error) {
-					return patchedLetter{l.ID, dlq.Parked, reason, changed}, map[string]int{"patched": 1}, d.Patch(ctx, p, r.Identity.Name)
+					counts := map[string]int{"patched": 1}
+					if err := d.Patch(ctx, p, r.Identity.Name); err != nil {
+						return nil, counts, err
+					}
+					said.ETag, _ = tagNow(ctx, d, l.ID) // it is patched: without, whoever wants it reads the letter
+					return said, counts, nil
 				}}, nil
 			},
+		},
+		{
+			Method: http.MethodPost, Path: "/v1/dlq/skip", ID: "skipLetters", Short: "Close dead letters and leave their rows stale", Body: skipManyBody{}, Answer: skippedMany{}, Query: []Param{rehearsed},
+			Long: "The rows stay as they are in the store until they change again. A letter of a newer version that comes meanwhile stays open.",
+			Codes: append(slices.Clone(wrong), Code{http.StatusBadRequest, "nothing_chosen", ""}, none, Code{http.StatusConflict, "no_letters", ""}, Code{http.StatusBadRequest, "reason_missing", ""},
+				Code{http.StatusBadRequest, "count_missing", ""}, Code{http.StatusConflict, "other_count", "more or fewer letters are chosen by now"}),
+			Act:   "dlq.skip",
+			Write: func(ctx context.Context, r *Request) (*Work, error) { return skipMany(ctx, r, d) },
 		},
 		{
 			Method: http.MethodPost, Path: "/v1/dlq/{id}/skip", ID: "skipLetter", Short: "Close a dead letter and leave the row stale", Wildcards: id, Body: skipBody{}, Answer: skipped{}, Tagged: true,
@@ -262,7 +302,7 @@ func LetterRoutes(d Desk) []Route {
 					return nil, err
 				}
 				return &Work{Filter: map[string]string{"id": l.ID}, Reason: body.Reason, Do: func(ctx context.Context) (any, map[string]int, error) {
-					return skipped{l.ID, dlq.Skipped, body.Reason}, map[string]int{"skipped": 1}, d.Skip(ctx, l, body.Reason)
+					return skipped{l.ID, dlq.Skipped, body.Reason}, map[string]int{"skipped": 1}, d.Skip(ctx, []dlq.Letter{l}, body.Reason, func(dlq.Letter) {})
 				}}, nil
 			},
 		},
@@ -334,6 +374,94 @@ func tell(found []dlq.Found, rehearsal bool) importDone {
 		}
 	}
 	return done
+}
+
+// tagNow is the ETag of a letter as it is now, empty when it is closed.
+func tagNow(ctx context.Context, d Desk, id string) (string, error) {
+	letters, err := d.Choose(ctx, dlq.Query{Filter: dlq.Filter{ID: id}})
+	if err != nil || len(letters) == 0 {
+		return "", err
+	}
+	return tagOf(letters[0])
+}
+
+// choice is which letters a body asks for.
+type choice struct {
+	Filter map[string]string `json:"filter,omitempty" doc:"fields that choose letters, with the names and values of the parameters of listLetters"`
+	IDs    []string          `json:"ids,omitempty" doc:"letters by their IDs; with a filter, those that it takes"`
+	All    bool              `json:"all,omitempty" doc:"every open letter; without a filter and IDs it must be said"`
+}
+
+// query is what its filter says.
+func (c choice) query(d Desk) (dlq.Query, error) {
+	if len(c.Filter)+len(c.IDs) == 0 && !c.All {
+		return dlq.Query{}, problem(http.StatusBadRequest, "nothing_chosen", `nothing is chosen; send a filter, ids, or "all": true`)
+	}
+	q, err := dlq.ParseQuery(c.Filter, d.Sinks(), time.Now())
+	return q, invalid(err)
+}
+
+// letters are those that are chosen; none, or an ID of none, is a problem.
+func (c choice) letters(ctx context.Context, d Desk, q dlq.Query) ([]dlq.Letter, error) {
+	letters, err := d.Choose(ctx, q)
+	switch {
+	case err != nil:
+		return nil, invalid(err)
+	case len(letters) == 0 && len(c.IDs) == 0:
+		return nil, problem(http.StatusConflict, "no_letters", "no open letter matches the filter; GET /v1/dlq lists those there are")
+	case len(c.IDs) == 0:
+		return letters, nil
+	}
+	for _, id := range c.IDs {
+		if !slices.ContainsFunc(letters, func(l dlq.Letter) bool { return l.ID == id }) {
+			return nil, problem(http.StatusNotFound, "no_letter", "no open dead letter that is chosen has the ID %s", id)
+		}
+	}
+	return slices.DeleteFunc(letters, func(l dlq.Letter) bool { return !slices.Contains(c.IDs, l.ID) }), nil
+}
+
+// skipMany prepares the end of all letters that are chosen.
+func skipMany(ctx context.Context, r *Request, d Desk) (*Work, error) {
+	if _, err := r.fields([]Param{rehearsed}); err != nil {
+		return nil, err
+	}
+	var body skipManyBody
+	if err := r.Decode(&body); err != nil {
+		return nil, err
+	}
+	q, err := body.query(d)
+	switch {
+	case err != nil:
+		return nil, err
+	case r.Rehearsal:
+	case strings.TrimSpace(body.Reason) == "":
+		return nil, problem(http.StatusBadRequest, "reason_missing", "reason is missing; say why the rows may stay stale")
+	case body.Count == nil && (len(body.IDs) == 0 || len(body.Filter) > 0):
+		return nil, problem(http.StatusBadRequest, "count_missing", "count is missing; say how many letters these are, as dry_run=true counts them")
+	}
+	letters, err := body.letters(ctx, d, q)
+	if err != nil {
+		return nil, err
+	}
+	if body.Count != nil && *body.Count != len(letters) {
+		return nil, problem(http.StatusConflict, "other_count", "the letters that are chosen are %d by now, and not %d; none was skipped", len(letters), *body.Count)
+	}
+	said := skippedMany{DryRun: r.Rehearsal, Skipped: len(letters), IDs: []string{}, More: max(0, len(letters)-skippedNamed)}
+	for _, l := range letters[:len(letters)-said.More] {
+		said.IDs = append(said.IDs, l.ID)
+	}
+	filter := q.Fields()
+	if len(body.IDs) > 0 {
+		filter["ids"] = strings.Join(body.IDs, ",")
+	}
+	return &Work{Filter: filter, Reason: body.Reason, Would: said, Do: func(ctx context.Context) (any, map[string]int, error) {
+		counts := map[string]int{"skipped": 0}
+		err := d.Skip(ctx, letters, body.Reason, func(dlq.Letter) { counts["skipped"]++ })
+		if err != nil {
+			err = fmt.Errorf("%d of %d letters are skipped, and then: %w", counts["skipped"], len(letters), err)
+		}
+		return said, counts, err
+	}}, nil
 }
 
 // find is the open letter of the path, with its ETag.

@@ -117,7 +117,7 @@ func (b *book) operation(route Route) object {
 		}
 	}
 	ok := object{"description": "Done", "content": object{cmp.Or(route.Gives, "application/json"): object{"schema": b.schema(reflect.TypeOf(route.Answer))}}}
-	if route.Tagged && !write {
+	if route.Tagged && (!write || route.Matched) {
 		ok["headers"] = object{"ETag": object{"description": "Of it as it is now", "schema": object{"type": "string"}}}
 	}
 	answers := object{"200": ok}

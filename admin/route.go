@@ -163,17 +163,22 @@ func (r *Request) Decode(v any) error {
 // Tag gives the answer the ETag of v, and fails when the request has an If-Match that is
 // of another state.
 func (r *Request) Tag(v any) error {
-	text, err := json.Marshal(v)
-	if err != nil {
+	var err error
+	if r.etag, err = tagOf(v); err != nil {
 		return err
 	}
-	sum := sha256.Sum256(text)
-	r.etag = `"` + hex.EncodeToString(sum[:8]) + `"`
 	wanted := r.Header.Values("If-Match")
 	if len(wanted) > 0 && !holds(wanted, r.etag) {
 		return problem(http.StatusPreconditionFailed, "changed", "it has changed since: its ETag is %s now; read it again and decide anew", r.etag)
 	}
 	return nil
+}
+
+// tagOf is the ETag of v.
+func tagOf(v any) (string, error) {
+	text, err := json.Marshal(v)
+	sum := sha256.Sum256(text)
+	return `"` + hex.EncodeToString(sum[:8]) + `"`, err
 }
 
 // holds reports whether a list of entity tags has this one. A weak one never counts.

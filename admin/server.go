@@ -322,9 +322,20 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 	if err := errors.Join(failed, entry.End(ending, result)); err != nil {
 		return err // it may be tried again under the same ID
 	}
-	late(w)
-	send(w, status, "application/json", asKept(body))
+	sendKept(w, status, body)
 	return nil
+}
+
+// sendKept sends the answer to a write, the same each time. An etag in it is the header, too.
+func sendKept(w http.ResponseWriter, status int, body []byte) {
+	late(w)
+	var of struct {
+		ETag string `json:"etag"`
+	}
+	if _ = json.Unmarshal(body, &of); of.ETag != "" {
+		w.Header().Set("ETag", of.ETag)
+	}
+	send(w, status, "application/json", asKept(body))
 }
 
 // asKept is the answer to a write as it can be written again from what the audit log keeps
@@ -348,9 +359,8 @@ func late(w http.ResponseWriter) {
 func again(w http.ResponseWriter, known *audit.Answer, err error) error {
 	switch {
 	case known != nil:
-		late(w)
 		w.Header().Set("Idempotent-Replayed", "true")
-		send(w, known.Status, "application/json", asKept(known.Body))
+		sendKept(w, known.Status, known.Body)
 		return nil
 	case errors.Is(err, audit.ErrReused):
 		return problem(http.StatusConflict, "request_id_reused", "this X-Request-ID was used for another request within a day; make a new one for each request")

@@ -69,8 +69,8 @@ func TestLettersAreChosenByState(t *testing.T) {
 func TestAFieldThatIsNotUnderstoodIsOneSentence(t *testing.T) {
 	for want, fields := range map[string]map[string]string{
 		"tabel: is no field of a dead letter to choose by; there are sink, table, key, state, class, fingerprint, since, until, min_version, max_version": {"tabel": "a.b"},
-		`fingerprint: "c0ffee12345" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                              {"fingerprint": "c0ffee12345"},
-		`fingerprint: "c0ffee12345z" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                             {"fingerprint": "c0ffee12345z"},
+		`fingerprint: "c0ffee12345" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                                     {"fingerprint": "c0ffee12345"},
+		`fingerprint: "c0ffee12345z" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                                    {"fingerprint": "c0ffee12345z"},
 		"key: is empty; leave it out to choose all":                                      {"key": ""},
 		"sink: there is no sink \"x\"; there are es":                                     {"sink": "x"},
 		"min_version: \"9007199254740992\" is no version; use a number from 1 to 2^53-1": {"min_version": "9007199254740992"},

@@ -296,9 +296,9 @@ func (d *desk) previewSink(ctx context.Context, name string, letters []dlq.Lette
 	return d.box(name).Preview(ctx, letters, p)
 }
 
-// wouldPatch is what a replay of a patched row would come to; Unknown where its store cannot
+// WouldPatch is what a replay of a patched row would come to; Unknown where its store cannot
 // be asked.
-func (d *desk) wouldPatch(ctx context.Context, p *dlq.Patching) (dlq.Result, error) {
+func (d *desk) WouldPatch(ctx context.Context, p *dlq.Patching) (dlq.Result, error) {
 	pos, _, err := kafka.PeekCheckpoint(ctx, d.kafka, d.cfg.Prefix)
 	if err != nil {
 		return dlq.Result{}, err
@@ -522,7 +522,7 @@ there.`,
 				}
 				shown := patchShown{ID: letter.ID, Patched: !dryRun, Fields: fields}
 				if dryRun {
-					would, err := o.wouldPatch(ctx, p)
+					would, err := o.WouldPatch(ctx, p)
 					if err != nil {
 						return err
 					}

@@ -656,9 +656,16 @@ func TestARowIsPatchedInItsLetterAndReplayed(t *testing.T) {
 		return res, string(text)
 	}
 	read, _ := ask(http.MethodGet, "/v1/dlq/"+id, "", "")
-	res, body := ask(http.MethodPatch, "/v1/dlq/"+id+"?reason=again", `[{"op":"replace","path":"/code","value":"8"}]`, read.Header.Get("ETag"))
+	res, body := ask(http.MethodPatch, "/v1/dlq/"+id+"?dry_run=true", `[{"op":"replace","path":"/code","value":"8"}]`, read.Header.Get("ETag"))
+	if res.StatusCode != http.StatusOK || !strings.Contains(body, `"now": "8"`) || !strings.Contains(body, `"state": "would be applied"`) {
+		t.Fatalf("%s %s", res.Status, body)
+	}
+	res, body = ask(http.MethodPatch, "/v1/dlq/"+id+"?reason=again", `[{"op":"replace","path":"/code","value":"8"}]`, read.Header.Get("ETag"))
 	if res.StatusCode != http.StatusOK || !strings.Contains(body, `"recorded": "7"`) {
 		t.Fatalf("%s %s", res.Status, body)
+	}
+	if now, _ := ask(http.MethodGet, "/v1/dlq/"+id, "", ""); now.Header.Get("ETag") != res.Header.Get("ETag") || now.Header.Get("ETag") == read.Header.Get("ETag") {
+		t.Errorf("the ETag is %s, the patch said %s", now.Header.Get("ETag"), res.Header.Get("ETag"))
 	}
 	was := shown.Patched.Was
 	if shown, _ = m.show(id); shown.Patched.By != "olga" || shown.Patched.Was != was {
