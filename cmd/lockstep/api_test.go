@@ -23,13 +23,18 @@ import (
 // serving is a process of c that serves the API and runs nothing else.
 func (c *counter) serving() (address string) {
 	c.t.Helper()
+	_, address = c.process()
+	return address
+}
+
+func (c *counter) process() (p *process, address string) {
+	c.t.Helper()
 	a := &app{configPath: c.path, stderr: c.t.Output(), env: func(string) (string, bool) { return "", false }}
 	cfg, err := a.loadConfig()
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	p, err := newProcess(cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
+	if p, err = newProcess(cfg, slog.New(slog.DiscardHandler)); err != nil {
 		c.t.Fatal(err)
 	}
 	server, err := p.listenAdmin()
@@ -47,7 +52,7 @@ func (c *counter) serving() (address string) {
 		}
 		p.kafka.Close()
 	})
-	return server.addr()
+	return p, server.addr()
 }
 
 func newGuarded(t *testing.T) (c *counter, viewer, operator string) {

@@ -238,10 +238,10 @@ func printJob(w io.Writer, s *dlq.JobStatus) {
 		}
 	}
 	if s.Rate > 0 {
-		add("rate", fmt.Sprintf("%d letters a second", s.Rate))
+		add("rate", count(s.Rate, "letter")+" a second")
 	}
 	if s.Canary > 0 {
-		add("canary", fmt.Sprintf("%d letters", s.Canary))
+		add("canary", count(s.Canary, "letter"))
 	}
 	add("asked", clock(s.Asked)+" by "+s.Actor)
 	add("reason", oneLine(s.Reason))
