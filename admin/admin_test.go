@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"lockstep/audit"
@@ -66,8 +68,15 @@ type shelf struct {
 	letters []dlq.Letter
 	skips   int
 	fail    error
+	halfway error // of many that are skipped
 	asked   dlq.Query
 	gate    *sync.WaitGroup // who looks for a letter waits there for the others
+
+	padding  string // of exported lines
+	between  func(context.Context)
+	broken   error // of an export
+	unplaced bool
+	imported []string
 }
 
 func (s *shelf) Sinks() []string { return []string{"cache", "search"} }
@@ -109,6 +118,10 @@ func (s *shelf) Patching(_ context.Context, l dlq.Letter, patch []byte) (*dlq.Pa
 	return &dlq.Patching{Letter: l, Columns: []string{"n", "m"}}, []dlq.Field{{Name: "n", Now: []byte("1"), Differs: true}}, nil
 }
 
+func (s *shelf) WouldPatch(context.Context, *dlq.Patching) (dlq.Result, error) {
+	return dlq.Result{State: dlq.WouldApply}, s.fail
+}
+
 func (s *shelf) Patch(_ context.Context, p *dlq.Patching, by string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,14 +133,17 @@ func (s *shelf) Patch(_ context.Context, p *dlq.Patching, by string) error {
 	return s.fail
 }
 
-func (s *shelf) Skip(_ context.Context, l dlq.Letter, _ string) error {
+func (s *shelf) Skip(_ context.Context, letters []dlq.Letter, _ string, done func(dlq.Letter)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.fail != nil {
-		return s.fail
+	for i, l := range letters {
+		if s.halfway != nil && i == len(letters)/2 {
+			return s.halfway
+		}
+		s.skips++
+		s.letters = slices.DeleteFunc(s.letters, func(other dlq.Letter) bool { return other.ID == l.ID })
+		done(l)
 	}
-	s.skips++
-	s.letters = slices.DeleteFunc(s.letters, func(other dlq.Letter) bool { return other.ID == l.ID })
 	return nil
 }
 
@@ -143,6 +159,7 @@ type api struct {
 	log     *memory
 	jobs    *dlq.Jobs
 	config  Config
+	server  *Server
 	handler http.Handler
 }
 
@@ -166,8 +183,8 @@ func (a *api) restart() {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	s := &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
-	a.handler = s.Handler(append(LetterRoutes(a.shelf), JobRoutes(a.shelf, a.jobs)...)...)
+	a.server = &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), ImportBytes: 1 << 20}
+	a.handler = a.server.Handler(append(LetterRoutes(a.shelf), JobRoutes(a.shelf, a.jobs)...)...)
 }
 
 func tokenFile(t *testing.T, text string, mode os.FileMode) string {
@@ -204,15 +221,27 @@ func (a *api) ask(method, path, token, body string, headers ...string) answer {
 	}
 	w := httptest.NewRecorder()
 	a.handler.ServeHTTP(w, r)
-	got := answer{status: w.Code, body: w.Body.Bytes(), header: w.Header()}
-	if w.Code >= 400 {
+	return a.read(method, path, w.Code, w.Body.Bytes(), w.Header())
+}
+
+// read is an answer, with its problem when it is one.
+func (a *api) read(method, path string, status int, body []byte, header http.Header) answer {
+	a.t.Helper()
+	got := answer{status: status, body: body, header: header}
+	if status >= 400 && method != "HEAD" {
 		var p Problem
-		if err := json.Unmarshal(got.body, &p); err != nil || w.Header().Get("Content-Type") != "application/problem+json" || p.Status != w.Code || p.Title == "" || p.Detail == "" || p.Type != "about:blank" || p.RequestID != w.Header().Get("X-Request-ID") {
+		if err := json.Unmarshal(got.body, &p); err != nil || header.Get("Content-Type") != "application/problem+json" || p.Status != status || p.Title == "" || p.Detail == "" || p.Type != "about:blank" || p.RequestID != header.Get("X-Request-ID") {
 			a.t.Errorf("%s %s: no problem body: %v %s", method, path, err, got.body)
 		}
 		got.code, got.detail = p.Code, p.Detail
 	}
 	return got
+}
+
+// requests is how many of an operation had an answer, as the metrics count them.
+func (a *api) requests(operation, code string) float64 {
+	a.t.Helper()
+	return testutil.ToFloat64(a.server.Metrics.requests.WithLabelValues(operation, code))
 }
 
 const skipPath, skipReason, jsonType = "/v1/dlq/search-1/skip", `{"reason":"test data"}`, "Content-Type: application/json"
@@ -377,6 +406,7 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 		`tokens[0].role: "admin" is not known; use viewer or operator`:                                                                              {Tokens: []Token{{"ann", "admin", "/a"}}},
 	} {
 		got := ""
+		c.ImportBytes = DefaultConfig().ImportBytes
 		if err := c.Check(); err != nil {
 			got = err.Error()
 		}
@@ -681,12 +711,17 @@ func TestTheDocumentIsTrueOfTheAnswers(t *testing.T) {
 	check("get", "/v1/dlq", "200", ok, a.ask("GET", "/v1/dlq?limit=3", viewer, "").body)
 	check("get", "/v1/dlq/groups", "200", ok, a.ask("GET", "/v1/dlq/groups", viewer, "").body)
 	check("get", "/v1/dlq/preview", "200", ok, a.ask("GET", "/v1/dlq/preview?limit=2", viewer, "").body)
+	server := a.serve(time.Minute)
+	check("post", "/v1/dlq/import", "200", ok, a.importing(server, "i-1", importPath+"&dry_run=true", "letter 8\n").body)
+	check("post", "/v1/dlq/import", "422", bad, a.importing(server, "i-1", importPath, "x\n").body)
 	check("get", "/v1/dlq/{id}", "200", ok, a.ask("GET", "/v1/dlq/search-1", viewer, "").body)
 	check("get", "/v1/dlq/{id}", "404", bad, a.ask("GET", "/v1/dlq/search-9", viewer, "").body)
 	check("patch", "/v1/dlq/{id}", "428", bad, a.ask("PATCH", patchPath, operator, patchBody, patchType, "X-Request-ID: p-0").body)
 	check("patch", "/v1/dlq/{id}", "422", bad, a.ask("PATCH", patchPath, operator, "[]", patchType, "X-Request-ID: p-0", "If-Match: *").body)
 	check("patch", "/v1/dlq/{id}", "200", ok, a.ask("PATCH", patchPath, operator, patchBody, patchType, "X-Request-ID: p-1", "If-Match: *").body)
 	check("post", "/v1/dlq/{id}/skip", "412", bad, a.skip("r-0", skipReason, `If-Match: "0"`).body)
+	check("post", "/v1/dlq/skip", "409", bad, a.post("/v1/dlq/skip", "r-4", `{"all": true, "count": 1, "reason": "r"}`).body)
+	check("post", "/v1/dlq/skip", "200", ok, a.post("/v1/dlq/skip?dry_run=true", "r-4", `{"all": true}`).body)
 	check("post", "/v1/dlq/{id}/skip", "200", ok, a.skip("r-1", skipReason).body)
 	replayed := a.post("/v1/dlq/replay", "r-2", `{"filter": {"sink": "search"}, "ids": ["search-2"], "rate": 5, "canary": 1, "reason": "r"}`)
 	check("post", "/v1/dlq/replay", "200", ok, replayed.body)
@@ -770,10 +805,22 @@ func TestALetterIsPatchedAsItWasRead(t *testing.T) {
 		}
 	}
 	etag := a.ask("GET", "/v1/dlq/search-1", viewer, "").header.Get("ETag")
+	would := ask("/v1/dlq/search-1?dry_run=true", patchBody, patchType, "If-Match: "+etag)
+	if text := string(compact(would.body)); would.status != 200 || would.header.Get("ETag") != etag || !strings.Contains(text, `"dry_run":true`) || !strings.Contains(text, `"field":"n"`) || !strings.Contains(text, `"would_payload":{"state":"would be applied"`) || a.shelf.letters[1].Patched != nil || a.acts() != 0 {
+		t.Errorf("%+v %s", would, text)
+	}
+	if got := ask("/v1/dlq/search-1?dry_run=true", "[]", patchType, "If-Match: "+etag); got.code != "patch_refused" {
+		t.Errorf("%+v", got)
+	}
+	var after string
 	for _, again := range []string{"", "true"} {
 		got := ask(patchPath, patchBody, patchType, "If-Match: "+etag)
 		if got.status != 200 || !strings.Contains(strings.ReplaceAll(string(got.body), " ", ""), `"field":"n"`) || got.header.Get("Idempotent-Replayed") != again {
 			t.Errorf("%d %s", got.status, got.body)
+		}
+		after = got.header.Get("ETag")
+		if now := a.ask("GET", "/v1/dlq/search-1", viewer, "").header.Get("ETag"); after == "" || after != now {
+			t.Errorf("the answer has the ETag %s, and the letter %s", after, now)
 		}
 	}
 	if p := a.shelf.letters[1].Patched; p == nil || p.By != "olga" {
@@ -781,5 +828,61 @@ func TestALetterIsPatchedAsItWasRead(t *testing.T) {
 	}
 	if now := a.ask("GET", "/v1/dlq/search-1", viewer, "").header.Get("ETag"); now == etag {
 		t.Error("the ETag is the same after a patch")
+	}
+	if got := a.ask("PATCH", patchPath, operator, patchBody, patchType, "X-Request-ID: r-2", "If-Match: "+after); got.status != 200 { // without reading it again
+		t.Errorf("%+v", got)
+	}
+}
+
+// Letters are skipped by a filter once somebody has said how many they are.
+func TestLettersAreSkippedTogether(t *testing.T) {
+	a := newAPI(t)
+	const path = "/v1/dlq/skip"
+	would := a.post(path+"?dry_run=true", "a", `{"filter": {"sink": "search"}}`)
+	if string(compact(would.body)) != `{"dry_run":true,"skipped":5,"ids":["search-0","search-1","search-2","search-3","search-4"],"more":0}` {
+		t.Errorf("%s", would.body)
+	}
+	for body, want := range map[string]string{
+		`{"reason": "r"}`:              "400 nothing_chosen nothing is chosen; send a filter, ids, or \"all\": true",
+		`{"all": true, "reason": "r"}`: "400 count_missing count is missing; say how many letters these are, as dry_run=true counts them",
+		`{"ids": ["search-1"], "filter": {"key": "1"}, "reason": "r"}`: "400 count_missing ",
+		`{"all": true, "count": 5}`:                                    "400 reason_missing reason is missing; say why the rows may stay stale",
+		`{"all": true, "count": 5, "reason": " "}`:                     "400 reason_missing ",
+		`{"all": true, "count": 4, "reason": "r"}`:                     "409 other_count the letters that are chosen are 5 by now, and not 4; none was skipped",
+		`{"all": true, "count": 0, "reason": "r"}`:                     "409 other_count ",
+		`{"filter": {"key": "99"}, "count": 1, "reason": "r"}`:         "409 no_letters ",
+		`{"filter": {"sink": "cash"}, "count": 1, "reason": "r"}`:      `400 parameter_invalid sink: there is no sink "cash"; there are cache, search`,
+		`{"ids": ["search-1", "search-9"], "reason": "r"}`:             "404 no_letter no open dead letter that is chosen has the ID search-9",
+		`{"ids": ["search-1"], "reason": "r", "dry_run": true}`:        `400 body_invalid the body is not what is asked for: unknown field "dry_run"`,
+	} {
+		got := a.post(path, "a", body)
+		if text := fmt.Sprint(got.status, " ", got.code, " ", got.detail); !strings.HasPrefix(text, want) {
+			t.Errorf("%s: %s, want %s", body, text, want)
+		}
+	}
+	if got := a.ask("POST", path, viewer, `{"all": true, "count": 5, "reason": "r"}`, jsonType, "X-Request-ID: a"); got.code != "role_viewer" {
+		t.Errorf("%+v", got)
+	}
+	a.restart()
+	if a.shelf.skips != 0 || a.acts() != 0 {
+		t.Fatalf("%d skips, %d acts", a.shelf.skips, a.acts())
+	}
+	first := a.post(path, "b", `{"ids": ["search-1", "search-1"], "reason": "r"}`)
+	if first.status != 200 || a.shelf.skips != 1 || !strings.Contains(string(first.body), `"skipped": 1`) {
+		t.Errorf("%+v %s", first, first.body)
+	}
+	a.shelf.halfway = errors.New("no broker")
+	if got := a.post(path, "c", `{"all": true, "count": 4, "reason": "r"}`); got.status != 500 || got.detail != "2 of 4 letters are skipped, and then: no broker" {
+		t.Errorf("%+v", got)
+	}
+	a.shelf.halfway = nil
+	last := a.post(path, "d", `{"all": true, "count": 2, "reason": "r"}`)
+	again := a.post(path, "d", `{"all": true, "count": 2, "reason": "r"}`)
+	if last.status != 200 || !bytes.Equal(last.body, again.body) || again.header.Get("Idempotent-Replayed") != "true" || len(a.shelf.letters) != 0 {
+		t.Errorf("%+v, %+v", last, again)
+	}
+	acts, _, _ := audit.List(t.Context(), a.log, "shop", audit.Filter{})
+	if got := acts[1]; len(acts) != 3 || got.Outcome != audit.Failed || got.Counts["skipped"] != 2 || acts[0].Filter["ids"] != "search-1,search-1" {
+		t.Errorf("%+v", acts)
 	}
 }

@@ -18,6 +18,12 @@ type Config struct {
 	// Tokens are the bearer tokens of those who may use the API under /v1. Without any,
 	// it can be read by whoever is on this machine, and nobody can write. Default empty.
 	Tokens []Token `yaml:"tokens"`
+	// ImportBytes is the largest body of POST /v1/dlq/import in bytes, 1048576 to
+	// 68719476736; the default is 268435456. It is kept in the directory for temporary files
+	// (TMPDIR) until it is imported, and a process takes two at once. Each letter in it costs
+	// some 300 bytes of memory meanwhile. Raise it, or export and import in parts, when an
+	// export is larger.
+	ImportBytes int64 `yaml:"import_bytes"`
 }
 
 // Token lets its holder in.
@@ -36,7 +42,7 @@ type Token struct {
 }
 
 // DefaultConfig listens on loopback and has no tokens.
-func DefaultConfig() Config { return Config{Listen: "127.0.0.1:8080"} }
+func DefaultConfig() Config { return Config{Listen: "127.0.0.1:8080", ImportBytes: 256 << 20} }
 
 var tokenName = regexp.MustCompile(`^[A-Za-z0-9.@_-]{1,100}$`)
 
@@ -52,6 +58,9 @@ func (c Config) Check() error {
 		case len(c.Tokens) == 0 && !loopback(host):
 			bad("listen: %s can be reached from other machines and no tokens say who may; name some in admin.tokens, or listen on 127.0.0.1:%s", c.Listen, port)
 		}
+	}
+	if wrong := map[bool]string{c.ImportBytes < 1<<20: "small", c.ImportBytes > 64<<30: "large"}[true]; wrong != "" {
+		bad("import_bytes: %d is too %s; use 1048576 to 68719476736 (default %d)", c.ImportBytes, wrong, DefaultConfig().ImportBytes)
 	}
 	names, files := map[string]bool{}, map[string]bool{}
 	for i, t := range c.Tokens {

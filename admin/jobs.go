@@ -20,30 +20,35 @@ type Jobs interface {
 	// Ask asks for a job. One that is known by this ID is left as it is.
 	Ask(ctx context.Context, job dlq.Job) (dlq.JobStatus, error)
 	// Cancel asks for the end of a job.
-	Cancel(ctx context.Context, id, actor string) error
+	Cancel(ctx context.Context, id, actor, reason string) error
 }
 
 type replayBody struct {
-	Mode   dlq.Mode          `json:"mode,omitempty" doc:"resync reads the rows again from MySQL and is the default, payload sends what was recorded"`
-	Filter map[string]string `json:"filter,omitempty" doc:"fields that choose letters, with the names and values of the parameters of listLetters"`
-	IDs    []string          `json:"ids,omitempty" doc:"letters by their IDs; with a filter, those that it takes"`
-	All    bool              `json:"all,omitempty" doc:"every open letter; without a filter and IDs it must be said"`
-	Rate   int               `json:"rate,omitempty" doc:"letters a second at most; 0 is as fast as the store takes them"`
-	Canary int               `json:"canary,omitempty" doc:"so many letters first; the others follow only when at least 95 % of these succeeded"`
-	Reason string            `json:"reason,omitempty" doc:"why, for the audit log and those who ask later"`
+	choice
+	Mode   dlq.Mode `json:"mode,omitempty" doc:"resync reads the rows again from MySQL and is the default, payload sends what was recorded"`
+	Rate   int      `json:"rate,omitempty" doc:"letters a second at most; 0 is as fast as the store takes them"`
+	Canary int      `json:"canary,omitempty" doc:"so many letters first; the others follow only when at least 95 % of these succeeded"`
+	Reason string   `json:"reason,omitempty" doc:"why, for the audit log and those who ask later"`
 }
 
 type cancelBody struct {
-	Reason string `json:"reason,omitempty" doc:"why, for the audit log"`
+	Reason string `json:"reason,omitempty" doc:"why, for the audit log and those who ask later"`
 }
 
-type jobList struct {
+// jobPage is a part of the list.
+type jobPage struct {
 	Jobs []dlq.JobStatus `json:"jobs" doc:"oldest first"`
+	Next string          `json:"next,omitempty" doc:"the cursor of the page behind this one; missing on the last page"`
 }
 
 // JobRoutes are the operations on replays.
 func JobRoutes(d Desk, jobs Jobs) []Route {
 	id := []Param{{Name: "id", Doc: "the job's ID"}}
+	states := make([]string, len(dlq.JobStates))
+	for i, state := range dlq.JobStates {
+		states[i] = string(state)
+	}
+	listed := paged(pageMost, Param{Name: "state", Doc: "only replays in this state", Enum: states})
 	unknown := Code{http.StatusBadRequest, "parameter_unknown", ""}
 	none := Code{http.StatusNotFound, "no_job", "it never was, or ended more than a week ago"}
 	return []Route{
@@ -56,15 +61,10 @@ func JobRoutes(d Desk, jobs Jobs) []Route {
 			Write: func(ctx context.Context, r *Request) (*Work, error) { return replay(ctx, r, d, jobs) },
 		},
 		{
-			Method: http.MethodGet, Path: "/v1/dlq/jobs", ID: "listJobs", Short: "List replays", Answer: jobList{}, Codes: []Code{unknown},
-			Long: "Those under way, and those that ended within a week, at most 200 of them.",
-			Read: func(ctx context.Context, r *Request) (any, error) {
-				if _, err := r.fields(nil); err != nil {
-					return nil, err
-				}
-				list, err := jobs.List(ctx)
-				return jobList{list}, err
-			},
+			Method: http.MethodGet, Path: "/v1/dlq/jobs", ID: "listJobs", Short: "List replays", Query: listed, Answer: jobPage{},
+			Codes: []Code{unknown, {http.StatusBadRequest, "parameter_invalid", ""}, {http.StatusBadRequest, "cursor_invalid", ""}},
+			Long:  "Those under way, and those that ended within a week, at most 200 of them.",
+			Read:  func(ctx context.Context, r *Request) (any, error) { return listJobs(ctx, r, jobs, listed) },
 		},
 		{
 			Method: http.MethodGet, Path: "/v1/dlq/jobs/{id}", ID: "getJob", Short: "Show how far a replay is", Wildcards: id, Answer: dlq.JobStatus{}, Tagged: true,
@@ -91,12 +91,32 @@ func JobRoutes(d Desk, jobs Jobs) []Route {
 					return nil, problem(http.StatusConflict, "job_ended", "replay %s has ended already: it is %s", s.ID, s.State)
 				}
 				return &Work{Filter: map[string]string{"job": s.ID}, Reason: body.Reason, Do: func(ctx context.Context) (any, map[string]int, error) {
-					s.CancelledBy = r.Identity.Name
-					return s, map[string]int{"jobs": 1}, jobs.Cancel(ctx, s.ID, r.Identity.Name)
+					s.CancelledBy, s.CancelReason = r.Identity.Name, body.Reason
+					return s, map[string]int{"jobs": 1}, jobs.Cancel(ctx, s.ID, r.Identity.Name, body.Reason)
 				}}, nil
 			},
 		},
 	}
+}
+
+func listJobs(ctx context.Context, r *Request, jobs Jobs, known []Param) (any, error) {
+	p, err := r.page(known, pageMost)
+	if err != nil {
+		return nil, err
+	}
+	state, given := p.fields["state"]
+	if given && !slices.Contains(dlq.JobStates, dlq.JobState(state)) {
+		return nil, problem(http.StatusBadRequest, "parameter_invalid", "state: %q is not known; use one of %v", state, dlq.JobStates)
+	}
+	all, err := jobs.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(s dlq.JobStatus) bool {
+		return given && s.State != dlq.JobState(state) || !p.behind(s.Asked, s.ID)
+	})
+	list, next := cut(all, p, func(s dlq.JobStatus) (time.Time, string) { return s.Asked, s.ID })
+	return jobPage{list, next}, nil
 }
 
 // findJob is the job of the path, with its ETag.
@@ -124,35 +144,23 @@ func replay(ctx context.Context, r *Request, d Desk, jobs Jobs) (*Work, error) {
 	if err := r.Decode(&body); err != nil {
 		return nil, err
 	}
-	if len(body.Filter)+len(body.IDs) == 0 && !body.All {
-		return nil, problem(http.StatusBadRequest, "nothing_chosen", `nothing is chosen; send a filter, ids, or "all": true`)
+	query, err := body.query(d)
+	if err != nil {
+		return nil, err
 	}
 	if body.Mode == "" {
 		body.Mode = dlq.Resync
 	}
-	query, err := dlq.ParseQuery(body.Filter, d.Sinks(), time.Now())
 	job := dlq.Job{
 		Mode: body.Mode, Actor: r.Identity.Name, Reason: body.Reason, Asked: time.Now().UTC(),
 		Filter: query.Fields(), IDs: body.IDs, Rate: body.Rate, Canary: body.Canary,
 	}
-	if err == nil {
-		err = job.Check()
-	}
-	if err != nil {
+	if err := job.Check(); err != nil {
 		return nil, invalid(err)
 	}
 	if len(body.IDs)+len(body.Filter) > 0 {
-		letters, err := d.Choose(ctx, query)
-		switch {
-		case err != nil:
-			return nil, invalid(err)
-		case len(letters) == 0 && len(body.IDs) == 0:
-			return nil, problem(http.StatusConflict, "no_letters", "no open letter matches the filter; GET /v1/dlq lists those there are")
-		}
-		for _, id := range body.IDs {
-			if !slices.ContainsFunc(letters, func(l dlq.Letter) bool { return l.ID == id }) {
-				return nil, problem(http.StatusNotFound, "no_letter", "no open dead letter that is chosen has the ID %s", id)
-			}
+		if _, err := body.letters(ctx, d, query); err != nil {
+			return nil, err
 		}
 	}
 	sum := sha256.Sum256([]byte(r.ID + "\x00" + r.hash()))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,8 +61,10 @@ func TestAReplayIsAskedForOnceAndAudited(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	cancelled := a.post("/v1/dlq/jobs/"+first.ID+"/cancel", "c", `{"reason": "the wrong group"}`)
-	if a.job(cancelled).CancelledBy != "olga" || a.known()[0].CancelledBy != "olga" {
-		t.Errorf("%s", cancelled.body)
+	for _, s := range []dlq.JobStatus{a.job(cancelled), a.known()[0]} {
+		if s.CancelledBy != "olga" || s.CancelReason != "the wrong group" {
+			t.Errorf("%+v", s)
+		}
 	}
 	acts, _, err := audit.List(t.Context(), a.log, "shop", audit.Filter{})
 	if err != nil || len(acts) != 3 {
@@ -105,7 +108,10 @@ func TestWhatIsWrongWithAReplayIsOneSentenceAndChangesNothing(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		"GET /v1/dlq/jobs/nowhere":         "404 no_job no replay has the ID nowhere",
-		"GET /v1/dlq/jobs?x=1":             `400 parameter_unknown the parameter "x" is not known; there is none here`,
+		"GET /v1/dlq/jobs?x=1":             `400 parameter_unknown the parameter "x" is not known; there are state, limit, cursor`,
+		"GET /v1/dlq/jobs?state=open":      `400 parameter_invalid state: "open" is not known; use one of [asked running done stopped cancelled failed]`,
+		"GET /v1/dlq/jobs?limit=0":         `400 parameter_invalid limit: "0" is not 1 to 1000`,
+		"GET /v1/dlq/jobs?cursor=x":        "400 cursor_invalid the cursor is none that a page gave; begin without one",
 		"POST /v1/dlq/jobs/nowhere/cancel": "404 no_job no replay has the ID nowhere",
 		"POST /v1/dlq/replay?x=1":          `400 parameter_unknown the parameter "x" is not known; there is none here`,
 	} {
@@ -120,6 +126,37 @@ func TestWhatIsWrongWithAReplayIsOneSentenceAndChangesNothing(t *testing.T) {
 	}
 	if len(a.known()) != 0 || a.acts() != 0 {
 		t.Errorf("%+v", a.known())
+	}
+}
+
+// Pages hold every replay once, oldest first, also when one is asked for meanwhile.
+func TestReplaysAreListedByStateAndInPages(t *testing.T) {
+	a := newAPI(t)
+	var asked, listed []string
+	for n := range 5 {
+		asked = append(asked, a.job(a.post("/v1/dlq/replay", fmt.Sprint("r-", n), `{"all": true}`)).ID)
+	}
+	for next := ""; ; {
+		got := a.ask("GET", "/v1/dlq/jobs?limit=2&state=asked"+next, viewer, "")
+		var page jobPage
+		if err := json.Unmarshal(got.body, &page); err != nil || len(page.Jobs) == 0 || len(page.Jobs) > 2 {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+		for _, s := range page.Jobs {
+			listed = append(listed, s.ID)
+		}
+		if page.Next == "" {
+			break
+		}
+		if next = "&cursor=" + page.Next; len(listed) == 2 {
+			asked = append(asked, a.job(a.post("/v1/dlq/replay", "later", `{"all": true}`)).ID)
+		}
+	}
+	if !slices.Equal(listed, asked) {
+		t.Errorf("%q are listed of %q", listed, asked)
+	}
+	if got := a.ask("GET", "/v1/dlq/jobs?state=failed", viewer, ""); string(compact(got.body)) != `{"jobs":[]}` {
+		t.Errorf("%s", got.body)
 	}
 }
 

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -22,7 +23,8 @@ var (
 		{http.StatusMisdirectedRequest, "wrong_host", ""}, {http.StatusTooManyRequests, "too_many", ""},
 		{http.StatusServiceUnavailable, "timeout", ""}, {http.StatusInternalServerError, "internal", ""},
 	}
-	ofWrites = []Code{
+	ofOperators = []Code{{http.StatusForbidden, "not_writable", "there are no tokens"}, {http.StatusForbidden, "role_viewer", ""}}
+	ofWrites    = []Code{
 		{http.StatusForbidden, "not_writable", ""}, {http.StatusForbidden, "role_viewer", ""},
 		{http.StatusBadRequest, "request_id_missing", ""}, {http.StatusBadRequest, "request_id_invalid", ""}, {http.StatusBadRequest, "body_invalid", ""},
 		{http.StatusConflict, "request_id_reused", ""}, {http.StatusConflict, "request_under_way", ""},
@@ -94,12 +96,18 @@ func (b *book) operation(route Route) object {
 	}
 	write := route.Write != nil
 	codes := slices.Concat(everywhere, route.Codes)
-	if write {
+	switch {
+	case write:
 		codes = slices.Concat(everywhere, ofWrites, route.Codes)
 		if route.Matched {
 			codes = append(codes, Code{http.StatusPreconditionRequired, "if_match_missing", ""})
 		}
 		add("header", Param{Name: "X-Request-ID", Doc: "A name of your own making for this request, 1 to 128 letters, digits and ._:- The same one when you try again."}, true)
+	case route.role() == Operator:
+		codes = slices.Concat(everywhere, ofOperators, route.Codes)
+	}
+	if route.Bulk {
+		codes = append(codes, Code{http.StatusTooManyRequests, "busy", "others are under way in this process"})
 	}
 	if route.Tagged {
 		if write {
@@ -108,8 +116,8 @@ func (b *book) operation(route Route) object {
 			add("header", Param{Name: "If-None-Match", Doc: "An ETag that was read before: the answer is 304 while it is the same."}, false)
 		}
 	}
-	ok := object{"description": "Done", "content": object{"application/json": object{"schema": b.schema(reflect.TypeOf(route.Answer))}}}
-	if route.Tagged && !write {
+	ok := object{"description": "Done", "content": object{cmp.Or(route.Gives, "application/json"): object{"schema": b.schema(reflect.TypeOf(route.Answer))}}}
+	if route.Tagged && (!write || route.Matched) {
 		ok["headers"] = object{"ETag": object{"description": "Of it as it is now", "schema": object{"type": "string"}}}
 	}
 	answers := object{"200": ok}
@@ -130,13 +138,11 @@ func (b *book) operation(route Route) object {
 	if route.Tagged && !write {
 		answers["304"] = object{"description": "It has not changed"}
 	}
-	role := Viewer
 	op := object{"operationId": route.ID, "summary": route.Short, "parameters": params, "responses": answers}
 	if write {
-		role = Operator
 		op["requestBody"] = object{"required": true, "content": object{route.takes(): object{"schema": b.schema(reflect.TypeOf(route.Body))}}}
 	}
-	op["description"] = strings.TrimSpace(route.Long + fmt.Sprintf(" Needs the role %s.", role))
+	op["description"] = strings.TrimSpace(route.Long + fmt.Sprintf(" Needs the role %s.", route.role()))
 	return op
 }
 
@@ -147,6 +153,8 @@ func (b *book) schema(t reflect.Type) object {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
 		return object{"type": "string", "format": "date-time"}
+	case t == reflect.TypeFor[lines]():
+		return object{"type": "string", "contentMediaType": ndjson, "description": "a letter in each line, as lockstep dlq export writes it"}
 	case t == reflect.TypeFor[json.RawMessage](), t.Kind() == reflect.Interface:
 		return object{}
 	}

@@ -31,7 +31,7 @@ func problemOf(err error) *Problem {
 		return p
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return problem(http.StatusServiceUnavailable, "timeout", "it took longer than %s: %v", timeLimit, err)
+		return problem(http.StatusServiceUnavailable, "timeout", "it took too long: %v", err)
 	}
 	return problem(http.StatusInternalServerError, "internal", "%v", err)
 }

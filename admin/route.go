@@ -11,13 +11,15 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Route is one operation of the API, and what its page says of it. Who may use it follows
-// from what it is: reading needs a viewer, writing an operator.
+// from what it is, unless Role says more: reading needs a viewer, writing an operator.
 type Route struct {
 	Method    string
 	Path      string // as http.ServeMux has it, below /v1
@@ -30,14 +32,22 @@ type Route struct {
 	Body, Answer any
 	// Takes is the media type of the body; application/json when it is empty.
 	Takes string
+	// Role is who may use it.
+	Role Role
+	// Bulk is for a body or an answer that may be large: it is not held in memory, and has a
+	// time of its own.
+	Bulk bool
 	// Tagged answers carry an ETag; a write then takes If-Match, and one that is Matched
 	// needs it.
 	Tagged, Matched bool
 	// Codes are the problems that it can answer with beside those of every operation.
 	Codes []Code
 
-	// Read answers a request that changes nothing.
-	Read func(context.Context, *Request) (any, error)
+	// Read answers a request that changes nothing. Stream is one whose answer is of the media
+	// type Gives and is written as it comes.
+	Read   func(context.Context, *Request) (any, error)
+	Stream func(context.Context, *Request, io.Writer) error
+	Gives  string
 	// Act is what a write is called in the audit log, and Write prepares it: it checks
 	// everything, changes nothing and says what is to be done.
 	Act   string
@@ -64,6 +74,8 @@ type Work struct {
 	Reason string
 	// Do does it. It may be done again after it was cut off, and must not mind.
 	Do func(ctx context.Context) (answer any, counts map[string]int, err error)
+	// Would is the answer to a rehearsal, which does nothing and stands nowhere.
+	Would any
 }
 
 // Request is what a route is asked.
@@ -71,9 +83,52 @@ type Request struct {
 	*http.Request
 	Identity Identity
 	ID       string // X-Request-ID, or one that was made up for it
+	// Rehearsal is for a write that is to be shown and not done.
+	Rehearsal bool
 
 	body []byte
+	file *os.File // the body of a Bulk route
+	sum  string   // its SHA-256
 	etag string
+}
+
+// rehearsed is the parameter of writes that can be rehearsed.
+var rehearsed = Param{Name: "dry_run", Type: "boolean", Doc: "say what would be done, and do nothing; that stands in no audit log, and its X-Request-ID may be used again"}
+
+// rehearses finds out whether a write is only to be shown.
+func (r *Request) rehearses(route Route) error {
+	values, given := r.URL.Query()[rehearsed.Name]
+	if !given || !slices.ContainsFunc(route.Query, func(p Param) bool { return p.Name == rehearsed.Name }) {
+		return nil // whoever reads the fields says that it is not known
+	}
+	if len(values) != 1 || values[0] != "true" && values[0] != "false" {
+		return problem(http.StatusBadRequest, "parameter_invalid", "%s: %q is neither true nor false", rehearsed.Name, strings.Join(values, ", "))
+	}
+	r.Rehearsal = values[0] == "true"
+	return nil
+}
+
+// role is who may use the route.
+func (r Route) role() Role {
+	if r.Write != nil || r.Role == Operator {
+		return Operator
+	}
+	return Viewer
+}
+
+// limit is how long a request may take, and work how long what it asks for may.
+func (r Route) limit() time.Duration {
+	if r.Bulk {
+		return bulkLimit
+	}
+	return timeLimit
+}
+
+func (r Route) work() time.Duration {
+	if r.Bulk {
+		return bulkWork
+	}
+	return timeLimit
 }
 
 // takes is the media type of the body.
@@ -108,17 +163,22 @@ func (r *Request) Decode(v any) error {
 // Tag gives the answer the ETag of v, and fails when the request has an If-Match that is
 // of another state.
 func (r *Request) Tag(v any) error {
-	text, err := json.Marshal(v)
-	if err != nil {
+	var err error
+	if r.etag, err = tagOf(v); err != nil {
 		return err
 	}
-	sum := sha256.Sum256(text)
-	r.etag = `"` + hex.EncodeToString(sum[:8]) + `"`
 	wanted := r.Header.Values("If-Match")
 	if len(wanted) > 0 && !holds(wanted, r.etag) {
 		return problem(http.StatusPreconditionFailed, "changed", "it has changed since: its ETag is %s now; read it again and decide anew", r.etag)
 	}
 	return nil
+}
+
+// tagOf is the ETag of v.
+func tagOf(v any) (string, error) {
+	text, err := json.Marshal(v)
+	sum := sha256.Sum256(text)
+	return `"` + hex.EncodeToString(sum[:8]) + `"`, err
 }
 
 // holds reports whether a list of entity tags has this one. A weak one never counts.
@@ -160,11 +220,16 @@ func thereAre(names []string) string {
 	return "there are " + strings.Join(names, ", ")
 }
 
-// readBody reads what a write carries, which is JSON of the right kind and not too much.
-func (r *Request) readBody(w http.ResponseWriter, takes string) error {
+// isOf refuses a body of another media type.
+func (r *Request) isOf(takes string) error {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != takes {
 		return problem(http.StatusUnsupportedMediaType, "not_json", "the body is %q; send %s", r.Header.Get("Content-Type"), takes)
 	}
+	return nil
+}
+
+// readBody reads what a write carries, which is not too much.
+func (r *Request) readBody(w http.ResponseWriter) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyBytes))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return problem(http.StatusRequestEntityTooLarge, "body_too_large", "the body has more than %d bytes", bodyBytes)
@@ -179,7 +244,7 @@ func (r *Request) readBody(w http.ResponseWriter, takes string) error {
 // hash is what makes a request the same one when it comes again: who, to what, with what.
 func (r *Request) hash() string {
 	sum := sha256.New()
-	for _, part := range []string{r.Identity.Name, r.Method, r.URL.RequestURI(), string(r.body)} {
+	for _, part := range []string{r.Identity.Name, r.Method, r.URL.RequestURI(), cmp.Or(r.sum, string(r.body))} {
 		fmt.Fprintf(sum, "%d:%s", len(part), part)
 	}
 	return hex.EncodeToString(sum.Sum(nil))

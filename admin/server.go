@@ -32,9 +32,13 @@ type Server struct {
 	Audit   *audit.Log
 	Log     *slog.Logger
 	Metrics *Metrics
+	// ImportBytes is Config.ImportBytes.
+	ImportBytes int64
 
-	limits limits
-	routes []Route
+	limits   limits
+	routes   []Route
+	bulk     chan struct{}
+	patience time.Duration // of a test; see stall
 }
 
 // Metrics of the API.
@@ -46,7 +50,7 @@ type Metrics struct {
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "lockstep_admin_requests_total",
-		Help: "Requests to the API under /v1, by operation (none for what is no operation) and status.",
+		Help: "Requests to the API under /v1, by operation (none for what is no operation) and status (cut for an answer that had begun and could not be ended).",
 	}, []string{"operation", "code"})}
 	r.MustRegister(m.requests)
 	return m
@@ -58,19 +62,26 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 		Method: http.MethodGet, Path: "/v1/openapi.json", ID: "getDocument", Short: "This document", Answer: map[string]any{},
 		Read: func(context.Context, *Request) (any, error) { return json.RawMessage(Document(routes)), nil },
 	})
+	s.bulk = make(chan struct{}, bulkAtOnce)
 	mux := http.NewServeMux()
 	for _, route := range s.routes {
-		if (route.Read == nil) == (route.Write == nil) || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
+		if (route.Read == nil && route.Stream == nil) == (route.Write == nil) || route.Read != nil && route.Stream != nil || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
 			panic(fmt.Sprintf("route %s %s must either read by GET or be an act", route.Method, route.Path))
 		}
-		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
-			if route.Write != nil {
+		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, route.limit(), func(ctx context.Context, w http.ResponseWriter, r *Request) error {
+			if err := r.Identity.mayBe(route.role()); err != nil {
+				return err
+			}
+			switch {
+			case route.Write != nil:
 				return s.write(ctx, w, r, route)
+			case route.Stream != nil:
+				return s.stream(ctx, w, r, route)
 			}
 			return s.read(ctx, w, r, route)
 		}))
 	}
-	none := s.serve("none", func(_ context.Context, w http.ResponseWriter, r *Request) error {
+	none := s.serve("none", timeLimit, func(_ context.Context, w http.ResponseWriter, r *Request) error {
 		var said verdict
 		h, _ := mux.Handler(r.Request)
 		if h.ServeHTTP(&said, r.Request); said.code == http.StatusMethodNotAllowed {
@@ -105,7 +116,7 @@ func (v *verdict) WriteHeader(code int)        { v.code = code }
 func (v *verdict) Write(b []byte) (int, error) { return len(b), nil }
 
 // serve does what all requests have in common.
-func (s *Server) serve(operation string, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
+func (s *Server) serve(operation string, limit time.Duration, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		r := &Request{Request: request, ID: request.Header.Get("X-Request-ID")}
 		made := !legalRequestID.MatchString(r.ID)
@@ -116,11 +127,19 @@ func (s *Server) serve(operation string, do func(context.Context, http.ResponseW
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		seen := &status{ResponseWriter: w, code: http.StatusOK}
-		ctx, cancel := context.WithTimeout(request.Context(), timeLimit)
+		ctx, cancel := context.WithTimeout(request.Context(), limit)
 		defer cancel()
-		if err := s.admit(r); err != nil {
-			s.refuse(seen, r, err)
-		} else if err := do(ctx, seen, r); err != nil {
+		err := s.admit(r)
+		if err == nil {
+			err = do(ctx, seen, r)
+		}
+		if cut, ok := errors.AsType[errCut](err); ok {
+			s.Metrics.requests.WithLabelValues(operation, "cut").Inc()
+			s.Log.Warn("an answer was cut off", "path", r.URL.Path, "who", r.Identity.Name, "request_id", r.ID, "error", cut.error)
+			panic(http.ErrAbortHandler)
+		}
+		if err != nil {
+			late(w)
 			s.refuse(seen, r, err)
 		}
 		s.Metrics.requests.WithLabelValues(operation, fmt.Sprint(seen.code)).Inc()
@@ -137,6 +156,9 @@ func (w *status) WriteHeader(code int) {
 	w.code = code
 	w.ResponseWriter.WriteHeader(code)
 }
+
+// Unwrap is for http.ResponseController.
+func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // admit finds out who asks, and whether it is not too often. Those without a right token
 // share one allowance.
@@ -184,9 +206,14 @@ func (s *Server) read(ctx context.Context, w http.ResponseWriter, r *Request, ro
 	if err != nil {
 		return err
 	}
+	return answerWith(w, r, answer)
+}
+
+// answerWith sends an answer, or says that who asks has it.
+func answerWith(w http.ResponseWriter, r *Request, answer any) error {
 	if r.etag != "" {
 		w.Header().Set("ETag", r.etag)
-		if holds(r.Header.Values("If-None-Match"), r.etag) {
+		if r.Method != http.MethodPatch && holds(r.Header.Values("If-None-Match"), r.etag) {
 			w.WriteHeader(http.StatusNotModified)
 			return nil
 		}
@@ -208,25 +235,55 @@ func encode(answer any) ([]byte, error) {
 	return b.Bytes(), err
 }
 
+// mayBe refuses who is not of a role.
+func (i Identity) mayBe(role Role) error {
+	switch {
+	case role == Viewer || i.Role == Operator:
+		return nil
+	case i.Name == "":
+		return problem(http.StatusForbidden, "not_writable", "nothing can be written without a token, and no letters exported; name one of the role operator in admin.tokens")
+	}
+	return problem(http.StatusForbidden, "role_viewer", "%s is a viewer, and this needs the role operator", i.Name)
+}
+
 // write does an act once for its X-Request-ID.
 func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, route Route) error {
-	if r.Identity.Role != Operator {
-		if r.Identity.Name == "" {
-			return problem(http.StatusForbidden, "not_writable", "nothing can be written without a token; name one of the role operator in admin.tokens")
-		}
-		return problem(http.StatusForbidden, "role_viewer", "%s is a viewer, and this needs the role operator", r.Identity.Name)
-	}
 	switch id := r.Header.Values("X-Request-ID"); {
 	case len(id) == 0:
 		return problem(http.StatusBadRequest, "request_id_missing", "send a header X-Request-ID of your own making, such as a UUID, and the same one when you try again")
 	case len(id) > 1 || id[0] != r.ID:
 		return problem(http.StatusBadRequest, "request_id_invalid", "X-Request-ID is 1 to 128 letters, digits and ._:- and is there once")
 	}
-	if err := r.readBody(w, route.takes()); err != nil {
+	if err := r.isOf(route.takes()); err != nil {
+		return err
+	}
+	if err := r.rehearses(route); err != nil {
+		return err
+	}
+	if route.Bulk {
+		leave, err := s.room()
+		if err != nil {
+			return err
+		}
+		defer leave()
+		done, err := s.lay(ctx, w, r)
+		if err != nil {
+			return err
+		}
+		defer done()
+	} else if err := r.readBody(w); err != nil {
 		return err
 	}
 	if route.Matched && len(r.Header.Values("If-Match")) == 0 {
 		return problem(http.StatusPreconditionRequired, "if_match_missing", "send the ETag of what was read as If-Match, so that nothing is done when it has changed since")
+	}
+	if r.Rehearsal {
+		work, err := route.Write(ctx, r)
+		if err != nil {
+			return err
+		}
+		late(w)
+		return answerWith(w, r, work.Would)
 	}
 	act := audit.Act{Actor: r.Identity.Name, Via: "http", Name: route.Act, Request: r.ID, Body: r.hash()}
 	known, err := s.Audit.Find(ctx, act)
@@ -243,7 +300,7 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 	}
 	act.Filter, act.Reason = work.Filter, work.Reason
 	// What has begun ends, whether or not somebody still waits for it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), route.work())
 	defer cancel()
 	entry, known, err := s.Audit.Begin(ctx, act)
 	if known != nil || err != nil {
@@ -265,8 +322,20 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 	if err := errors.Join(failed, entry.End(ending, result)); err != nil {
 		return err // it may be tried again under the same ID
 	}
-	send(w, status, "application/json", asKept(body))
+	sendKept(w, status, body)
 	return nil
+}
+
+// sendKept sends the answer to a write, the same each time. An etag in it is the header, too.
+func sendKept(w http.ResponseWriter, status int, body []byte) {
+	late(w)
+	var of struct {
+		ETag string `json:"etag"`
+	}
+	if _ = json.Unmarshal(body, &of); of.ETag != "" {
+		w.Header().Set("ETag", of.ETag)
+	}
+	send(w, status, "application/json", asKept(body))
 }
 
 // asKept is the answer to a write as it can be written again from what the audit log keeps
@@ -281,12 +350,17 @@ func asKept(body []byte) []byte {
 	return b.Bytes()
 }
 
+// late makes time for an answer: a body that took its time has left none.
+func late(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeLimit)) // else the connection is gone
+}
+
 // again answers a request that came before.
 func again(w http.ResponseWriter, known *audit.Answer, err error) error {
 	switch {
 	case known != nil:
 		w.Header().Set("Idempotent-Replayed", "true")
-		send(w, known.Status, "application/json", asKept(known.Body))
+		sendKept(w, known.Status, known.Body)
 		return nil
 	case errors.Is(err, audit.ErrReused):
 		return problem(http.StatusConflict, "request_id_reused", "this X-Request-ID was used for another request within a day; make a new one for each request")

@@ -109,10 +109,27 @@ func (l *Letters) endIn(partition int, letter Letter, state State, reason string
 // Skip closes a letter and leaves the store without the change. The reason is for
 // those who ask later and must not be empty.
 func (l *Letters) Skip(ctx context.Context, letter Letter, reason string) error {
+	return l.SkipAll(ctx, []Letter{letter}, reason, func(Letter) {})
+}
+
+// SkipAll is Skip for several. done is called for each that is closed.
+func (l *Letters) SkipAll(ctx context.Context, letters []Letter, reason string, done func(Letter)) error {
 	if strings.TrimSpace(reason) == "" {
-		return fmt.Errorf("skip letter %s: the reason is empty; say why the row may stay stale", letter.ID)
+		return errors.New("skip letters: the reason is empty; say why their rows may stay stale")
 	}
-	return l.finish(ctx, letter, Skipped, reason)
+	for batch := range slices.Chunk(letters, batchLetters) {
+		var ends []kafka.Record
+		for _, letter := range batch {
+			ends = append(ends, everywhere(letter, l.end(letter, Skipped, reason))...)
+		}
+		if err := l.Log.ProduceAll(ctx, ends...); err != nil {
+			return fmt.Errorf("close letters from %s on as %s: %w", batch[0].ID, Skipped, err)
+		}
+		for _, letter := range batch {
+			done(letter)
+		}
+	}
+	return nil
 }
 
 // finish closes a letter, wherever it is open.

@@ -119,6 +119,10 @@ type Import struct {
 	Put func(ctx context.Context, records ...kafka.Record) error
 }
 
+// ErrNoPosition says that a pipeline has never read its source, so that nobody knows which
+// letters are its own.
+var ErrNoPosition = errors.New("no position is saved")
+
 // LineError is what is wrong with a line of a file.
 type LineError struct {
 	Line int // from 1
@@ -129,11 +133,14 @@ func (e *LineError) Error() string { return fmt.Sprintf("line %d: %v", e.Line, e
 
 func (e *LineError) Unwrap() error { return e.Err }
 
-// Found is a letter of a file, and what becomes of it.
+// Found is a letter of a file, and what becomes of it. A file costs some 300 bytes of memory
+// for each.
 type Found struct {
-	Letter Letter
+	ID, Sink, Table, Key string
 	// Kept is why it is left out: a letter of its row is open that is not older.
 	Kept string
+
+	of identity
 }
 
 const (
@@ -145,12 +152,16 @@ const (
 // each. Its error is a LineError for a line that is no letter for this pipeline.
 func (p *Import) Check(ctx context.Context, file io.Reader) ([]Found, error) {
 	var found []Found
-	lines := map[string]int{} // of a letter's ID and key
+	type row struct {
+		sink string
+		of   identity
+	}
+	lines := map[row]int{}
 	open := map[string]map[identity]cdc.Version{}
 	err := p.each(file, func(n int, _ kafka.Record, l Letter) error {
-		name := l.Sink + "\x00" + l.key
+		name := row{l.Sink, l.identity()}
 		if first := lines[name]; first > 0 {
-			return fmt.Errorf("it is of the same row as line %d; leave one of them out", first)
+			return &LineError{n, fmt.Errorf("it is of the same row as line %d; leave one of them out", first)}
 		}
 		lines[name] = n
 		if open[l.Sink] == nil {
@@ -160,8 +171,8 @@ func (p *Import) Check(ctx context.Context, file io.Reader) ([]Found, error) {
 			}
 			open[l.Sink] = now
 		}
-		f := Found{Letter: l}
-		if v, there := open[l.Sink][l.identity()]; there && v > l.Version {
+		f := Found{ID: l.ID, Sink: l.Sink, Table: l.Table, Key: l.Key, of: l.identity()}
+		if v, there := open[l.Sink][f.of]; there && v > l.Version {
 			f.Kept = keptNewer
 		} else if there && v == l.Version {
 			f.Kept = keptSame
@@ -194,34 +205,33 @@ func (l *Letters) versions(ctx context.Context) (map[identity]cdc.Version, error
 
 // Run puts the letters of a file that was checked back, save those that Check would keep. A letter of
 // a row that is refused meanwhile in a newer version is written again by the owner of its
-// partition. done is called for each that is safe.
-func (p *Import) Run(ctx context.Context, file io.Reader, checked []Found, done func(Letter)) error {
+// partition. done is called for each that is safe, with its place in checked.
+func (p *Import) Run(ctx context.Context, file io.Reader, checked []Found, done func(i int)) error {
 	var records []kafka.Record
-	var letters []Letter
+	var at []int // their places
 	size := 0
 	flush := func() error {
 		if len(records) == 0 {
 			return nil
 		}
 		if err := p.Put(ctx, records...); err != nil {
-			return fmt.Errorf("import letter %s: %w", letters[0].ID, err)
+			return fmt.Errorf("import letter %s: %w", checked[at[0]].ID, err)
 		}
-		for _, l := range letters {
-			done(l)
+		for _, i := range at {
+			done(i)
 		}
-		records, letters, size = records[:0], letters[:0], 0
+		records, at, size = records[:0], at[:0], 0
 		return nil
 	}
-	i := 0
-	err := p.each(file, func(_ int, r kafka.Record, l Letter) error {
-		if i == len(checked) || checked[i].Letter.key != l.key || checked[i].Letter.Sink != l.Sink {
-			return errors.New("the file has changed since it was checked; nothing behind this line is imported")
+	err := p.each(file, func(n int, r kafka.Record, l Letter) error {
+		i := n - 1
+		if i >= len(checked) || checked[i].of != l.identity() || checked[i].Sink != l.Sink {
+			return &LineError{n, errors.New("the file has changed since it was checked; nothing behind this line is imported")}
 		}
-		kept := checked[i].Kept
-		if i++; kept != "" {
+		if checked[i].Kept != "" {
 			return nil
 		}
-		if records, letters, size = append(records, r), append(letters, l), size+r.Size(); len(records) == batchLetters || size > batchBytes {
+		if records, at, size = append(records, r), append(at, i), size+r.Size(); len(records) == batchLetters || size > batchBytes {
 			return flush()
 		}
 		return nil
@@ -232,37 +242,36 @@ func (p *Import) Run(ctx context.Context, file io.Reader, checked []Found, done 
 	return err
 }
 
-// each calls fn with the letters of a file.
+// each calls fn with the letters of a file. Its error is a LineError for what is no letter.
 func (p *Import) each(file io.Reader, fn func(n int, r kafka.Record, l Letter) error) error {
 	in := bufio.NewReaderSize(file, 64<<10)
 	for n := 1; ; n++ {
 		text, err := readLine(in, p.LineBytes)
-		if err == io.EOF && len(text) == 0 {
+		switch {
+		case err == io.EOF && len(text) == 0:
 			return nil
+		case len(text) > p.LineBytes:
+			return &LineError{n, fmt.Errorf("it has more than %d bytes", p.LineBytes)}
+		case err != nil && err != io.EOF:
+			return fmt.Errorf("read line %d: %w", n, err)
 		}
-		if err == nil || err == io.EOF {
-			var r kafka.Record
-			var l Letter
-			if r, l, err = p.parse(text); err == nil {
-				err = fn(n, r, l)
-			}
-		}
+		r, l, err := p.parse(text)
 		if err != nil {
 			return &LineError{n, err}
+		}
+		if err := fn(n, r, l); err != nil {
+			return err
 		}
 	}
 }
 
-// readLine reads up to the end of a line, which is left out; at the end of the file the
-// error is io.EOF.
+// readLine reads up to the end of a line, which is left out, and of one that is too long a
+// little more than most; at the end of the file the error is io.EOF.
 func readLine(in *bufio.Reader, most int) (text []byte, err error) {
 	for {
 		part, err := in.ReadSlice('\n')
 		text = append(text, part...)
-		if len(text) > most {
-			return nil, fmt.Errorf("it has more than %d bytes", most)
-		}
-		if err != bufio.ErrBufferFull {
+		if len(text) > most+2 || err != bufio.ErrBufferFull {
 			return bytes.TrimRight(text, "\r\n"), err
 		}
 	}
@@ -369,8 +378,8 @@ func ofKey(row, key []byte) bool {
 // Sinks are those of the letters.
 func Sinks(found []Found) (names []string) {
 	for _, f := range found {
-		if !slices.Contains(names, f.Letter.Sink) {
-			names = append(names, f.Letter.Sink)
+		if !slices.Contains(names, f.Sink) {
+			names = append(names, f.Sink)
 		}
 	}
 	return names

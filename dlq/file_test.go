@@ -61,12 +61,12 @@ func put(t testing.TB, im *Import, text string) (kept []string, err error) {
 	t.Helper()
 	found, err := im.Check(t.Context(), strings.NewReader(text))
 	for _, f := range found {
-		kept = append(kept, f.Letter.Key+": "+f.Kept)
+		kept = append(kept, f.Key+": "+f.Kept)
 	}
 	if err != nil {
 		return kept, err
 	}
-	return kept, im.Run(t.Context(), strings.NewReader(text), found, func(Letter) {})
+	return kept, im.Run(t.Context(), strings.NewReader(text), found, func(int) {})
 }
 
 // Whatever bytes a record holds, what is put back is what was taken out.
@@ -307,7 +307,7 @@ func TestAFileThatChangesMeanwhileIsNotFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, text := range []string{lines[1], lines[0] + lines[1]} {
-		if err := im.Run(t.Context(), strings.NewReader(text), found, func(Letter) {}); err == nil || !strings.Contains(err.Error(), "the file has changed") {
+		if err := im.Run(t.Context(), strings.NewReader(text), found, func(int) {}); err == nil || !strings.Contains(err.Error(), "the file has changed") {
 			t.Errorf("%v", err)
 		}
 	}

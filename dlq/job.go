@@ -101,7 +101,7 @@ func (j *Job) Describe() map[string]string {
 // Fields are the fields that ParseQuery makes this Query from, at any later time.
 func (q Query) Fields() map[string]string {
 	fields := map[string]string{
-		"sink": q.Sink, "table": q.Table, "key": q.Key, "class": string(q.Class), "fingerprint": q.Fingerprint,
+		"sink": q.Sink, "table": q.Table, "key": q.Key, "state": string(q.State), "class": string(q.Class), "fingerprint": q.Fingerprint,
 		"since": instant(q.Since), "until": instant(q.Until), "min_version": number(q.MinVersion), "max_version": number(q.MaxVersion),
 	}
 	maps.DeleteFunc(fields, func(_, value string) bool { return value == "" })
@@ -125,6 +125,7 @@ func number(v cdc.Version) string {
 // takes reports whether q takes a letter of its sink.
 func (q Query) takes(l *Letter) bool {
 	return q.Filter.takes(l) &&
+		(q.State == "" || q.State == l.State) &&
 		(q.Until.IsZero() || l.FirstFailed.Before(q.Until)) &&
 		(q.MinVersion == 0 || l.Version >= q.MinVersion) &&
 		(q.MaxVersion == 0 || l.Version <= q.MaxVersion)
@@ -182,6 +183,8 @@ type Progress struct {
 	State JobState  `json:"state"`
 	Began time.Time `json:"began"`
 	At    time.Time `json:"at"` // of this record
+	// Moved is when letters were last counted.
+	Moved time.Time `json:"moved,omitzero"`
 	Ended time.Time `json:"ended,omitzero"`
 	// Scope holds for each sink where its letters ended when the job began, by partition:
 	// a letter whose newest record stands behind that is none of the job's.
@@ -256,8 +259,12 @@ type JobStatus struct {
 	Actor  string            `json:"actor"`
 	Asked  time.Time         `json:"asked"`
 	// CancelledBy is who wants it to end.
-	CancelledBy string       `json:"cancelled_by,omitempty" doc:"who has cancelled it"`
-	Began       *time.Time   `json:"began,omitempty"`
+	CancelledBy  string     `json:"cancelled_by,omitempty" doc:"who has cancelled it"`
+	CancelReason string     `json:"cancel_reason,omitempty" doc:"why"`
+	Began        *time.Time `json:"began,omitempty"`
+	Progressed   *time.Time `json:"progressed,omitempty" doc:"when it was last through with letters"`
+	// UnheldSince is when a process was last heard of that carries it out, when none does.
+	UnheldSince *time.Time   `json:"unheld_since,omitempty" doc:"no process has held it since: none that carries out replays runs. Missing while one does, and when it has ended"`
 	Ended       *time.Time   `json:"ended,omitempty"`
 	Total       int          `json:"total" doc:"letters that it is about, counted when it began"`
 	Done        int          `json:"done" doc:"of those, the ones that it is through with"`
@@ -281,6 +288,9 @@ func status(j *Job, p *Progress, cancelledBy string) JobStatus {
 	s.State, s.Total, s.Done, s.Stays, s.Waits, s.Problem = p.State, p.Total, p.done(), p.Stays, p.Waits, p.Problem
 	maps.Copy(s.Letters, p.Letters)
 	s.Began = &p.Began
+	if !p.Moved.IsZero() {
+		s.Progressed = &p.Moved
+	}
 	if !p.Ended.IsZero() {
 		s.Ended = &p.Ended
 	}

@@ -775,7 +775,7 @@ func TestACancelledJobEndsAndTakesBackWhatItAskedFor(t *testing.T) {
 		stop := y.run()
 		y.ask(Job{ID: "j"})
 		y.await("j", func(s JobStatus) bool { return s.Waits != "" })
-		if err := y.jobs().Cancel(t.Context(), "j", "bob"); err != nil {
+		if err := y.jobs().Cancel(t.Context(), "j", "bob", "the wrong one"); err != nil {
 			t.Fatal(err)
 		}
 		s := y.await("j", over)
@@ -785,7 +785,7 @@ func TestACancelledJobEndsAndTakesBackWhatItAskedFor(t *testing.T) {
 		stop()
 		// One that is cancelled before it began touches nothing either.
 		y.ask(Job{ID: "k"})
-		if err := y.jobs().Cancel(t.Context(), "k", "bob"); err != nil {
+		if err := y.jobs().Cancel(t.Context(), "k", "bob", ""); err != nil {
 			t.Fatal(err)
 		}
 		asked := len(y.asked)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // JobLog is the part of Kafka that jobs need.
@@ -36,6 +37,9 @@ type Jobs struct {
 	Prefix string
 	Kafka  JobLog
 	Log    *slog.Logger
+	// Held reports whether a process carries out replays. Without it nobody is told that none
+	// does.
+	Held func(ctx context.Context) (bool, error)
 
 	mu    sync.Mutex
 	made  bool
@@ -64,6 +68,7 @@ type cancellation struct {
 	Format int       `json:"format"` // jobFormat
 	ID     string    `json:"id"`
 	Actor  string    `json:"actor"`
+	Reason string    `json:"reason,omitempty"`
 	At     time.Time `json:"at"`
 }
 
@@ -168,11 +173,39 @@ func (p *Progress) older(o *Progress) bool {
 }
 
 func (r *jobRecord) status() JobStatus {
-	by := ""
-	if r.cancel != nil {
-		by = r.cancel.Actor
+	if r.cancel == nil {
+		return status(r.job, r.progress, "")
 	}
-	return status(r.job, r.progress, by)
+	s := status(r.job, r.progress, r.cancel.Actor)
+	s.CancelReason = r.cancel.Reason
+	return s
+}
+
+// statuses are those of jobs, and say of which that have not ended no process holds them.
+func (j *Jobs) statuses(ctx context.Context, records ...*jobRecord) ([]JobStatus, error) {
+	list := make([]JobStatus, len(records))
+	open := false
+	for i, r := range records {
+		list[i] = r.status()
+		open = open || !r.over()
+	}
+	if !open || j.Held == nil {
+		return list, nil
+	}
+	held, err := j.Held(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("whether a process carries out replays: %w", err)
+	}
+	for i, r := range records {
+		switch {
+		case held || r.over():
+		case r.progress == nil:
+			list[i].UnheldSince = &r.job.Asked
+		default:
+			list[i].UnheldSince = &r.progress.At
+		}
+	}
+	return list, nil
 }
 
 func (r *jobRecord) over() bool { return r.progress != nil && r.progress.State.Over() }
@@ -185,14 +218,9 @@ func (j *Jobs) List(ctx context.Context) ([]JobStatus, error) {
 	if err := j.look(ctx); err != nil {
 		return nil, fmt.Errorf("read jobs: %w", err)
 	}
-	list, all := []JobStatus{}, j.ordered()
+	all := j.ordered()
 	old := outdated(all, time.Now())
-	for _, r := range all {
-		if !slices.Contains(old, r.job.ID) {
-			list = append(list, r.status())
-		}
-	}
-	return list, nil
+	return j.statuses(ctx, slices.DeleteFunc(all, func(r *jobRecord) bool { return slices.Contains(old, r.job.ID) })...)
 }
 
 // ordered are the jobs, oldest first.
@@ -215,10 +243,15 @@ func (j *Jobs) Find(ctx context.Context, id string) (JobStatus, bool, error) {
 	if err := j.look(ctx); err != nil {
 		return JobStatus{}, false, fmt.Errorf("read jobs: %w", err)
 	}
-	if r := j.known[id]; r != nil && r.job != nil {
-		return r.status(), true, nil
+	r := j.known[id]
+	if r == nil || r.job == nil {
+		return JobStatus{}, false, nil
 	}
-	return JobStatus{}, false, nil
+	list, err := j.statuses(ctx, r)
+	if err != nil {
+		return JobStatus{}, false, err
+	}
+	return list[0], true, nil
 }
 
 // Ask asks for a job. One that is known by this ID is left as it is.
@@ -239,13 +272,13 @@ func (j *Jobs) Ask(ctx context.Context, job Job) (JobStatus, error) {
 }
 
 // Cancel asks for the end of a job. It has no effect on one that has ended.
-func (j *Jobs) Cancel(ctx context.Context, id, actor string) error {
+func (j *Jobs) Cancel(ctx context.Context, id, actor, reason string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := j.ensure(ctx); err != nil {
 		return err
 	}
-	if err := j.write(ctx, id+cancelKey, cancellation{jobFormat, id, actor, time.Now().UTC()}); err != nil {
+	if err := j.write(ctx, id+cancelKey, cancellation{jobFormat, id, actor, sinks.Clip(reason, textBytes), time.Now().UTC()}); err != nil {
 		return fmt.Errorf("cancel job %s: %w", id, err)
 	}
 	return nil

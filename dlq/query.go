@@ -19,6 +19,7 @@ import (
 type Query struct {
 	Filter               // Since is that of the time range
 	Sink       string    // name
+	State      State     // one that is open
 	Until      time.Time // first failed before
 	MinVersion cdc.Version
 	MaxVersion cdc.Version
@@ -37,10 +38,15 @@ func QueryFields() []QueryField {
 	for i, class := range sinks.Classes {
 		classes[i] = string(class)
 	}
+	var states []string
+	for _, state := range openStates() {
+		states = append(states, string(state))
+	}
 	return []QueryField{
 		{Name: "sink", Doc: "only letters of this sink"},
 		{Name: "table", Doc: "only letters of this table, as db.table"},
 		{Name: "key", Doc: "only the letter of this primary key"},
+		{Name: "state", Doc: "only letters in this state", Values: states},
 		{Name: "class", Doc: "only letters of this class", Values: classes},
 		{Name: "fingerprint", Doc: "only letters refused for this same reason"},
 		{Name: "since", Doc: "only letters first refused since this time, or within this time, such as 2h"},
@@ -48,6 +54,11 @@ func QueryFields() []QueryField {
 		{Name: "min_version", Doc: "only letters of this version or a newer one"},
 		{Name: "max_version", Doc: "only letters of this version or an older one"},
 	}
+}
+
+// openStates are those in which a letter waits for something.
+func openStates() []State {
+	return slices.DeleteFunc(slices.Clone(States), func(s State) bool { return !s.Open() })
 }
 
 // FieldError is a mistake in a field of a Query.
@@ -89,6 +100,10 @@ func ParseQuery(fields map[string]string, known []string, now time.Time) (Query,
 			}
 		case "key":
 			q.Key = text
+		case "state":
+			if q.State = State(text); !slices.Contains(openStates(), q.State) {
+				bad(field, "%q is no state of an open letter; use one of %v", text, openStates())
+			}
 		case "class":
 			if q.Class = sinks.Class(text); !slices.Contains(sinks.Classes, q.Class) {
 				bad(field, "%q is not known; use one of %v", text, sinks.Classes)

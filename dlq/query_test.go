@@ -36,11 +36,41 @@ func TestLettersAreChosenByTimeAndVersion(t *testing.T) {
 	}
 }
 
+func TestLettersAreChosenByState(t *testing.T) {
+	l, _ := newLetters()
+	for i, state := range []State{Parked, Retrying, Exhausted, Retrying} {
+		r := refusal(i, base+10+cdc.Version(i), "a")
+		letter := l.refused(r)
+		letter.State = state
+		if err := l.Log.Produce(t.Context(), l.open(r.Record, letter)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for state, want := range map[string]string{"parked": "0@10", "retrying": "1@11 3@13", "exhausted": "2@12"} {
+		q, err := ParseQuery(map[string]string{"state": state}, []string{"es"}, failed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		letters, err := l.Choose(t.Context(), q)
+		if err != nil || rows(letters) != want {
+			t.Errorf("%s chooses %q, want %q: %v", state, rows(letters), want, err)
+		}
+		if again, err := ParseQuery(q.Fields(), []string{"es"}, failed); err != nil || again != q { // as a job keeps it
+			t.Errorf("%+v, %v", again, err)
+		}
+	}
+	for _, state := range []string{"resolved", "moved", "open"} {
+		if _, err := ParseQuery(map[string]string{"state": state}, []string{"es"}, failed); err == nil || err.Error() != fmt.Sprintf("state: %q is no state of an open letter; use one of [parked retrying exhausted]", state) {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 func TestAFieldThatIsNotUnderstoodIsOneSentence(t *testing.T) {
 	for want, fields := range map[string]map[string]string{
-		"tabel: is no field of a dead letter to choose by; there are sink, table, key, class, fingerprint, since, until, min_version, max_version": {"tabel": "a.b"},
-		`fingerprint: "c0ffee12345" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                              {"fingerprint": "c0ffee12345"},
-		`fingerprint: "c0ffee12345z" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                             {"fingerprint": "c0ffee12345z"},
+		"tabel: is no field of a dead letter to choose by; there are sink, table, key, state, class, fingerprint, since, until, min_version, max_version": {"tabel": "a.b"},
+		`fingerprint: "c0ffee12345" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                                     {"fingerprint": "c0ffee12345"},
+		`fingerprint: "c0ffee12345z" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                                    {"fingerprint": "c0ffee12345z"},
 		"key: is empty; leave it out to choose all":                                      {"key": ""},
 		"sink: there is no sink \"x\"; there are es":                                     {"sink": "x"},
 		"min_version: \"9007199254740992\" is no version; use a number from 1 to 2^53-1": {"min_version": "9007199254740992"},

@@ -523,7 +523,7 @@ func (e *errand) settle(ctx context.Context) error {
 	if n == 0 {
 		return nil
 	}
-	p.Waits = ""
+	p.Waits, p.Moved = "", time.Now().UTC()
 	if err := e.Jobs.save(ctx, e.job.ID, p); err != nil {
 		return err
 	}

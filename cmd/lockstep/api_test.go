@@ -17,18 +17,24 @@ import (
 	"lockstep/audit"
 	"lockstep/dlq"
 	"lockstep/internal/testenv"
+	"lockstep/sinks"
 )
 
 // serving is a process of c that serves the API and runs nothing else.
 func (c *counter) serving() (address string) {
+	c.t.Helper()
+	_, address = c.process()
+	return address
+}
+
+func (c *counter) process() (p *process, address string) {
 	c.t.Helper()
 	a := &app{configPath: c.path, stderr: c.t.Output(), env: func(string) (string, bool) { return "", false }}
 	cfg, err := a.loadConfig()
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	p, err := newProcess(cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
+	if p, err = newProcess(cfg, slog.New(slog.DiscardHandler)); err != nil {
 		c.t.Fatal(err)
 	}
 	server, err := p.listenAdmin()
@@ -46,7 +52,7 @@ func (c *counter) serving() (address string) {
 		}
 		p.kafka.Close()
 	})
-	return server.addr()
+	return p, server.addr()
 }
 
 func newGuarded(t *testing.T) (c *counter, viewer, operator string) {
@@ -180,6 +186,13 @@ func TestLettersAreChosenAndGrouped(t *testing.T) {
 			t.Errorf("%q chooses %s, want %s", args, got, want)
 		}
 	}
+	var order []string
+	for _, l := range c.letters("--since", "2026-11-22T08:00:00Z") {
+		order = append(order, l.Key)
+	}
+	if fmt.Sprint(order) != "[1 2 3 4]" { // that of sink cache is the newest
+		t.Errorf("they are listed as %v", order)
+	}
 	var groups []dlq.Group
 	got := c.run("dlq", "group", "-o", "json")
 	if err := json.Unmarshal([]byte(got.stdout), &groups); err != nil || len(groups) != 3 {
@@ -204,6 +217,7 @@ func TestLettersAreChosenAndGrouped(t *testing.T) {
 		`--until: is not after since, so no letter can be chosen`:                                                          {"--since", "1h", "--until", "2h"},
 		`--min-version: "0" is no version; use a number from 1 to 2^53-1`:                                                  {"--min-version", "0"},
 		`--max-version: 1 is below min_version, so no letter can be chosen`:                                                {"--min-version", "2", "--max-version", "1"},
+		`--state: "resolved" is no state of an open letter; use one of [parked retrying exhausted]`:                        {"--state", "resolved"},
 		`--key: is empty; leave it out to choose all`:                                                                      {"--key", ""},
 		`unknown flag --fingerprnt; did you mean --fingerprint?; see lockstep dlq replay --help`:                           {"--fingerprnt", "x"},
 	} {
@@ -213,5 +227,81 @@ func TestLettersAreChosenAndGrouped(t *testing.T) {
 	}
 	if got := c.run("audit", "list"); got.stdout != "no acts\n" {
 		t.Errorf("a mistake became an act: %+v", got)
+	}
+}
+
+// Letters are skipped by what they have in common, once somebody has said how many they are.
+func TestLettersAreSkippedByWhatTheyHaveInCommon(t *testing.T) {
+	c, _, operator := newGuarded(t)
+	var many []sinks.Refusal
+	for id := range 250 {
+		many = append(many, refused(id+1, "no field n", "2026-11-22T08:00:00Z"))
+	}
+	c.bury("search", many...)
+	c.bury("cache", refused(1, "other", "2026-11-22T09:00:00Z"), refused(2, "other", "2026-11-22T09:00:00Z"))
+	ids := []string{c.letters("--sink", "search", "--key", "1")[0].ID, c.letters("--sink", "cache", "--key", "1")[0].ID}
+	for want, args := range map[string][]string{
+		"2 name letters by ID, choose them with flags, or say --all":                                                                {"--reason", "x"},
+		"2 --reason is missing; say why the rows may stay stale":                                                                    {"--sink", "cache", "--count", "2"},
+		"2 --count is missing; say how many letters these are, as --dry-run counts them":                                            {"--sink", "cache", "--reason", "x"},
+		"2 --count is missing; say how many letters these are, as --dry-run counts them ":                                           {"--all", "--reason", "x"},
+		"1 the letters that are chosen are 2 by now, and not 3; none was skipped":                                                   {"--sink", "cache", "--reason", "x", "--count", "3"},
+		"1 the letters that are chosen are 252 by now, and not 0; none was skipped":                                                 {"--all", "--reason", "x", "--count", "0"},
+		"1 no open letter matches; see: lockstep dlq list":                                                                          {"--state", "retrying", "--reason", "x", "--count", "3"},
+		"1 no open dead letter has the ID nowhere; see: lockstep dlq list":                                                          {ids[0], "nowhere", "--reason", "x"},
+		"2 --count and --reason say how to skip, and --dry-run skips nothing; leave them out":                                       {"--all", "--dry-run", "--count", "3"},
+		`2 --state: "resolved" is no state of an open letter; use one of [parked retrying exhausted]`:                               {"--state", "resolved", "--dry-run"},
+		"1 dead letter " + ids[1] + " is open, but the other flags exclude it; leave them out, or see: lockstep dlq show " + ids[1]: {ids[1], "--sink", "search", "--count", "1", "--reason", "x"},
+	} {
+		if got := c.run(append([]string{"dlq", "skip"}, args...)...); fmt.Sprint(got.code, " ", got.stderr) != strings.Replace(strings.TrimSpace(want), " ", " lockstep: ", 1)+"\n" {
+			t.Errorf("%q: %+v, want %s", args, got, want)
+		}
+	}
+	if got := c.run("dlq", "skip", "--sink", "cache", "--dry-run"); got.code != 0 || !strings.Contains(got.stdout, ids[1]) || !strings.HasSuffix(got.stdout, "\n2 dead letters would be skipped\n") {
+		t.Errorf("%+v", got)
+	}
+	if got := c.run("audit", "list"); got.stdout != "no acts\n" || len(c.letters()) != 252 {
+		t.Fatalf("something was done: %+v", got)
+	}
+	if got := c.run("dlq", "skip", ids[0], ids[1], "--reason", "two of them"); got.code != 0 || got.stdout != ids[1]+"\n"+ids[0]+"\n\n2 dead letters skipped\n" {
+		t.Errorf("%+v", got)
+	}
+	if got := c.run("dlq", "skip", "--sink", "search", "--class", "mapping", "--count", "249", "--reason", "test data"); got.code != 0 || !strings.HasSuffix(got.stdout, "\n249 dead letters skipped\n") {
+		t.Errorf("%+v", got)
+	}
+	if left := c.letters(); len(left) != 1 || left[0].Sink != "cache" || left[0].Key != "2" {
+		t.Errorf("%+v", left)
+	}
+	var acts []audit.Listed
+	got := c.run("audit", "list", "-o", "json")
+	if err := json.Unmarshal([]byte(got.stdout), &acts); err != nil || len(acts) != 2 || acts[0].Filter["ids"] != ids[0]+","+ids[1] || acts[0].Counts["skipped"] != 2 || acts[1].Counts["skipped"] != 249 || acts[1].Filter["sink"] != "search" || acts[1].Filter["class"] != "mapping" {
+		t.Errorf("%+v, %v", got, err)
+	}
+
+	token, err := os.ReadFile(operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := c.serving()
+	post := func(id, path, body string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Authorization": {"Bearer " + strings.TrimSpace(string(token))}, "X-Request-Id": {id}, "Content-Type": {"application/json"}}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(text)
+	}
+	if status, said := post("a", "/v1/dlq/skip?dry_run=true", `{"filter": {"sink": "cache"}}`); status != 200 || !strings.Contains(said, `"skipped": 1`) || len(c.letters()) != 1 {
+		t.Errorf("%d %s", status, said)
+	}
+	if status, said := post("a", "/v1/dlq/skip", `{"filter": {"sink": "cache"}, "count": 1, "reason": "r"}`); status != 200 || !strings.Contains(said, `"skipped": 1`) || len(c.letters()) != 0 {
+		t.Errorf("%d %s", status, said)
 	}
 }

@@ -132,7 +132,7 @@ func (d *desk) box(sink string) *dlq.Letters {
 // Sinks are the names of the sinks there are.
 func (d *desk) Sinks() []string { return d.cfg.SinkNames() }
 
-// Choose reads the letters of the chosen sinks. A sink that never ran has none. When none
+// Choose reads the letters of the chosen sinks, in the order of dlq.Order. A sink that never ran has none. When none
 // is chosen, of a table that is not captured, it is a dlq.FieldError.
 func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
 	names := d.cfg.SinkNames()
@@ -158,6 +158,7 @@ func (d *desk) Choose(ctx context.Context, q dlq.Query) ([]dlq.Letter, error) {
 	if len(all) == 0 {
 		return all, uncaptured(d.cfg, q.Table)
 	}
+	slices.SortFunc(all, dlq.Order)
 	return all, nil
 }
 
@@ -174,9 +175,15 @@ func uncaptured(cfg *config.Config, table string) error {
 	return &dlq.FieldError{Field: "table", Problem: table + " is not captured, and no open letter that is chosen is of it: no entry of tables[].match takes it"}
 }
 
-// Skip closes a letter and leaves the row stale.
-func (d *desk) Skip(ctx context.Context, l dlq.Letter, reason string) error {
-	return d.box(l.Sink).Skip(ctx, l, reason)
+// Skip closes letters and leaves their rows stale.
+func (d *desk) Skip(ctx context.Context, letters []dlq.Letter, reason string, done func(dlq.Letter)) error {
+	for _, sink := range d.Sinks() {
+		some := slices.DeleteFunc(slices.Clone(letters), func(l dlq.Letter) bool { return l.Sink != sink })
+		if err := d.box(sink).SkipAll(ctx, some, reason, done); err != nil {
+			return fmt.Errorf("sink %s: %w", sink, err)
+		}
+	}
+	return nil
 }
 
 // show gives the chosen letters to do.
@@ -199,6 +206,8 @@ func newDLQListCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the open dead letters",
+		Long: `List prints the open dead letters of all sinks: the oldest failure first, and of one moment
+by ID. SINCE is when the row was first refused since the store had it.`,
 		Example: `  lockstep dlq list
   lockstep dlq list --sink search --table bank.questions --since 1h
   lockstep dlq list -o json | jq -r '.[].fingerprint' | sort | uniq -c`,
@@ -348,33 +357,95 @@ type skipped struct {
 }
 
 func newDLQSkipCommand(a *app) *cobra.Command {
+	var flags letterFlags
 	var reason string
+	var expected int
+	var all, dryRun bool
 	cmd := &cobra.Command{
-		Use:     "skip ID",
-		Short:   "Close a dead letter and leave the row stale",
-		Long:    "Skip closes a dead letter for good: the row stays as it is in the store until it changes again. The reason is kept with it.",
-		Example: `  lockstep dlq skip search-5f0c2a91d37e --reason "row is test data"`,
-		Args:    cobra.ExactArgs(1),
+		Use:   "skip [ID...]",
+		Short: "Close dead letters and leave their rows stale",
+		Long: `Skip closes dead letters for good: a row stays as it is in the store until it changes again.
+The reason is kept with the letter.
+
+Name letters by ID, choose them with flags, or say --all. Where flags or --all choose, --count
+says how many letters these are, as --dry-run counts them: when they are more or fewer
+by then, none is skipped.`,
+		Example: `  lockstep dlq skip search-5f0c2a91d37e --reason "row is test data"
+
+  # all of a cause: look at them, and then say how many they are
+  lockstep dlq skip --fingerprint c0ffee123456 --dry-run
+  lockstep dlq skip --fingerprint c0ffee123456 --count 12 --reason "test data"`,
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if reason == "" {
-				return usageError{errors.New("--reason is missing; say why the row may stay stale")}
+			chosen, query, err := flags.chosen(a, cmd)
+			counted := cmd.Flags().Changed("count")
+			switch {
+			case err != nil:
+				return err
+			case len(args) == 0 && !all && len(chosen) == 0:
+				return usageError{errors.New("name letters by ID, choose them with flags, or say --all")}
+			case dryRun && (counted || reason != ""):
+				return usageError{errors.New("--count and --reason say how to skip, and --dry-run skips nothing; leave them out")}
+			case dryRun:
+			case strings.TrimSpace(reason) == "":
+				return usageError{errors.New("--reason is missing; say why the rows may stay stale")}
+			case !counted && (len(args) == 0 || len(chosen) > 0):
+				return usageError{errors.New("--count is missing; say how many letters these are, as --dry-run counts them")}
 			}
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
-				letter, err := o.find(ctx, args[0])
+				letters, err := o.choose(ctx, query, args)
 				if err != nil {
 					return err
 				}
-				err = o.act(ctx, a, "dlq.skip", map[string]string{"id": letter.ID}, reason, func() (map[string]int, error) {
-					return map[string]int{"skipped": 1}, o.Skip(ctx, letter, reason)
-				})
-				if err != nil {
-					return err
+				if counted && len(letters) != expected {
+					return fmt.Errorf("the letters that are chosen are %d by now, and not %d; none was skipped", len(letters), expected)
 				}
-				return a.show(skipped{letter.ID, dlq.Skipped, reason}, func(w io.Writer) { fmt.Fprintf(w, "dead letter %s is skipped\n", letter.ID) })
+				if dryRun {
+					return a.show(letters, func(w io.Writer) {
+						printLetters(w, letters)
+						fmt.Fprintf(w, "\n%s would be skipped\n", count(len(letters), "dead letter"))
+					})
+				}
+				return o.skip(ctx, a, query, args, letters, reason)
 			})
 		},
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why the row may stay stale (required)")
+	flags = addLetterFlags(a, cmd)
+	cmd.Flags().StringVar(&reason, "reason", "", "why the rows may stay stale (required, but for a dry run)")
+	cmd.Flags().IntVar(&expected, "count", 0, "how many letters these are (required where flags or --all choose)")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say which letters would be skipped and change nothing")
+	cmd.Flags().BoolVar(&all, "all", false, "skip every open letter")
 	a.addActor(cmd)
 	return cmd
+}
+
+// skip closes letters that were chosen so, and says which.
+func (o *office) skip(ctx context.Context, a *app, q dlq.Query, ids []string, letters []dlq.Letter, reason string) error {
+	what, done := q.Fields(), []skipped{}
+	switch {
+	case len(ids) == 1:
+		what["id"] = ids[0]
+	case len(ids) > 1:
+		what["ids"] = strings.Join(ids, ",")
+	}
+	err := o.act(ctx, a, "dlq.skip", what, reason, func() (map[string]int, error) {
+		counts := map[string]int{"skipped": 0}
+		return counts, o.Skip(ctx, letters, reason, func(l dlq.Letter) {
+			done = append(done, skipped{l.ID, dlq.Skipped, reason})
+			counts["skipped"]++
+		})
+	})
+	if err != nil {
+		return errors.Join(err, fmt.Errorf("%d of %s are skipped", len(done), count(len(letters), "dead letter")))
+	}
+	if len(ids) == 1 {
+		return a.show(done[0], func(w io.Writer) { fmt.Fprintf(w, "dead letter %s is skipped\n", done[0].ID) })
+	}
+	return a.show(done, func(w io.Writer) {
+		for _, s := range done {
+			fmt.Fprintln(w, s.ID)
+		}
+		fmt.Fprintf(w, "\n%s skipped\n", count(len(done), "dead letter"))
+	})
 }

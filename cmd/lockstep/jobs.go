@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -119,7 +120,7 @@ lockstep dlq jobs.`,
 
 // jobs are the replays of the pipeline.
 func (o *office) jobs(a *app) *dlq.Jobs {
-	return &dlq.Jobs{Prefix: o.cfg.Prefix, Kafka: o.log, Log: a.quiet()}
+	return &dlq.Jobs{Prefix: o.cfg.Prefix, Kafka: o.log, Log: a.quiet(), Held: o.replaysHeld}
 }
 
 func (a *app) startReplay(ctx context.Context, o *office, job dlq.Job, detach bool) error {
@@ -209,6 +210,8 @@ func replayLine(s, before *dlq.JobStatus, took time.Duration) string {
 		line += fmt.Sprintf(", %d stay", stay)
 	}
 	switch {
+	case s.UnheldSince != nil:
+		return line + ", " + unheld(s)
 	case s.State == dlq.JobAsked:
 		return line + ", waits for a process of the pipeline to take it up"
 	case s.State.Over():
@@ -235,21 +238,29 @@ func printJob(w io.Writer, s *dlq.JobStatus) {
 		}
 	}
 	if s.Rate > 0 {
-		add("rate", fmt.Sprintf("%d letters a second", s.Rate))
+		add("rate", count(s.Rate, "letter")+" a second")
 	}
 	if s.Canary > 0 {
-		add("canary", fmt.Sprintf("%d letters", s.Canary))
+		add("canary", count(s.Canary, "letter"))
 	}
 	add("asked", clock(s.Asked)+" by "+s.Actor)
 	add("reason", oneLine(s.Reason))
 	if s.Began != nil {
 		add("began", clock(*s.Began))
 	}
+	if s.Progressed != nil {
+		add("last progress", clock(*s.Progressed))
+	}
 	if s.Ended != nil {
 		add("ended", clock(*s.Ended))
 	}
-	if s.CancelledBy != "" && !s.State.Over() {
-		add("to be cancelled by", s.CancelledBy)
+	add("held", unheld(s))
+	switch {
+	case s.CancelledBy == "":
+	case s.State.Over():
+		add("cancelled by", s.CancelledBy+because(oneLine(s.CancelReason)))
+	default:
+		add("to be cancelled by", s.CancelledBy+because(oneLine(s.CancelReason)))
 	}
 	add("done", fmt.Sprintf("%d of %d", s.Done, s.Total))
 	for _, fate := range dlq.Fates {
@@ -265,6 +276,14 @@ func printJob(w io.Writer, s *dlq.JobStatus) {
 	for _, line := range lines {
 		fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
 	}
+}
+
+// unheld says that no process carries a job out; it is empty when one does.
+func unheld(s *dlq.JobStatus) string {
+	if s.UnheldSince == nil {
+		return ""
+	}
+	return "no process has held it since " + s.UnheldSince.UTC().Format(time.RFC3339) + "; start lockstep run, or lockstep sink, and it goes on"
 }
 
 // letterWords says in few words which letters a job is about.
@@ -297,22 +316,52 @@ that process, and can be cancelled: what is replayed by then stays so.`,
 }
 
 func newDLQJobsListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var state string
+	var limit int
+	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the replays that are under way and those of the last week",
+		Long: `List shows the replays that are under way and, for a week, those that have ended, of many the
+newest 200: oldest first. One that waits says for what, and one that no process
+carries out since when.`,
 		Example: `  lockstep dlq jobs list
-  lockstep dlq jobs list -o json | jq -r '.[] | select(.state == "stopped") | .problem'`,
+  lockstep dlq jobs list --limit 10
+  lockstep dlq jobs list --state stopped -o json | jq -r '.[].problem'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("state") && !slices.Contains(dlq.JobStates, dlq.JobState(state)) {
+				return usageError{fmt.Errorf("--state: %q is not known; use one of %v", state, dlq.JobStates)}
+			}
+			if cmd.Flags().Changed("limit") && limit < 1 {
+				return usageError{fmt.Errorf("--limit: %d is no number of replays; use 1 or more", limit)}
+			}
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
 				list, err := o.jobs(a).List(ctx)
 				if err != nil {
 					return err
 				}
+				list = slices.DeleteFunc(list, func(s dlq.JobStatus) bool { return state != "" && s.State != dlq.JobState(state) })
+				if limit > 0 {
+					list = list[max(0, len(list)-limit):]
+				}
 				return a.show(list, func(w io.Writer) { printJobs(w, list) })
 			})
 		},
 	}
+	cmd.Flags().StringVar(&state, "state", "", "only replays in this state: "+strings.Join(jobStates(), ", "))
+	cmd.Flags().IntVar(&limit, "limit", 0, "only the newest of them, so many")
+	if err := cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(jobStates(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err)
+	}
+	return cmd
+}
+
+func jobStates() []string {
+	names := make([]string, len(dlq.JobStates))
+	for i, state := range dlq.JobStates {
+		names[i] = string(state)
+	}
+	return names
 }
 
 func printJobs(w io.Writer, list []dlq.JobStatus) {
@@ -320,14 +369,22 @@ func printJobs(w io.Writer, list []dlq.JobStatus) {
 		fmt.Fprintln(w, "no replays")
 		return
 	}
-	fmt.Fprintln(w, "ID\tSTATE\tMODE\tDONE\tOF\tSTAY\tLETTERS\tASKED BY\tREASON\tWAITS OR PROBLEM")
+	fmt.Fprintln(w, "ID\tSTATE\tMODE\tASKED\tENDED\tDONE\tOF\tSTAY\tLETTERS\tASKED BY\tREASON\tWAITS OR PROBLEM")
 	for _, s := range list {
 		state := string(s.State)
 		if s.CancelledBy != "" && !s.State.Over() {
 			state += ", to be cancelled"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", s.ID, state, s.Mode, s.Done, s.Total, s.Stay(), shorten(letterWords(s.Filter, s.IDs), 60),
-			s.Actor, dash(shorten(oneLine(s.Reason), 40)), dash(shorten(oneLine(s.Waits+s.Problem), 120)))
+		why := cmp.Or(unheld(&s), s.Waits+s.Problem)
+		if s.State == dlq.JobCancelled {
+			why += because(s.CancelReason)
+		}
+		ended := "-"
+		if s.Ended != nil {
+			ended = s.Ended.Local().Format("01-02 15:04:05")
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", s.ID, state, s.Mode, s.Asked.Local().Format("01-02 15:04:05"), ended, s.Done, s.Total, s.Stay(),
+			shorten(letterWords(s.Filter, s.IDs), 60), s.Actor, dash(shorten(oneLine(s.Reason), 40)), dash(shorten(oneLine(why), 120)))
 	}
 }
 
@@ -403,14 +460,14 @@ func newDLQJobsCancelCommand(a *app) *cobra.Command {
 			return err
 		}
 		err = o.act(ctx, a, "dlq.cancel", map[string]string{"job": s.ID}, reason, func() (map[string]int, error) {
-			return map[string]int{"jobs": 1}, jobs.Cancel(ctx, s.ID, who)
+			return map[string]int{"jobs": 1}, jobs.Cancel(ctx, s.ID, who, reason)
 		})
 		if err != nil {
 			return err
 		}
 		return a.show(map[string]any{"id": s.ID}, func(w io.Writer) { fmt.Fprintf(w, "replay %s is to be cancelled\n", s.ID) })
 	})
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log and those who ask later")
 	a.addActor(cmd)
 	return cmd
 }

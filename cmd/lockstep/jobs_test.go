@@ -39,8 +39,12 @@ func TestAReplayIsAskedForShownAndCancelled(t *testing.T) {
 			t.Errorf("%q is not in\n%s", want, text)
 		}
 	}
-	if got := c.run("dlq", "jobs", "list"); strings.Count(got.stdout, "\n") != 2 || !strings.Contains(got.stdout, id) {
+	unheld := "no process has held it since " + s.Asked.Format(time.RFC3339) + "; start lockstep run, or lockstep sink, and it goes on"
+	if got := c.run("dlq", "jobs", "list"); strings.Count(got.stdout, "\n") != 2 || !strings.Contains(got.stdout, id) || !strings.Contains(got.stdout, s.Asked.Local().Format("01-02 15:04:05")+"  -") || !strings.Contains(got.stdout, unheld) {
 		t.Errorf("%+v", got)
+	}
+	if s.UnheldSince == nil || !s.UnheldSince.Equal(s.Asked) || !strings.Contains(c.run("dlq", "jobs", "show", id).stdout, unheld) {
+		t.Errorf("%+v", s)
 	}
 	for _, verb := range []string{"show", "cancel"} {
 		if got := lockstep(t, nil, "__complete", "-c", c.path, "dlq", "jobs", verb, ""); !strings.HasPrefix(got.stdout, id+"\tasked, 0 of 0\n:4\n") {
@@ -51,6 +55,9 @@ func TestAReplayIsAskedForShownAndCancelled(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if got := c.run("dlq", "jobs", "list"); !strings.Contains(got.stdout, "asked, to be cancelled") {
+		t.Errorf("%+v", got)
+	}
+	if got := c.run("dlq", "jobs", "show", id); !strings.Contains(got.stdout, "to be cancelled by  bob: the wrong one\n") {
 		t.Errorf("%+v", got)
 	}
 	var acts []audit.Listed
@@ -72,6 +79,8 @@ func TestAReplayIsAskedForShownAndCancelled(t *testing.T) {
 		`1 no open letter matches; see: lockstep dlq list`:                                                                            {"replay", "--key", "999"},
 		`2 --fingerprint: "c0ffee" is not 12 hexadecimal digits; copy it from lockstep dlq group or lockstep status`:                  {"replay", "--fingerprint", "c0ffee"},
 		`2 --table: bank_.questions is not captured, and no open letter that is chosen is of it: no entry of tables[].match takes it`: {"replay", "--table", "bank_.questions"},
+		`2 --state: "open" is not known; use one of [asked running done stopped cancelled failed]`:                                    {"jobs", "list", "--state", "open"},
+		`2 --limit: 0 is no number of replays; use 1 or more`:                                                                         {"jobs", "list", "--limit", "0"},
 		`2 name one replay; see lockstep dlq jobs list`:                                                                               {"jobs", "cancel"},
 		`1 no replay has the ID nowhere; see lockstep dlq jobs list`:                                                                  {"jobs", "show", "nowhere"},
 		`2 unknown command "stop"; did you mean show?; see lockstep dlq jobs --help`:                                                  {"jobs", "stop"},
@@ -93,8 +102,19 @@ func TestAReplayIsAskedForShownAndCancelled(t *testing.T) {
 	if got := c.run("dlq", "list", "--table", "bank_.questions"); got.code != 2 {
 		t.Errorf("%+v", got)
 	}
-	if got := c.run("dlq", "replay", "--all", "--detach"); got.code != 0 {
+	got = c.run("dlq", "replay", "--all", "--detach")
+	last := strings.Fields(got.stdout + " - -")[1]
+	if got.code != 0 {
 		t.Errorf("every letter: %+v", got)
+	}
+	if got := c.run("dlq", "jobs", "list", "--limit", "1"); strings.Count(got.stdout, "\n") != 2 || !strings.Contains(got.stdout, last) {
+		t.Errorf("the newest: %+v", got)
+	}
+	if got := c.run("dlq", "jobs", "list", "--state", "done"); got.stdout != "no replays\n" {
+		t.Errorf("%+v", got)
+	}
+	if got := c.run("dlq", "jobs", "list", "--state", "asked"); strings.Count(got.stdout, "\n") != 4 {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -296,9 +296,9 @@ func (d *desk) previewSink(ctx context.Context, name string, letters []dlq.Lette
 	return d.box(name).Preview(ctx, letters, p)
 }
 
-// wouldPatch is what a replay of a patched row would come to; Unknown where its store cannot
+// WouldPatch is what a replay of a patched row would come to; Unknown where its store cannot
 // be asked.
-func (d *desk) wouldPatch(ctx context.Context, p *dlq.Patching) (dlq.Result, error) {
+func (d *desk) WouldPatch(ctx context.Context, p *dlq.Patching) (dlq.Result, error) {
 	pos, _, err := kafka.PeekCheckpoint(ctx, d.kafka, d.cfg.Prefix)
 	if err != nil {
 		return dlq.Result{}, err
@@ -338,7 +338,7 @@ as the topic does; one that --file names is made so that only you can read it.`,
 					return flagMistake(err)
 				}
 				if path == "" {
-					return o.export(ctx, letters, a.stdout)
+					return o.Export(ctx, letters, a.stdout)
 				}
 				f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 				if errors.Is(err, fs.ErrExist) {
@@ -347,7 +347,7 @@ as the topic does; one that --file names is made so that only you can read it.`,
 				if err != nil {
 					return err
 				}
-				if err := errors.Join(o.export(ctx, letters, f), f.Close()); err != nil {
+				if err := errors.Join(o.Export(ctx, letters, f), f.Close()); err != nil {
 					return errors.Join(err, os.Remove(path)) // a part of the letters could be taken for all
 				}
 				fmt.Fprintf(a.stdout, "%s in %s\n", count(len(letters), "dead letter"), path)
@@ -360,9 +360,10 @@ as the topic does; one that --file names is made so that only you can read it.`,
 	return cmd
 }
 
-func (o *office) export(ctx context.Context, letters []dlq.Letter, to io.Writer) error {
+// Export writes letters that Choose has listed, one in a line.
+func (d *desk) Export(ctx context.Context, letters []dlq.Letter, to io.Writer) error {
 	out := bufio.NewWriter(to)
-	for _, name := range o.cfg.SinkNames() {
+	for _, name := range d.cfg.SinkNames() {
 		var some []dlq.Letter
 		for _, l := range letters {
 			if l.Sink == name {
@@ -372,7 +373,7 @@ func (o *office) export(ctx context.Context, letters []dlq.Letter, to io.Writer)
 		if len(some) == 0 {
 			continue
 		}
-		if err := o.box(name).Export(ctx, some, out); err != nil {
+		if err := d.box(name).Export(ctx, some, out); err != nil {
 			return fmt.Errorf("sink %s: %w", name, err)
 		}
 	}
@@ -521,7 +522,7 @@ there.`,
 				}
 				shown := patchShown{ID: letter.ID, Patched: !dryRun, Fields: fields}
 				if dryRun {
-					would, err := o.wouldPatch(ctx, p)
+					would, err := o.WouldPatch(ctx, p)
 					if err != nil {
 						return err
 					}
@@ -608,47 +609,18 @@ func (a *app) twice(path string) (file *os.File, done func(), err error) {
 }
 
 func (o *office) importLetters(ctx context.Context, a *app, name string, file *os.File, dryRun bool, reason string) error {
-	topics, err := o.kafka.Topics(ctx)
-	if err != nil {
-		return err
-	}
-	pos, saved, err := kafka.PeekCheckpoint(ctx, o.kafka, o.cfg.Prefix)
-	if err != nil {
-		return err
-	}
-	if !saved {
-		return fmt.Errorf("nothing was imported: the pipeline %s has saved no position, so nobody knows which letters are its own; start its capture first", o.cfg.Prefix)
-	}
-	box := func(sink string) *dlq.Letters {
-		if _, ok := o.cfg.Sinks[sink]; !ok {
-			return nil
-		}
-		b := o.box(sink)
-		if !slices.Contains(topics, b.Topic) {
-			b.Log = noLetters{b.Log}
-		}
-		return b
-	}
-	im := dlq.Import{
-		Box: box, Takes: o.takes, Prefix: o.cfg.Prefix, Partitions: o.cfg.Kafka.Partitions, Newest: newestVersion(pos),
-		LineBytes: 6*(o.cfg.Kafka.MaxRecordBytes+dlq.HeaderBytes) + 64<<10, // a byte takes six at most
-		Put:       o.log.ProduceAll,
-	}
-	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	found, err := im.Check(ctx, file)
+	found, err := o.Arriving(ctx, file)
 	if wrong, ok := errors.AsType[*dlq.LineError](err); ok {
 		return fmt.Errorf("%s: %w; nothing was imported", name, wrong)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("nothing was imported: %w", err)
 	}
 	results := make([]imported, len(found))
 	done := importDone{Letters: results, DryRun: dryRun}
 	fresh := 0
 	for i, f := range found {
-		results[i] = imported{f.Letter.ID, f.Letter.Sink, f.Letter.Table, f.Letter.Key, "left out: " + f.Kept}
+		results[i] = imported{f.ID, f.Sink, f.Table, f.Key, "left out: " + f.Kept}
 		if f.Kept == "" {
 			fresh++
 			results[i].Result = "would be imported"
@@ -663,21 +635,8 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 	}
 	err = o.act(ctx, a, "dlq.import", map[string]string{"file": name}, reason, func() (map[string]int, error) {
 		counts := map[string]int{"imported": 0, "left_out": done.LeftOut}
-		for _, sink := range dlq.Sinks(found) {
-			if err := o.kafka.EnsureTopic(ctx, dlq.Topic(o.cfg.Prefix, sink, o.cfg.Kafka.Partitions, o.cfg.Kafka.MaxRecordBytes)); err != nil {
-				return counts, err
-			}
-		}
-		if _, err := file.Seek(0, io.SeekStart); err != nil {
-			return counts, err
-		}
-		at := 0
-		return counts, im.Run(ctx, file, found, func(l dlq.Letter) {
-			for found[at].Kept != "" {
-				at++
-			}
-			results[at].Result = "imported"
-			at++
+		return counts, o.Import(ctx, file, found, func(i int) {
+			results[i].Result = "imported"
 			done.Imported++
 			counts["imported"]++
 		})
@@ -688,6 +647,66 @@ func (o *office) importLetters(ctx context.Context, a *app, name string, file *o
 		}
 	}
 	return errors.Join(err, a.show(done, func(w io.Writer) { printImported(w, done) }))
+}
+
+// importer says where letters of a file may go now.
+func (d *desk) importer(ctx context.Context) (*dlq.Import, error) {
+	topics, err := d.kafka.Topics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pos, saved, err := kafka.PeekCheckpoint(ctx, d.kafka, d.cfg.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	if !saved {
+		return nil, fmt.Errorf("%w of the pipeline %s, so nobody knows which letters are its own; start its capture first", dlq.ErrNoPosition, d.cfg.Prefix)
+	}
+	box := func(sink string) *dlq.Letters {
+		if _, ok := d.cfg.Sinks[sink]; !ok {
+			return nil
+		}
+		b := d.box(sink)
+		if !slices.Contains(topics, b.Topic) {
+			b.Log = noLetters{b.Log}
+		}
+		return b
+	}
+	return &dlq.Import{
+		Box: box, Takes: d.takes, Prefix: d.cfg.Prefix, Partitions: d.cfg.Kafka.Partitions, Newest: newestVersion(pos),
+		LineBytes: 6*(d.cfg.Kafka.MaxRecordBytes+dlq.HeaderBytes) + 64<<10, // a byte takes six at most
+		Put:       d.log.ProduceAll,
+	}, nil
+}
+
+// Arriving checks a file of letters, and returns what Import does with each. Its error is a
+// dlq.LineError for a line that is no letter for this pipeline.
+func (d *desk) Arriving(ctx context.Context, file io.ReadSeeker) ([]dlq.Found, error) {
+	im, err := d.importer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return im.Check(ctx, file)
+}
+
+// Import puts the letters of a file back that was found so.
+func (d *desk) Import(ctx context.Context, file io.ReadSeeker, found []dlq.Found, done func(i int)) error {
+	im, err := d.importer(ctx)
+	if err != nil {
+		return err
+	}
+	for _, sink := range dlq.Sinks(found) {
+		if err := d.kafka.EnsureTopic(ctx, dlq.Topic(d.cfg.Prefix, sink, d.cfg.Kafka.Partitions, d.cfg.Kafka.MaxRecordBytes)); err != nil {
+			return err
+		}
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return im.Run(ctx, file, found, done)
 }
 
 // noLetters is a log of a sink that has no topic yet.

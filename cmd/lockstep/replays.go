@@ -24,6 +24,13 @@ import (
 // a dot in its name.
 func (p *process) replaysGroup() string { return p.group("dlq.replays") }
 
+// replaysHeld reports whether a process of the pipeline carries out replays. One that was
+// killed counts until Kafka has given it up (kafka.lease_timeout).
+func (p *process) replaysHeld(ctx context.Context) (bool, error) {
+	_, members, err := p.kafka.GroupState(ctx, p.replaysGroup())
+	return members > 0, err
+}
+
 func newReplaysLeaseMetrics(reg prometheus.Registerer) *kafka.LeaseMetrics {
 	return kafka.NewLeaseMetrics(reg, "replays", "carries out replays of dead letters", "carry out replays")
 }

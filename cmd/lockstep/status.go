@@ -176,8 +176,9 @@ func (p *process) status() processStatus {
 	return s
 }
 
-// unwell names what an operator should look at; none when all is well.
-func (s *processStatus) unwell() []string {
+// unwell names what an operator should look at; none when all is well. Letters are among it
+// for who asks for them: they wait for somebody, and nothing waits for them.
+func (s *processStatus) unwell(letters bool) []string {
 	var out []string
 	for _, p := range s.Parts {
 		if !p.Ready {
@@ -195,6 +196,9 @@ func (s *processStatus) unwell() []string {
 		for _, t := range k.Tables {
 			if t.Held != nil && t.Held.By != sinks.ByStore || t.Breaker.State != "closed" {
 				out = append(out, fmt.Sprintf("%s: table %s is held", name, t.Table))
+			}
+			if letters && t.Letters > 0 {
+				out = append(out, fmt.Sprintf("%s: table %s has %s", name, t.Table, count(int(t.Letters), "open dead letter")))
 			}
 		}
 		if k.HeldPartitions > 0 {
@@ -268,7 +272,7 @@ func (s *processStatus) table(w io.Writer) {
 				if t.OldestLetter != nil {
 					since = s.ago(*t.OldestLetter)
 				}
-				say("sink %s: table %s has %d open dead letters; the oldest change that the store lacks was committed %s; see lockstep dlq list", k.Name, t.Table, t.Letters, since)
+				say("sink %s: table %s has %s; the oldest change that the store lacks was committed %s; see lockstep dlq list", k.Name, t.Table, count(int(t.Letters), "open dead letter"), since)
 			}
 		}
 		for _, sweep := range k.Sweeps {
@@ -298,7 +302,7 @@ func (s *processStatus) explain(b sinks.BreakerStatus) string {
 func (s *processStatus) why(h *sinks.HeldStatus) string {
 	out := "since " + s.ago(h.Since)
 	if h.Partitions > 0 {
-		out += fmt.Sprintf(", %d partitions wait", h.Partitions)
+		out += ", " + count(h.Partitions, "partition") + " waiting"
 	}
 	if h.NextTry != nil {
 		out += ", next try " + s.in(*h.NextTry)
@@ -337,7 +341,7 @@ const (
 
 func newStatusCommand(a *app) *cobra.Command {
 	var address, tokenFile string
-	var watch bool
+	var watch, letters bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Ask a running process how it is",
@@ -367,12 +371,16 @@ The JSON is that of GET /v1/status; docs/operating.md names its fields.
 A process that has tokens (admin.tokens) is asked with the one in --token-file, else in
 $LOCKSTEP_TOKEN, else in the first of those files that can be read.
 
-It exits with 0 when all is well, with 1 when the process cannot be asked, and with 3
-when a part is not ready, a breaker is not closed, a table is held or a partition waits.`,
+It exits with 0 when all is well, with 1 when the process cannot be asked, with 2 for a mistake
+in the command line or the configuration, and with 3 when a part is not ready, a breaker is not
+closed, a table is held or a partition waits; with --letters, also when a dead letter is open.`,
 		Example: `  lockstep status -c lockstep.yaml
 
   # another process, again and again
   lockstep status --address sink-2:8080 --watch
+
+  # for a check that should know of open dead letters, too
+  lockstep status --letters -o json > /dev/null
 
   # tables that are held, why, and what mends them
   lockstep status -o json | jq '.sinks[].tables[] | select(.held) | {table, held}'`,
@@ -392,13 +400,14 @@ when a part is not ready, a breaker is not closed, a table is held or a partitio
 				return err
 			}
 			if !watch {
-				return a.status(cmd.Context(), at)
+				return a.status(cmd.Context(), at, letters)
 			}
-			return a.watchStatus(cmd.Context(), at)
+			return a.watchStatus(cmd.Context(), at, letters)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", "", "host:port of the process to ask (default admin.listen of the configuration)")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file of the token to ask with")
+	cmd.Flags().BoolVar(&letters, "letters", false, "exit with 3 also when a dead letter is open")
 	cmd.Flags().BoolVar(&watch, "watch", false, "ask again every two seconds until interrupted")
 	return cmd
 }
@@ -442,7 +451,7 @@ func askAt(listen string) (string, error) {
 }
 
 // status asks once. Its error says what is not well.
-func (a *app) status(ctx context.Context, at processAt) error {
+func (a *app) status(ctx context.Context, at processAt, letters bool) error {
 	s, err := askStatus(ctx, at)
 	if err != nil {
 		return err
@@ -450,14 +459,14 @@ func (a *app) status(ctx context.Context, at processAt) error {
 	if err := a.show(s, s.table); err != nil {
 		return err
 	}
-	if what := s.unwell(); len(what) > 0 {
+	if what := s.unwell(letters); len(what) > 0 {
 		return unwellError{what}
 	}
 	return nil
 }
 
 // watchStatus asks until ctx ends, and returns what the last answer says.
-func (a *app) watchStatus(ctx context.Context, at processAt) error {
+func (a *app) watchStatus(ctx context.Context, at processAt, letters bool) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	var last error
@@ -465,7 +474,7 @@ func (a *app) watchStatus(ctx context.Context, at processAt) error {
 		if a.output == "table" && terminal(a.stdout) {
 			fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
 		}
-		err := a.status(ctx, at)
+		err := a.status(ctx, at, letters)
 		if ctx.Err() != nil {
 			return last
 		}

@@ -223,12 +223,38 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	watching, stop := context.WithTimeout(ctx, watchInterval*5/4)
 	defer stop()
 	var out bytes.Buffer
-	if err := (&app{output: "json", stdout: &out, stderr: io.Discard}).watchStatus(watching, processAt{address: admin.addr()}); err != nil || strings.Count(out.String(), `"pipeline"`) != 2 {
+	if err := (&app{output: "json", stdout: &out, stderr: io.Discard}).watchStatus(watching, processAt{address: admin.addr()}, false); err != nil || strings.Count(out.String(), `"pipeline"`) != 2 {
 		t.Errorf("%v; watched for one interval and a bit:\n%s", err, out.String())
 	}
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// An open letter is no trouble of the process, but for who asks for letters.
+func TestOpenLettersAreToldToWhoAsksForThem(t *testing.T) {
+	c := newCounter(t, `listen: "127.0.0.1:0"`)
+	p, address := c.process()
+	var letters atomic.Int64
+	committed := time.Now().Add(-time.Minute)
+	p.workers.add(worker{name: "search", kind: "elastic", status: func() sinks.Status {
+		return sinks.Status{Breaker: sinks.BreakerStatus{State: "closed"}, Tables: []sinks.TableStatus{
+			{Table: "bank.tags", Breaker: sinks.BreakerStatus{State: "closed"}, Letters: letters.Load(), OldestLetter: &committed},
+		}}
+	}})
+	for n, want := range []string{"", "table bank.tags has 1 open dead letter", "table bank.tags has 2 open dead letters"} {
+		letters.Store(int64(n))
+		if got := c.run("status", "--address", address); got.code != 0 || !strings.Contains(got.stdout, want+";") && n > 0 {
+			t.Errorf("%d letters: %+v", n, got)
+		}
+		code, stderr := 3, "lockstep: sink search: "+want+"\n"
+		if n == 0 {
+			code, stderr = 0, ""
+		}
+		if got := c.run("status", "--address", address, "--letters"); got.code != code || got.stderr != stderr {
+			t.Errorf("%d letters, asked for: %+v, want %d and %q", n, got, code, stderr)
+		}
 	}
 }
 

@@ -19,6 +19,9 @@ type replay struct {
 	ID, State, Waits, Problem string
 	Total, Done               int
 	Letters                   map[string]int
+	UnheldSince               *time.Time `json:"unheld_since"`
+	Progressed                *time.Time
+	CancelReason              string `json:"cancel_reason"`
 }
 
 // letters makes so many rows that Elasticsearch refuses, and Redis takes, and waits for
@@ -200,9 +203,20 @@ func TestAReplayIsTriedStoppedAndCancelledBeforeItMends(t *testing.T) {
 	}
 	slow := w.detached("--all", "--rate", "1", "--mode", "payload")
 	await(t, 30*time.Second, "the slow one to begin", func() bool { return w.replayed(slow).Done > 0 })
-	w.lockstep(&s, "dlq", "jobs", "cancel", slow)
+	if s := w.replayed(slow); s.UnheldSince != nil || s.Progressed == nil {
+		t.Errorf("under way: %+v", s)
+	}
+	p.kill()
+	killed := time.Now()
+	await(t, 30*time.Second, "somebody to notice that no process has it", func() bool { return w.replayed(slow).UnheldSince != nil })
+	if s := w.replayed(slow); s.State != "running" || s.UnheldSince.After(killed) || killed.Sub(*s.UnheldSince) > 10*time.Second || s.Progressed.After(*s.UnheldSince) {
+		t.Errorf("killed at %s: %+v, %s, %s", killed, s, s.UnheldSince, s.Progressed)
+	}
+	p = w.start("run")
+	await(t, 30*time.Second, "another process to hold it", func() bool { return w.replayed(slow).UnheldSince == nil })
+	w.lockstep(&s, "dlq", "jobs", "cancel", slow, "--reason", "too slow")
 	await(t, 30*time.Second, "its end", func() bool { return w.replayed(slow).State == "cancelled" })
-	if s := w.replayed(slow); s.Done >= s.Total || s.Total != rows {
+	if s := w.replayed(slow); s.Done >= s.Total || s.Total != rows || s.CancelReason != "too slow" || s.UnheldSince != nil {
 		t.Errorf("%+v", s)
 	}
 
