@@ -31,6 +31,9 @@ const (
 
 var outcomes = []string{outcomeApplied, outcomeStale, outcomeDuplicate, outcomeFiltered, outcomeSuperseded, outcomeDead, outcomeReleased}
 
+// LatencyBounds are the buckets, in seconds, in which the latency of changes is counted.
+var LatencyBounds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300}
+
 // Metrics are the counters of all workers of a process.
 type Metrics struct {
 	received     *prometheus.CounterVec
@@ -81,7 +84,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_sink_latency_seconds",
 			Help:    "Time from the commit in the source to the store's acknowledgement, of applied changes.",
-			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300},
+			Buckets: LatencyBounds,
 		}, []string{"sink", "table"}),
 		future: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_commits_from_the_future_total",
