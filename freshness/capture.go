@@ -137,13 +137,13 @@ func (a *Answers) lap(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.settle(c, passed, ends)
+	a.settle(c, passed, ends, at.Keys)
 	c.AtMicros = time.Now().UnixMicro()
 	return a.Hub.Write(ctx, Record{Capture: c})
 }
 
 // settle takes the wants that are passed out, and writes into c what they want to know.
-func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64) {
+func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64, keys map[string]string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.Ends = make(map[string][]int64)
@@ -165,6 +165,10 @@ func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64) {
 				maps.Copy(c.Ends, ends)
 			} else if of, ok := ends[w.table]; ok {
 				c.Ends[w.table] = of
+				if c.Keys == nil {
+					c.Keys = make(map[string]string)
+				}
+				c.Keys[w.table] = keys[w.table]
 			}
 		}
 	}
