@@ -24,7 +24,7 @@ var imports = map[string][]string{
 	"dlq":             {"cdc", "kafka", "sinks"},
 	"freshness":       {"cdc", "kafka", "sinks", "dlq"},
 	"audit":           {"kafka"},
-	"admin":           {"kafka", "dlq", "audit"},
+	"admin":           {"kafka", "dlq", "freshness", "audit"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "internal/nearest", "internal/secret"},
 	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "audit", "admin", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},

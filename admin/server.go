@@ -63,14 +63,14 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 		if (route.Read == nil) == (route.Write == nil) || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
 			panic(fmt.Sprintf("route %s %s must either read by GET or be an act", route.Method, route.Path))
 		}
-		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
+		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, route.Often, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
 			if route.Write != nil {
 				return s.write(ctx, w, r, route)
 			}
 			return s.read(ctx, w, r, route)
 		}))
 	}
-	none := s.serve("none", func(_ context.Context, w http.ResponseWriter, r *Request) error {
+	none := s.serve("none", false, func(_ context.Context, w http.ResponseWriter, r *Request) error {
 		var said verdict
 		h, _ := mux.Handler(r.Request)
 		if h.ServeHTTP(&said, r.Request); said.code == http.StatusMethodNotAllowed {
@@ -105,7 +105,7 @@ func (v *verdict) WriteHeader(code int)        { v.code = code }
 func (v *verdict) Write(b []byte) (int, error) { return len(b), nil }
 
 // serve does what all requests have in common.
-func (s *Server) serve(operation string, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
+func (s *Server) serve(operation string, often bool, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		r := &Request{Request: request, ID: request.Header.Get("X-Request-ID")}
 		made := !legalRequestID.MatchString(r.ID)
@@ -118,7 +118,7 @@ func (s *Server) serve(operation string, do func(context.Context, http.ResponseW
 		seen := &status{ResponseWriter: w, code: http.StatusOK}
 		ctx, cancel := context.WithTimeout(request.Context(), timeLimit)
 		defer cancel()
-		if err := s.admit(r); err != nil {
+		if err := s.admit(r, often); err != nil {
 			s.refuse(seen, r, err)
 		} else if err := do(ctx, seen, r); err != nil {
 			s.refuse(seen, r, err)
@@ -140,8 +140,11 @@ func (w *status) WriteHeader(code int) {
 
 // admit finds out who asks, and whether it is not too often. Those without a right token
 // share one allowance.
-func (s *Server) admit(r *Request) (err error) {
+func (s *Server) admit(r *Request, often bool) (err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
+	if often && err == nil {
+		return nil
+	}
 	if wait := s.limits.take(r.Identity.Name, time.Now()); wait > 0 {
 		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait), wait}
 	}

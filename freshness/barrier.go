@@ -34,9 +34,9 @@ type Barrier struct {
 	Committed func(ctx context.Context) (gtids string, err error)
 	// Takes reports whether a sink takes a table.
 	Takes func(sink, table string) bool
-	// Refresh makes everything that a sink has of a table visible to searches; nil when no
-	// sink needs that. It is asked with no table for all of them.
-	Refresh func(ctx context.Context, sink, table string) error
+	// Refresh makes everything that a sink has of tables visible to searches. A store that
+	// is always searched as it is does nothing.
+	Refresh func(ctx context.Context, sink string, tables []string) error
 	// Letter finds the open dead letter of a row by its primary key as text; nil when it
 	// has none.
 	Letter func(ctx context.Context, sink, table, key string) (*dlq.Letter, error)
@@ -45,6 +45,7 @@ type Barrier struct {
 
 	mu        sync.Mutex
 	inquiries map[inquiryKey]*inquiry
+	refreshes map[string]*joint // by sink and tables
 }
 
 // Ask is what a barrier waits for.
@@ -105,7 +106,7 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
 	if ask.GTIDs == "" {
 		var err error
 		if answer.GTIDs, err = b.committed.do(ctx, b.Committed); err != nil {
-			return answer, err
+			return answer, fmt.Errorf("what is committed is not known: %w", err)
 		}
 	}
 	q, err := b.inquire(ask, answer.GTIDs)
@@ -127,8 +128,10 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
 			return answer, nil
 		}
 	}
-	if err := b.refresh(ctx, ask); err != nil {
-		return answer, err
+	if ask.Search {
+		if err := b.refresh(ctx, answer.Sinks); err != nil {
+			return answer, err
+		}
 	}
 	answer.Visible = !slices.ContainsFunc(answer.Sinks, func(s SinkAnswer) bool { return !s.Visible })
 	answer.Millis = millis(began)
@@ -137,13 +140,27 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
 
 func millis(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }
 
-func (b *Barrier) refresh(ctx context.Context, ask Ask) error {
-	if !ask.Search || b.Refresh == nil {
-		return nil
-	}
-	for _, sink := range ask.Sinks {
-		if err := b.Refresh(ctx, sink, ask.Table); err != nil {
-			return fmt.Errorf("sink %s has everything, and whether searches find it is not known: %w", sink, err)
+// refresh makes what is settled visible to searches. Barriers that come to it while a
+// refresh is under way share the next one.
+func (b *Barrier) refresh(ctx context.Context, sinks []SinkAnswer) error {
+	for _, s := range sinks {
+		tables := slices.Sorted(maps.Keys(s.Ends))
+		if len(tables) == 0 {
+			continue
+		}
+		key := s.Sink + " " + strings.Join(tables, " ")
+		b.mu.Lock()
+		if b.refreshes == nil || len(b.refreshes) >= mostInquiries {
+			b.refreshes = make(map[string]*joint)
+		}
+		j := b.refreshes[key]
+		if j == nil {
+			j = &joint{}
+			b.refreshes[key] = j
+		}
+		b.mu.Unlock()
+		if _, err := j.do(ctx, func(ctx context.Context) (string, error) { return "", b.Refresh(ctx, s.Sink, tables) }); err != nil {
+			return fmt.Errorf("sink %s has everything, and whether searches find it is not known: %w", s.Sink, err)
 		}
 	}
 	return nil
@@ -418,9 +435,9 @@ type joint struct {
 }
 
 type round struct {
-	done  chan struct{}
-	gtids string
-	err   error
+	done   chan struct{}
+	answer string
+	err    error
 }
 
 // do asks, or waits for the next asking. That has a time of its own, so that one caller who
@@ -438,9 +455,9 @@ func (j *joint) do(ctx context.Context, ask func(context.Context) (string, error
 	j.mu.Unlock()
 	select {
 	case <-r.done:
-		return r.gtids, r.err
+		return r.answer, r.err
 	case <-ctx.Done():
-		return "", fmt.Errorf("what is committed is not known: %w", ctx.Err())
+		return "", ctx.Err()
 	}
 }
 
@@ -456,7 +473,7 @@ func (j *joint) run(ctx context.Context, ask func(context.Context) (string, erro
 		}
 		j.mu.Unlock()
 		asking, cancel := context.WithTimeout(ctx, 10*time.Second)
-		r.gtids, r.err = ask(asking)
+		r.answer, r.err = ask(asking)
 		cancel()
 		close(r.done)
 	}

@@ -73,15 +73,24 @@ func (a *Answers) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	beating.Go(func() { a.beat(ctx) })
-	for ctx.Err() == nil {
-		if err := a.lap(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+	for failing := false; ; {
+		err := a.lap(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			failing = false
+			continue
+		case !failing:
+			failing = true
+			a.Log.Warn("barriers get no answer of the capture, trying again", "error", err)
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	return nil
 }
 
 // add has a want looked after.
