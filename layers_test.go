@@ -27,6 +27,7 @@ var imports = map[string][]string{
 	"admin":           {"kafka", "dlq", "freshness", "audit"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "internal/nearest", "internal/secret"},
 	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "audit", "admin", "config", "internal/nearest"},
+	"client":          {}, // for other programs
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.
