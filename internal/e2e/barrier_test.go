@@ -182,7 +182,7 @@ func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
 	w := newWorld(t, 10)
 	h := &hands{w: w, cache: redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})}
 	t.Cleanup(func() { h.cache.Close() })
-	const workers, rows = 12, 50
+	const workers, rows = 48, 10
 	// Those that stay, and beside each of them one that comes and goes.
 	stay := []*process{w.start("sink", "search"), w.start("sink", "cache")}
 	var mu sync.Mutex
@@ -222,7 +222,7 @@ func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
 	for turn := 0; ; turn++ {
 		select {
 		case <-done:
-		case <-time.After(2*time.Second + time.Duration(random.Int64N(int64(3*time.Second)))):
+		case <-time.After(3*time.Second + time.Duration(random.Int64N(int64(4*time.Second)))):
 			i := turn % len(moving)
 			old := moving[i]
 			if random.IntN(2) == 0 {
