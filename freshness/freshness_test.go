@@ -177,7 +177,7 @@ func newAnswers(t *testing.T, h *Hub) (*source, *Answers) {
 	t.Helper()
 	s := &source{passes: map[string]bool{}, moved: make(chan struct{}), ends: map[string][]int64{"a.b": {3, 4}, "a.c": {5}}}
 	a := &Answers{
-		Hub: h, Process: "p", Log: slog.New(slog.DiscardHandler), Passed: s.passed, Requests: func() int64 { return 2 },
+		Hub: h, Process: "p", Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), Passed: s.passed, Requests: func() int64 { return 2 },
 		AfterAcked: func(fn func()) { s.mu.Lock(); s.acks = append(s.acks, fn); s.mu.Unlock() },
 		Ends:       func(context.Context) (map[string][]int64, error) { return s.ends, nil },
 		Committed: func(context.Context) (string, time.Time, time.Time, error) {
@@ -523,7 +523,7 @@ func TestBarriersShareTheirWants(t *testing.T) {
 	h := newHub(t, newPrefix(t))
 	next := heardBy(t, h)
 	asked := 0
-	b := &Barrier{Hub: h, Takes: func(string, string) bool { return true }, Committed: func(context.Context) (string, error) {
+	b := &Barrier{Hub: h, Metrics: NewMetrics(prometheus.NewRegistry()), Takes: func(string, string) bool { return true }, Committed: func(context.Context) (string, error) {
 		asked++
 		time.Sleep(20 * time.Millisecond)
 		return "set", nil
@@ -566,7 +566,7 @@ func TestBarriersShareTheirWants(t *testing.T) {
 
 func TestTheTimeoutSaysForWhomItWaits(t *testing.T) {
 	h := newHub(t, newPrefix(t))
-	b := &Barrier{Hub: h, Takes: func(string, string) bool { return true }, Letter: func(context.Context, string, string, string) (*dlq.Letter, error) {
+	b := &Barrier{Hub: h, Metrics: NewMetrics(prometheus.NewRegistry()), Takes: func(string, string) bool { return true }, Letter: func(context.Context, string, string, string) (*dlq.Letter, error) {
 		return &dlq.Letter{ID: "s-1"}, nil
 	}}
 	row := func() Row {
