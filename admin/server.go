@@ -68,7 +68,7 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 		if (route.Read == nil && route.Stream == nil) == (route.Write == nil) || route.Read != nil && route.Stream != nil || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
 			panic(fmt.Sprintf("route %s %s must either read by GET or be an act", route.Method, route.Path))
 		}
-		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, route.limit(), func(ctx context.Context, w http.ResponseWriter, r *Request) error {
+		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, route.limit(), route.Often, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
 			if err := r.Identity.mayBe(route.role()); err != nil {
 				return err
 			}
@@ -81,7 +81,7 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 			return s.read(ctx, w, r, route)
 		}))
 	}
-	none := s.serve("none", timeLimit, func(_ context.Context, w http.ResponseWriter, r *Request) error {
+	none := s.serve("none", timeLimit, false, func(_ context.Context, w http.ResponseWriter, r *Request) error {
 		var said verdict
 		h, _ := mux.Handler(r.Request)
 		if h.ServeHTTP(&said, r.Request); said.code == http.StatusMethodNotAllowed {
@@ -116,7 +116,7 @@ func (v *verdict) WriteHeader(code int)        { v.code = code }
 func (v *verdict) Write(b []byte) (int, error) { return len(b), nil }
 
 // serve does what all requests have in common.
-func (s *Server) serve(operation string, limit time.Duration, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
+func (s *Server) serve(operation string, limit time.Duration, often bool, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		r := &Request{Request: request, ID: request.Header.Get("X-Request-ID")}
 		made := !legalRequestID.MatchString(r.ID)
@@ -129,7 +129,7 @@ func (s *Server) serve(operation string, limit time.Duration, do func(context.Co
 		seen := &status{ResponseWriter: w, code: http.StatusOK}
 		ctx, cancel := context.WithTimeout(request.Context(), limit)
 		defer cancel()
-		err := s.admit(r)
+		err := s.admit(r, often)
 		if err == nil {
 			err = do(ctx, seen, r)
 		}
@@ -162,8 +162,11 @@ func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // admit finds out who asks, and whether it is not too often. Those without a right token
 // share one allowance.
-func (s *Server) admit(r *Request) (err error) {
+func (s *Server) admit(r *Request, often bool) (err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
+	if often && err == nil {
+		return nil
+	}
 	if wait := s.limits.take(r.Identity.Name, time.Now()); wait > 0 {
 		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait), wait}
 	}

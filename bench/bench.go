@@ -25,6 +25,7 @@ import (
 const (
 	database = "lockstep_bench"
 	backlog  = "questions" // the table whose changes are drained
+	guarded  = "guarded"   // the table that is written while barriers are measured
 	live     = "live"      // the table that is written while latency is measured
 	acked    = "acked"     // the same while acknowledgements are measured
 	stepped  = "stepped"   // the same at rising rates
@@ -71,7 +72,7 @@ func (b *bench) say(format string, args ...any) {
 func (b *bench) only(list string) error {
 	b.parts = strings.Split(list, ",")
 	for _, part := range b.parts {
-		if !slices.Contains([]string{"capture", "search", "cache", "latency", "steps", "ack", "large", "letters"}, part) {
+		if !slices.Contains([]string{"capture", "search", "cache", "latency", "steps", "ack", "large", "letters", "barrier"}, part) {
 			return fmt.Errorf("%q is no part", part)
 		}
 	}
@@ -83,7 +84,7 @@ func (b *bench) wants(parts ...string) bool {
 }
 
 // sinks reports whether any sink takes part.
-func (b *bench) sinks() bool { return b.wants("search", "cache", "latency", "steps") }
+func (b *bench) sinks() bool { return b.wants("search", "cache", "latency", "steps", "barrier") }
 
 // run measures everything and removes what it wrote.
 func (b *bench) run(ctx context.Context) (err error) {
@@ -116,6 +117,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{b.wants("latency"), b.measureLatency},
 		{b.wants("steps"), b.measureSteps},
 		{b.wants("ack"), b.measureAck},
+		{b.wants("barrier"), b.measureBarrier},
 		{b.wants("large"), b.measureLarge},
 		{b.wants("letters"), b.measureLetters},
 	} {
@@ -195,7 +197,7 @@ func (b *bench) createWorld(ctx context.Context) error {
 	if _, err := b.db.ExecContext(ctx, "CREATE DATABASE "+database+" DEFAULT CHARACTER SET utf8mb4"); err != nil {
 		return fmt.Errorf("create database %s: %w", database, err)
 	}
-	for _, table := range []string{backlog, live, acked, stepped} {
+	for _, table := range []string{backlog, live, acked, stepped, guarded} {
 		if _, err := b.db.ExecContext(ctx, fmt.Sprintf(createTable, database+"."+table)); err != nil {
 			return fmt.Errorf("create table %s: %w", table, err)
 		}

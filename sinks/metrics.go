@@ -31,6 +31,9 @@ const (
 
 var outcomes = []string{outcomeApplied, outcomeStale, outcomeDuplicate, outcomeFiltered, outcomeSuperseded, outcomeDead, outcomeReleased}
 
+// LatencyBounds are the buckets, in seconds, in which ages of changes since their commit are counted.
+var LatencyBounds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300}
+
 // Metrics are the counters of all workers of a process.
 type Metrics struct {
 	received     *prometheus.CounterVec
@@ -60,9 +63,6 @@ type Metrics struct {
 	repairs      *prometheus.CounterVec
 }
 
-// ageBuckets are those of ages since a commit, in seconds.
-var ageBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300}
-
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
@@ -85,12 +85,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_sink_latency_seconds",
 			Help:    "Time from the commit in the source to the store's acknowledgement, of applied changes, by the source's clock.",
-			Buckets: ageBuckets,
+			Buckets: LatencyBounds,
 		}, []string{"sink", "table"}),
 		fetched: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "lockstep_sink_fetched_age_seconds",
 			Help:    "Time from the commit in the source to the coming of the change from Kafka, by the source's clock.",
-			Buckets: ageBuckets,
+			Buckets: LatencyBounds,
 		}, []string{"sink", "table"}),
 		future: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_sink_commits_from_the_future_total",
