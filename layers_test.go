@@ -23,6 +23,7 @@ var imports = map[string][]string{
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
 	"freshness":       {"cdc", "kafka", "sinks"},
+	"route":           {},
 	"audit":           {"kafka"},
 	"admin":           {"kafka", "dlq", "audit"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "internal/nearest", "internal/secret"},
