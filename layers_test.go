@@ -23,11 +23,12 @@ var imports = map[string][]string{
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
 	"freshness":       {"cdc", "kafka", "sinks"},
-	"route":           {},
+	"route":           {"freshness", "sinks"},
+	"route/configmap": {},
 	"audit":           {"kafka"},
-	"admin":           {"kafka", "dlq", "audit"},
-	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "audit", "admin", "config", "internal/nearest"},
+	"admin":           {"kafka", "dlq", "audit", "route"},
+	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "route", "internal/nearest", "internal/secret"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "audit", "admin", "freshness", "route", "route/configmap", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.

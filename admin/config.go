@@ -18,6 +18,10 @@ type Config struct {
 	// Tokens are the bearer tokens of those who may use the API under /v1. Without any,
 	// it can be read by whoever is on this machine, and nobody can write. Default empty.
 	Tokens []Token `yaml:"tokens"`
+	// OpenRoute lets whoever can reach the server read GET /v1/route and what is below it
+	// without a token: gateways that hold none. It tells names of tables and sinks, their
+	// state and what a store said last. Default false.
+	OpenRoute bool `yaml:"open_route"`
 }
 
 // Token lets its holder in.

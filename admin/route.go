@@ -36,8 +36,14 @@ type Route struct {
 	// Codes are the problems that it can answer with beside those of every operation.
 	Codes []Code
 
+	// Open routes can be read without a token where Config.OpenRoute says so.
+	Open bool
+
 	// Read answers a request that changes nothing.
 	Read func(context.Context, *Request) (any, error)
+	// Watch, if set, answers one that accepts text/event-stream: it says an event with every
+	// change, under an ID that stands for what it says, until ctx ends or say fails.
+	Watch func(ctx context.Context, r *Request, say func(id string, v any) error) error
 	// Act is what a write is called in the audit log, and Write prepares it: it checks
 	// everything, changes nothing and says what is to be done.
 	Act   string
@@ -72,8 +78,9 @@ type Request struct {
 	Identity Identity
 	ID       string // X-Request-ID, or one that was made up for it
 
-	body []byte
-	etag string
+	body   []byte
+	etag   string
+	header http.Header // of the answer
 }
 
 // takes is the media type of the body.
@@ -112,13 +119,17 @@ func (r *Request) Tag(v any) error {
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(text)
-	r.etag = `"` + hex.EncodeToString(sum[:8]) + `"`
+	r.etag = etagOf(text)
 	wanted := r.Header.Values("If-Match")
 	if len(wanted) > 0 && !holds(wanted, r.etag) {
 		return problem(http.StatusPreconditionFailed, "changed", "it has changed since: its ETag is %s now; read it again and decide anew", r.etag)
 	}
 	return nil
+}
+
+func etagOf(text []byte) string {
+	sum := sha256.Sum256(text)
+	return `"` + hex.EncodeToString(sum[:8]) + `"`
 }
 
 // holds reports whether a list of entity tags has this one. A weak one never counts.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,9 +33,12 @@ type Server struct {
 	Audit   *audit.Log
 	Log     *slog.Logger
 	Metrics *Metrics
+	// OpenRoute is Config.OpenRoute.
+	OpenRoute bool
 
-	limits limits
-	routes []Route
+	limits   limits
+	routes   []Route
+	watchers atomic.Int32
 }
 
 // Metrics of the API.
@@ -63,14 +67,17 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 		if (route.Read == nil) == (route.Write == nil) || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
 			panic(fmt.Sprintf("route %s %s must either read by GET or be an act", route.Method, route.Path))
 		}
-		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
+		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, route.Open, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
 			if route.Write != nil {
 				return s.write(ctx, w, r, route)
+			}
+			if route.Watch != nil && r.accepts(eventStream) {
+				return s.watch(w, r, route)
 			}
 			return s.read(ctx, w, r, route)
 		}))
 	}
-	none := s.serve("none", func(_ context.Context, w http.ResponseWriter, r *Request) error {
+	none := s.serve("none", false, func(_ context.Context, w http.ResponseWriter, r *Request) error {
 		var said verdict
 		h, _ := mux.Handler(r.Request)
 		if h.ServeHTTP(&said, r.Request); said.code == http.StatusMethodNotAllowed {
@@ -105,7 +112,7 @@ func (v *verdict) WriteHeader(code int)        { v.code = code }
 func (v *verdict) Write(b []byte) (int, error) { return len(b), nil }
 
 // serve does what all requests have in common.
-func (s *Server) serve(operation string, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
+func (s *Server) serve(operation string, open bool, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		r := &Request{Request: request, ID: request.Header.Get("X-Request-ID")}
 		made := !legalRequestID.MatchString(r.ID)
@@ -118,7 +125,12 @@ func (s *Server) serve(operation string, do func(context.Context, http.ResponseW
 		seen := &status{ResponseWriter: w, code: http.StatusOK}
 		ctx, cancel := context.WithTimeout(request.Context(), timeLimit)
 		defer cancel()
-		if err := s.admit(r); err != nil {
+		if request.ContentLength == 0 {
+			// When it passes, the request counts as given up.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+		}
+		r.header = w.Header()
+		if err := s.admit(r, open && s.OpenRoute); err != nil {
 			s.refuse(seen, r, err)
 		} else if err := do(ctx, seen, r); err != nil {
 			s.refuse(seen, r, err)
@@ -138,10 +150,16 @@ func (w *status) WriteHeader(code int) {
 	w.ResponseWriter.WriteHeader(code)
 }
 
+// Unwrap is for http.ResponseController.
+func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
 // admit finds out who asks, and whether it is not too often. Those without a right token
-// share one allowance.
-func (s *Server) admit(r *Request) (err error) {
+// share one allowance. What is open is also for those who send none.
+func (s *Server) admit(r *Request, open bool) (err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
+	if open && len(r.Header.Values("Authorization")) == 0 {
+		r.Identity, err = Identity{Role: Viewer}, nil
+	}
 	if wait := s.limits.take(r.Identity.Name, time.Now()); wait > 0 {
 		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait), wait}
 	}
@@ -181,6 +199,7 @@ func send(w http.ResponseWriter, status int, kind string, body []byte) {
 
 func (s *Server) read(ctx context.Context, w http.ResponseWriter, r *Request, route Route) error {
 	answer, err := route.Read(ctx, r)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeLimit)) // it may have waited
 	if err != nil {
 		return err
 	}
