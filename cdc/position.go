@@ -120,6 +120,10 @@ type SnapshotRequest struct {
 // one replay, ReplayPrefix, its name and a number behind the last dot, name each row once.
 const ReplayPrefix = "replay-"
 
+// LostPrefix begins the IDs of requests for what a sink, a topic or the dead letters of a
+// sink have lost.
+const LostPrefix = "lost-"
+
 // A SnapshotRequest names no more keys, nor more bytes of them, so that it fits a
 // record of Kafka.
 const (

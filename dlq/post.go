@@ -197,6 +197,34 @@ func (p *post) addOpen(byTable map[string]Open) bool {
 	return p.whole
 }
 
+// openIn counts the open letters of a topic that nothing has made void; -1 while they are not
+// all known.
+func (p *post) openIn(topic string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.whole || p.moving || len(p.astray) > 0 {
+		return -1
+	}
+	for i, x := range p.index.extents {
+		if p.index.topics[i].topic == topic {
+			n += x.letters
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	void := map[identity]bool{}
+	for _, closing := range []map[identity]news{p.closing, p.ending} {
+		for id, by := range closing {
+			if e, open := p.index.letters[id]; open && !void[id] && e.version <= by.version && p.index.topics[e.origin].topic == topic {
+				void[id] = true
+				n--
+			}
+		}
+	}
+	return n
+}
+
 // follow keeps the index as the topic is.
 func (p *post) follow(ctx context.Context) error {
 	select {

@@ -179,6 +179,16 @@ func (p *Posts) Open() (byTable map[string]Open, all bool) {
 	return byTable, all
 }
 
+// OpenIn counts the open letters of a partition of a topic, those left out whose row the
+// stream has brought up to date since. It is -1 while they are not all known, or are
+// moved to another partition, and where the partition has no post here.
+func (p *Posts) OpenIn(topic string, partition int) int {
+	if at := p.at(partition); at != nil {
+		return at.openIn(topic)
+	}
+	return -1
+}
+
 // Guard is the sink for a Worker. It sweeps a table when no attempt with one of its
 // letters is under way any more that the barrier has made void: one that ends later would
 // bring the row back.

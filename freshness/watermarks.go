@@ -47,11 +47,12 @@ type Want struct {
 	ID string `json:"id"`
 	// GTIDs are the transactions that are waited for, as the source writes a set.
 	GTIDs string `json:"gtids"`
-	// Sinks and Tables ("db.table") are those that matter.
-	Sinks  []string `json:"sinks"`
-	Tables []string `json:"tables"`
-	// UntilMicros is when nobody waits any more. All times are microseconds since 1970.
-	UntilMicros int64 `json:"until_us"`
+	// Sinks are those that matter, and Table ("db.table") is the one that does; all do when
+	// it is empty.
+	Sinks []string `json:"sinks"`
+	Table string   `json:"table,omitempty"`
+	// Millis is for how long somebody waits, from when it is read.
+	Millis int64 `json:"ms"`
 }
 
 // Capture is how far the capture is: everything of the log before this place is
@@ -69,14 +70,15 @@ type Capture struct {
 	SkewMicros int64 `json:"skew_us,omitempty"`
 	// Wants are those that are before the place.
 	Wants []string `json:"wants,omitempty"`
-	// Ends gives for the topics of captured tables the offset behind the last record that
-	// was published before the place, or a later one, by partition. A table without a
-	// topic has never had a row.
+	// Ends gives for captured tables ("db.table") the offset in their topics behind the last
+	// record that was published before the place, or a later one, by partition. A table that
+	// is not in it has no topic: it has never had a row.
 	Ends map[string][]int64 `json:"ends,omitempty"`
 	// Copying are tables of which rows that are older than the place are not in Kafka yet.
 	Copying []string `json:"copying,omitempty"`
 	// Requests is the offset behind the last request for a snapshot that it has taken in.
 	Requests int64 `json:"requests"`
+	// AtMicros is by the clock of the process. All times are microseconds since 1970.
 	AtMicros int64 `json:"at_us"`
 }
 

@@ -299,6 +299,7 @@ type Partition struct {
 	mu        sync.Mutex
 	committed int64
 	end       int64
+	sound     bool // the last try to fetch had an answer
 	gone      bool // the gauge is deleted and must not come back
 }
 
@@ -335,6 +336,7 @@ func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error
 			p.setCommitted(0)
 		}
 		f, err = p.poller.fetch(ctx, p.Topic, p.ID, p.next, bytes)
+		p.heard(err == nil)
 		err = p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next)
 		if errors.Is(err, errBeyondEnd) {
 			if beyond++; beyond >= beyondEnd {
@@ -404,6 +406,22 @@ func (p *Partition) Commit(ctx context.Context, next int64) error {
 	p.setCommitted(next)
 	p.showLag()
 	return nil
+}
+
+// Done gives the offset before which every record is done with, as the group was told, and
+// the generation of the group by which the partition is ours. It is not ok while Kafka does
+// not answer for the partition: the topic may have been made again, and the offset be one of
+// the old topic's.
+func (p *Partition) Done() (before int64, generation int32, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.committed, p.gen.ID, p.sound && p.committed >= 0
+}
+
+func (p *Partition) heard(sound bool) {
+	p.mu.Lock()
+	p.sound = sound
+	p.mu.Unlock()
 }
 
 func (p *Partition) setCommitted(next int64) {

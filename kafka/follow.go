@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
 )
 
 // followWait is how long a broker holds a fetch of Follow when it has nothing to give.
@@ -52,6 +54,49 @@ func (c *Client) Follow(ctx context.Context, topic string, partition, most int, 
 		return nil
 	}
 	return err
+}
+
+// Tail calls fn with the records that come to a partition from now on, in order, until ctx
+// ends, and then returns nil; it returns the first error of fn, and one when the topic is
+// gone. Each call has at most so many bytes, as stored in Kafka, or is one batch. The first
+// call has no records: what is written behind it comes. Where records were removed before
+// they were read, there is another one like that, and it goes on with what comes then.
+func (c *Client) Tail(ctx context.Context, topic string, partition, most int, fn func(records []Record) error) error {
+	what := fmt.Sprintf("tail %s/%d", topic, partition)
+	next, begin := int64(0), true
+	for {
+		var f fetched
+		err := c.retry(ctx, what, func() (err error) {
+			if begin {
+				_, f.next, err = c.bounds(ctx, topic, partition)
+			} else {
+				f, err = c.fetch(ctx, topic, partition, next, most, followWait)
+			}
+			if missing(err) && c.gone(ctx, topic) {
+				return final{err}
+			}
+			if errors.Is(err, kafkago.OffsetOutOfRange) {
+				return final{err}
+			}
+			return err
+		})
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, kafkago.OffsetOutOfRange):
+			begin = true
+			continue
+		case err != nil:
+			return err
+		}
+		news := begin || len(f.records) > 0
+		next, begin = f.next, false
+		if news {
+			if err := fn(f.records); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // ReadAt calls fn with the records of a partition at these offsets, which ascend. Those

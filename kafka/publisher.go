@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,6 +65,12 @@ type Publisher struct {
 	buffers [][]byte
 }
 
+// What partition.end is when it is no offset.
+const (
+	endNone    = -1 // nothing was acknowledged yet
+	endUnknown = -2 // something was, and the broker did not say where it stands
+)
+
 type topicPartition struct {
 	topic string
 	id    int
@@ -80,6 +87,8 @@ type fence struct {
 type partition struct {
 	topicPartition
 	published, acked, ackedBytes prometheus.Counter
+
+	end atomic.Int64 // offset behind the last record that is acknowledged, or endNone or endUnknown
 
 	mu    sync.Mutex
 	queue []*batch      // the last one still takes records
@@ -248,6 +257,7 @@ func (p *Publisher) partition(topic string, id int) *partition {
 			wake:           make(chan struct{}, 1),
 			producer:       -1,
 		}
+		part.end.Store(endNone)
 		p.parts[tp] = part
 		if p.start != nil {
 			p.start(part)
@@ -406,12 +416,17 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 	defer seen.gaveUp()
 	var goneSince time.Time
 	for tries = 1; ; tries++ {
-		err := p.carrier.carry(sending, part.topicPartition, b.buf)
+		base, err := p.carrier.carry(sending, part.topicPartition, b.buf)
 		switch {
 		case err == nil:
 			seen.done()
 			part.sequence = nextSequence(part.sequence, b.count)
 			part.lastAck = time.Now()
+			end := int64(endUnknown)
+			if base >= 0 {
+				end = base + int64(b.count)
+			}
+			part.end.Store(end)
 			return tries, nil
 		case sending.Err() != nil || hopeless(err):
 			return tries, explain(err)

@@ -33,7 +33,13 @@ type parcel struct {
 	topicPartition
 	ctx  context.Context
 	buf  []byte
-	done chan error
+	done chan delivery
+}
+
+// delivery is what a broker said of a parcel.
+type delivery struct {
+	base int64 // offset of its first record; negative when the broker does not say
+	err  error
 }
 
 func newCarrier(c *Client) *carrier {
@@ -42,17 +48,18 @@ func newCarrier(c *Client) *carrier {
 	return k
 }
 
-// carry sends a sealed batch once. When it returns an error it is not known whether
+// carry sends a sealed batch once, and returns the offset of its first record, negative
+// when the broker does not say. When it returns an error it is not known whether
 // the broker has the batch, and the bytes may still be in use.
-func (k *carrier) carry(ctx context.Context, to topicPartition, buf []byte) error {
-	p := &parcel{topicPartition: to, ctx: ctx, buf: buf, done: make(chan error, 1)}
+func (k *carrier) carry(ctx context.Context, to topicPartition, buf []byte) (base int64, err error) {
+	p := &parcel{topicPartition: to, ctx: ctx, buf: buf, done: make(chan delivery, 1)}
 	k.parcels.add(len(buf) >= largeBytes, p)
 	select {
-	case err := <-p.done:
-		return err
+	case d := <-p.done:
+		return d.base, d.err
 	case <-ctx.Done():
 		k.parcels.drop(func(other *parcel) bool { return other == p })
-		return ctx.Err()
+		return -1, ctx.Err()
 	}
 }
 
@@ -70,12 +77,12 @@ func (k *carrier) request(parcels []*parcel) {
 	if err != nil {
 		k.leaders.forget()
 	}
-	answers := make(map[topicPartition]error, len(parcels))
+	answers := make(map[topicPartition]delivery, len(parcels))
 	if err == nil {
 		for i := range res.Topics {
 			t := &res.Topics[i]
 			for j := range t.Partitions {
-				answers[topicPartition{t.Topic, int(t.Partitions[j].Partition)}] = refusal(&t.Partitions[j])
+				answers[topicPartition{t.Topic, int(t.Partitions[j].Partition)}] = delivered(&t.Partitions[j])
 			}
 		}
 	}
@@ -83,23 +90,25 @@ func (k *carrier) request(parcels []*parcel) {
 		answer, ok := answers[p.topicPartition]
 		switch {
 		case err != nil:
-			p.done <- err
+			p.done <- delivery{-1, err}
 		case !ok:
-			p.done <- protocol.ErrNoPartition
+			p.done <- delivery{-1, protocol.ErrNoPartition}
 		default:
 			p.done <- answer
 		}
 	}
 }
 
-func refusal(answer *produceapi.ResponsePartition) error {
+func delivered(answer *produceapi.ResponsePartition) delivery {
 	switch code := kafkago.Error(answer.ErrorCode); {
-	case code == 0, errors.Is(code, kafkago.DuplicateSequenceNumber): // the broker has it from an earlier try
-		return nil
+	case code == 0:
+		return delivery{answer.BaseOffset, nil}
+	case errors.Is(code, kafkago.DuplicateSequenceNumber): // the broker has it from an earlier try
+		return delivery{-1, nil}
 	case answer.ErrorMessage != "":
-		return fmt.Errorf("%w: %s", code, answer.ErrorMessage)
+		return delivery{-1, fmt.Errorf("%w: %s", code, answer.ErrorMessage)}
 	default:
-		return code
+		return delivery{-1, code}
 	}
 }
 

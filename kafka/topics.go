@@ -400,3 +400,59 @@ func (c *Client) offsets(ctx context.Context, topic string, which int64) (map[in
 	})
 	return offsets, err
 }
+
+// EndsOf is EndOffsets of several topics, in partition order, with one request to each
+// broker. A topic that does not exist is left out.
+func (c *Client) EndsOf(ctx context.Context, topics []string) (map[string][]int64, error) {
+	ends := make(map[string][]int64, len(topics))
+	if len(topics) == 0 {
+		return ends, nil
+	}
+	err := c.retry(ctx, "ends of topics", func() error {
+		clear(ends)
+		meta, err := c.api.Metadata(ctx, &kafkago.MetadataRequest{Topics: topics})
+		if err != nil {
+			return err
+		}
+		ask := make(map[string][]kafkago.OffsetRequest, len(topics))
+		for _, t := range meta.Topics {
+			if missing(t.Error) {
+				continue
+			}
+			if t.Error != nil {
+				return fmt.Errorf("%s: %w", t.Name, t.Error)
+			}
+			for i := range t.Partitions {
+				ask[t.Name] = append(ask[t.Name], kafkago.LastOffsetOf(i))
+			}
+			ends[t.Name] = make([]int64, len(t.Partitions))
+			for i := range ends[t.Name] {
+				ends[t.Name][i] = -1
+			}
+		}
+		if len(ask) == 0 {
+			return nil
+		}
+		res, err := c.api.ListOffsets(ctx, &kafkago.ListOffsetsRequest{Topics: ask})
+		if err != nil {
+			return err
+		}
+		for name, partitions := range res.Topics {
+			for _, p := range partitions {
+				if p.Error != nil {
+					return fmt.Errorf("%s/%d: %w", name, p.Partition, p.Error)
+				}
+				if p.Partition < len(ends[name]) {
+					ends[name][p.Partition] = p.LastOffset
+				}
+			}
+		}
+		for name, of := range ends {
+			if slices.Contains(of, -1) {
+				return fmt.Errorf("%s: not every partition answered", name)
+			}
+		}
+		return nil
+	})
+	return ends, err
+}

@@ -90,7 +90,7 @@ func (w *Worker) newDriver(p Partition) *driver {
 	}
 	w.mu.Unlock()
 	d.table.enter(1)
-	d.reached.behind = true
+	d.reached.behind, d.reached.to = true, -1
 	d.reach.set(d, d.reached)
 	return d
 }
@@ -202,10 +202,15 @@ func (d *driver) run(ctx, work context.Context, fetched <-chan []*item) error {
 
 // tellReach brings up to date how far the partition is.
 func (d *driver) tellReach() {
-	now := bound{micros: d.lane.upTo(), behind: d.lane.first != nil || !d.caughtUp, heard: d.heard}
-	if now != d.reached {
-		d.reached = now
-		d.reach.set(d, now)
+	now := bound{micros: d.lane.upTo(), behind: d.lane.first != nil || !d.caughtUp, heard: d.heard, to: d.lane.settledTo()}
+	if now == d.reached {
+		return
+	}
+	further := now.to != d.reached.to
+	d.reached = now
+	d.reach.set(d, now)
+	if further && d.Moved != nil {
+		d.Moved()
 	}
 }
 

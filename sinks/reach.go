@@ -15,7 +15,14 @@ import (
 type reach struct {
 	mu     sync.Mutex
 	of     map[*driver]bound
+	byName map[partitionName]*driver
 	newest int64 // settled by any partition
+}
+
+// partitionName names a partition.
+type partitionName struct {
+	topic string
+	id    int
 }
 
 // bound is how far one partition is.
@@ -23,6 +30,7 @@ type bound struct {
 	micros int64 // all that was committed before is settled; 0 for unknown
 	behind bool  // there is more, or may be
 	heard  time.Time
+	to     int64 // offset before which all is settled; negative when no record was read yet
 }
 
 // silence is how long after the last answer of Kafka a partition counts as one that may
@@ -33,9 +41,9 @@ func (r *reach) set(d *driver, b bound) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.of == nil {
-		r.of = make(map[*driver]bound)
+		r.of, r.byName = make(map[*driver]bound), make(map[partitionName]*driver)
 	}
-	r.of[d] = b
+	r.of[d], r.byName[d.name()] = b, d
 	r.newest = max(r.newest, b.micros)
 }
 
@@ -43,14 +51,33 @@ func (r *reach) drop(d *driver) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.of, d)
+	if at := d.name(); r.byName[at] == d {
+		delete(r.byName, at)
+	}
 }
 
-// upTo is in microseconds since 1970; 0 when it is not known.
-func (r *reach) upTo(now time.Time) int64 {
+func (d *driver) name() partitionName { return partitionName{d.lane.topic, d.lane.id} }
+
+// SettledTo gives the offset before which every record of a partition is settled: the
+// store has it, or a newer one of its row, or it is a dead letter or not for the store. It is negative
+// while no record was read, and not ok when this process does not run the partition.
+func (w *Worker) SettledTo(topic string, id int) (offset int64, ok bool) {
+	w.reach.mu.Lock()
+	defer w.reach.mu.Unlock()
+	d := w.reach.byName[partitionName{topic, id}]
+	return w.reach.of[d].to, d != nil
+}
+
+// upTo is in microseconds since 1970; 0 when it is not known. With a topic it is of its
+// partitions alone.
+func (r *reach) upTo(now time.Time, topic string) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	oldest := r.newest
-	for _, b := range r.of {
+	for d, b := range r.of {
+		if topic != "" && d.lane.topic != topic {
+			continue
+		}
 		if b.behind || now.Sub(b.heard) > silence {
 			oldest = min(oldest, b.micros)
 		}

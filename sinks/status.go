@@ -79,6 +79,8 @@ type TableStatus struct {
 	InFlight int64       `json:"in_flight"`
 	// Outcomes are counted since the process was started.
 	Outcomes map[string]int64 `json:"outcomes"`
+	// AppliedUpTo is that of the sink, of the partitions of this table.
+	AppliedUpTo *time.Time `json:"applied_up_to,omitempty"`
 	// Letters are open dead letters, and OldestLetter is when the oldest change was
 	// committed that the store lacks for one. A Worker does not know.
 	Letters      int64      `json:"letters"`
@@ -125,16 +127,13 @@ func (w *Worker) Status() Status {
 		s.HeldSince = notZero(w.holding.since)
 	}
 	w.holding.mu.Unlock()
-	if at := w.reach.upTo(time.Now()); at > 0 {
-		t := time.UnixMicro(at)
-		s.AppliedUpTo = &t
-	}
+	s.AppliedUpTo = micros(w.reach.upTo(time.Now(), ""))
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, sweep := range w.sweeps {
 		s.Sweeps = append(s.Sweeps, *sweep)
 	}
-	for _, t := range w.tables {
+	for topic, t := range w.tables {
 		b, lanes := t.status()
 		if s.Partitions += lanes; lanes == 0 {
 			continue
@@ -143,6 +142,7 @@ func (w *Worker) Status() Status {
 		row := TableStatus{
 			Table: t.table, Breaker: b, Held: t.waits.status(), Outcomes: make(map[string]int64, len(outcomes)),
 			Received: value(book.received), InFlight: value(book.inFlight),
+			AppliedUpTo: micros(w.reach.upTo(time.Now(), topic)),
 		}
 		for o, c := range book.settled {
 			row.Outcomes[o] = value(c)
@@ -154,6 +154,38 @@ func (w *Worker) Status() Status {
 		return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Version, b.Version))
 	})
 	return s
+}
+
+// micros is a time, or nil for 0.
+func micros(at int64) *time.Time {
+	if at == 0 {
+		return nil
+	}
+	t := time.UnixMicro(at)
+	return &t
+}
+
+// Latencies counts the changes of each table that were applied, by how long they were on
+// their way since their commit: by LatencyBounds, one more for what was longer, since the
+// process was started.
+func (w *Worker) Latencies() map[string][]uint64 {
+	w.start()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := make(map[string][]uint64, len(w.tables))
+	for _, t := range w.tables {
+		var now dto.Metric
+		if h, ok := w.Metrics.account(w.Name, t.table).latency.(prometheus.Metric); !ok || h.Write(&now) != nil {
+			continue
+		}
+		counts, below := make([]uint64, len(LatencyBounds)+1), uint64(0)
+		for i, b := range now.GetHistogram().GetBucket() {
+			counts[i], below = b.GetCumulativeCount()-below, b.GetCumulativeCount()
+		}
+		counts[len(LatencyBounds)] = now.GetHistogram().GetSampleCount() - below
+		all[t.table] = counts
+	}
+	return all
 }
 
 // value reads a counter or a gauge.

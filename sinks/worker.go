@@ -25,7 +25,7 @@ type Partition interface {
 	Commit(ctx context.Context, next int64) error
 }
 
-// Worker feeds one sink. All its fields but Settled, Filter, Moves and Memory must be set;
+// Worker feeds one sink. All its fields but Settled, Moved, Filter, Moves and Memory must be set;
 // they are not to be changed once a partition runs.
 type Worker struct {
 	Name string // of the sink
@@ -43,6 +43,9 @@ type Worker struct {
 	// and the one that the sink's group has committed. A barrier is swept for when
 	// all partitions have passed it.
 	Progress func(ctx context.Context, topic string) (ends, committed map[int]int64, err error)
+	// Moved, if set, is told when SettledTo has changed for a partition, by their goroutines.
+	// It must not wait.
+	Moved func()
 	// Filter reports whether the sink takes a table; nil takes every table.
 	Filter func(cdc.TableName) bool
 	// Moves reports whether the place of a table's rows in the store depends on more

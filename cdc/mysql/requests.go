@@ -105,6 +105,7 @@ func (s *Source) reconcile(ctx context.Context, changed []cdc.SnapshotRequest) (
 	}
 	if !s.snaps.polled {
 		s.snaps.polled = true
+		s.snaps.moved.ring()
 		for _, sn := range s.pos.Snapshots { // whose list of keys is gone
 			if _, known := s.snaps.requests[sn.ID]; !known && sn.Keys > 0 && underway(sn.State) {
 				s.endSnapshot(sn.ID, cdc.SnapshotFailed, "its request, which has its keys, is not there any more")

@@ -30,6 +30,7 @@ type snapshots struct {
 	windows []*window
 	jobs    map[string]*job // what is under way in this session, by snapshot ID
 	changed bell            // rings when there may be something to do
+	moved   bell            // rings when the position has moved, a copy has ended, or the reading begins or ends
 
 	requests map[string]cdc.SnapshotRequest // those whose snapshot is not known to have ended
 	polled   bool                           // requests is complete
@@ -90,6 +91,7 @@ func (s *snapshots) touched(t cdc.TableName, key []byte) {
 // boundary hears that the position has moved behind a transaction.
 func (s *snapshots) boundary() {
 	s.half, s.placed = false, true
+	s.moved.ring()
 	if len(s.jobs) > 0 {
 		s.endAt = time.Now()
 	}
@@ -283,6 +285,7 @@ func (s *Source) endSnapshot(id string, state cdc.SnapshotState, problem string)
 		"took", time.Duration(sn.EndedMicros-sn.BeganMicros)*time.Microsecond)
 	s.trimSnapshots()
 	s.snaps.changed.ring()
+	s.snaps.moved.ring()
 }
 
 // trimSnapshots forgets the oldest snapshots that have ended, save those whose

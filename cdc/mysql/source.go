@@ -100,7 +100,7 @@ func (s *Source) Run(ctx context.Context) error {
 	for {
 		started := time.Now()
 		err := s.session(ctx)
-		s.reading.Store(false)
+		s.setReading(false)
 		s.Metrics.connected.Set(0)
 		if ctx.Err() != nil {
 			return s.flush(ctx)

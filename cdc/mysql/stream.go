@@ -45,7 +45,7 @@ func (s *Source) stream(ctx context.Context, sets collations) error {
 	if out, ok := s.Out.(roomy); ok {
 		log.room = func() error { return out.Room(ctx) }
 	}
-	s.reading.Store(true)
+	s.setReading(true)
 	s.Metrics.connected.Set(1)
 	s.Metrics.clock.Set(float64(s.pos.Seq))
 	s.Metrics.epoch.Set(float64(s.pos.Epoch))

@@ -249,7 +249,7 @@ func (p *process) askForTopics(ctx context.Context, copied []string, requests *k
 		}
 		if now := time.Now().UnixMicro(); !used {
 			ask = append(ask, cdc.SnapshotRequest{
-				ID: fmt.Sprintf(lostPrefix+"topic-%s-%d", name, now), Table: name, Want: cdc.SnapshotRunning, Sweep: true, AtMicros: now,
+				ID: fmt.Sprintf(cdc.LostPrefix+"topic-%s-%d", name, now), Table: name, Want: cdc.SnapshotRunning, Sweep: true, AtMicros: now,
 				Reason: "there is nothing in the topic " + topic,
 			})
 		}
@@ -567,9 +567,6 @@ func (p *process) newKeeper(name string, s *store, tuning sinks.Config, again re
 // ID of a loss.
 type refill func(ctx context.Context, t cdc.TableName, id string) error
 
-// lostPrefix begins the IDs of such copies.
-const lostPrefix = "lost-"
-
 func (p *process) newRefill(sink string, log *letterLog) refill {
 	requests := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", sink))
 	var asking sync.Mutex
@@ -577,7 +574,7 @@ func (p *process) newRefill(sink string, log *letterLog) refill {
 		asking.Lock()
 		defer asking.Unlock()
 		return requests.Ask(ctx, cdc.SnapshotRequest{
-			ID: fmt.Sprintf(lostPrefix+"%s-%s-%s", sink, t, id), Table: t.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
+			ID: fmt.Sprintf(cdc.LostPrefix+"%s-%s-%s", sink, t, id), Table: t.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
 			Reason: "the store of sink " + sink + " has lost it",
 		})
 	}
@@ -656,7 +653,7 @@ func (p *process) lostLetters(ctx context.Context, sink, topic string, takes fun
 		}
 		if done > 0 {
 			ask = append(ask, cdc.SnapshotRequest{
-				ID: fmt.Sprintf(lostPrefix+"letters-%s-%s-%d", sink, t, done), Table: t.String(), Want: cdc.SnapshotRunning, Sweep: true, AtMicros: time.Now().UnixMicro(),
+				ID: fmt.Sprintf(cdc.LostPrefix+"letters-%s-%s-%d", sink, t, done), Table: t.String(), Want: cdc.SnapshotRunning, Sweep: true, AtMicros: time.Now().UnixMicro(),
 				Reason: "the dead letters of sink " + sink + " are gone",
 			})
 		}

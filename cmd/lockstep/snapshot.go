@@ -121,7 +121,7 @@ func ended(state cdc.SnapshotState) bool {
 // mended reports whether a snapshot is one of those that the pipeline makes whenever
 // something was lost or dead letters are replayed, and is done.
 func mended(sn listedSnapshot) bool {
-	return sn.State == cdc.SnapshotDone && (strings.HasPrefix(sn.ID, lostPrefix) || strings.HasPrefix(sn.ID, "repair-") || strings.HasPrefix(sn.ID, cdc.ReplayPrefix))
+	return sn.State == cdc.SnapshotDone && (strings.HasPrefix(sn.ID, cdc.LostPrefix) || strings.HasPrefix(sn.ID, "repair-") || strings.HasPrefix(sn.ID, cdc.ReplayPrefix))
 }
 
 func newSnapshotListCommand(a *app) *cobra.Command {
@@ -404,7 +404,7 @@ func (a *app) snapshotTable(cfg *config.Config, f snapshotFlags) (cdc.TableName,
 		return name, usageError{fmt.Errorf("--id %s begins as those of first copies do; take another", f.id)}
 	case strings.HasPrefix(f.id, "epoch-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of new copies do; take another", f.id)}
-	case strings.HasPrefix(f.id, lostPrefix):
+	case strings.HasPrefix(f.id, cdc.LostPrefix):
 		return name, usageError{fmt.Errorf("--id %s begins as those of what a store has lost do; take another", f.id)}
 	case strings.HasPrefix(f.id, "repair-"):
 		return name, usageError{fmt.Errorf("--id %s begins as those of repairs do; take another", f.id)}

@@ -1,0 +1,448 @@
+package freshness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"lockstep/kafka"
+)
+
+// ErrBusy says that too many barriers wait at once.
+var ErrBusy = errors.New("too many barriers wait already; ask again in a moment")
+
+const (
+	// mostInquiries is how many different things are waited for at once. Barriers that
+	// wait for the same share one.
+	mostInquiries = 1024
+	// askAgain is how often a want is repeated: an answer may be lost, or a partition have
+	// a new owner who has not heard it.
+	askAgain = time.Second
+)
+
+// Barrier waits until what is committed is in the stores. One serves a process.
+type Barrier struct {
+	Hub *Hub
+	// Committed gives the transactions that are committed in the source.
+	Committed func(ctx context.Context) (gtids string, err error)
+	// Takes reports whether a sink takes a table.
+	Takes func(sink, table string) bool
+	// Refresh makes everything that a sink has of a table visible to searches; nil when no
+	// sink needs that. It is asked with no table for all of them.
+	Refresh func(ctx context.Context, sink, table string) error
+
+	committed joint
+
+	mu        sync.Mutex
+	inquiries map[inquiryKey]*inquiry
+}
+
+// Ask is what a barrier waits for.
+type Ask struct {
+	Sinks []string
+	// Table ("db.table") is the one that matters; empty for all that a sink takes.
+	Table string
+	// Key is the record key of the one row of Table that matters; nil for all.
+	Key []byte
+	// GTIDs are the transactions that are waited for; empty for all that are committed now.
+	GTIDs string
+	// Search waits until searches find it, too.
+	Search bool
+}
+
+// Answer is what became of a barrier.
+type Answer struct {
+	// Visible says that everything is in every sink: settled, and no dead letter is open.
+	Visible bool `json:"visible"`
+	// GTIDs are the transactions that were waited for.
+	GTIDs string `json:"gtids"`
+	// Millis is how long it took.
+	Millis float64      `json:"ms"`
+	Sinks  []SinkAnswer `json:"sinks"`
+}
+
+// Settled reports whether every sink has settled everything.
+func (a *Answer) Settled() bool {
+	return !slices.ContainsFunc(a.Sinks, func(s SinkAnswer) bool { return !s.Settled })
+}
+
+// SinkAnswer is one sink of an Answer.
+type SinkAnswer struct {
+	Sink string `json:"sink"`
+	// Settled says that everything is in the store, or a dead letter, and Visible that
+	// there is no such letter.
+	Settled bool `json:"settled"`
+	Visible bool `json:"visible"`
+	// Letters counts the open dead letters, by table.
+	Letters map[string]int `json:"letters,omitempty"`
+	// WaitsFor says for what it waits, as sentences; empty once it is visible.
+	WaitsFor []string `json:"waits_for,omitempty"`
+	// Ends are the offsets up to which the topics were waited for, by table and partition.
+	Ends map[string][]int64 `json:"-"`
+	// Known says that somebody is at it: a capture is heard of, and an owner of every
+	// partition that matters.
+	Known bool `json:"-"`
+}
+
+// Await returns when everything that was committed before it was called, or Ask.GTIDs, is
+// settled in the sinks, or when ctx ends; the answer says which, and for what it waits. A
+// row that is a dead letter is settled and not visible. Its error is ErrBusy, or that
+// what is committed cannot be known.
+func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
+	began := time.Now()
+	answer := Answer{GTIDs: ask.GTIDs}
+	if ask.GTIDs == "" {
+		var err error
+		if answer.GTIDs, err = b.committed.do(ctx, b.Committed); err != nil {
+			return answer, err
+		}
+	}
+	q, err := b.inquire(ask, answer.GTIDs)
+	if err != nil {
+		return answer, err
+	}
+	defer b.release(q)
+	for {
+		sinks, changed := q.judge(ask, b.Hub)
+		answer.Sinks = sinks
+		if answer.Settled() {
+			break
+		}
+		select {
+		case <-changed:
+			continue
+		case <-ctx.Done():
+		}
+		answer.Millis = millis(began)
+		return answer, nil
+	}
+	if err := b.refresh(ctx, ask); err != nil {
+		return answer, err
+	}
+	answer.Visible = !slices.ContainsFunc(answer.Sinks, func(s SinkAnswer) bool { return !s.Visible })
+	answer.Millis = millis(began)
+	return answer, nil
+}
+
+func millis(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }
+
+func (b *Barrier) refresh(ctx context.Context, ask Ask) error {
+	if !ask.Search || b.Refresh == nil {
+		return nil
+	}
+	for _, sink := range ask.Sinks {
+		if err := b.Refresh(ctx, sink, ask.Table); err != nil {
+			return fmt.Errorf("sink %s has everything, and whether searches find it is not known: %w", sink, err)
+		}
+	}
+	return nil
+}
+
+// Reach returns when the transactions gtids, or all that is committed now when it is
+// empty, are settled in a sink as far as they touch a table, with the offsets behind the
+// last records of its topic that were waited for. Dead letters count as settled. Its error
+// is also the end of ctx, with for what it waits.
+func (b *Barrier) Reach(ctx context.Context, sink, table, gtids string) (ends []int64, err error) {
+	answer, err := b.Await(ctx, Ask{Sinks: []string{sink}, Table: table, GTIDs: gtids})
+	if err != nil {
+		return nil, err
+	}
+	if !answer.Settled() {
+		return nil, fmt.Errorf("%w: %v", context.Cause(ctx), answer.Sinks[0].WaitsFor)
+	}
+	return answer.Sinks[0].Ends[table], nil
+}
+
+// inquiryKey is what makes two barriers wait for the same.
+type inquiryKey struct{ gtids, table, sinks string }
+
+// inquiry is one want and what was answered to it.
+type inquiry struct {
+	key   inquiryKey
+	want  Want
+	takes func(sink, table string) bool
+	users int // guarded by Barrier.mu
+	stop  func()
+
+	mu      sync.Mutex
+	changed chan struct{}
+	asked   bool // the want stands in the topic: what is said from now on is an answer
+	passed  bool // the capture has answered
+	pins    map[string]pin
+	seen    map[string]map[string]map[int]seen // by sink, table and partition
+}
+
+// pin is up to where a table must be settled.
+type pin struct {
+	copying  bool // it is not known yet
+	ends     []int64
+	requests int64
+}
+
+// seen is what was said of a partition last, by who has it by the highest generation.
+type seen struct {
+	Place
+	generation int32
+	refill     int64
+}
+
+// inquire joins the barriers that wait for the same, or begins.
+func (b *Barrier) inquire(ask Ask, gtids string) (*inquiry, error) {
+	key := inquiryKey{gtids, ask.Table, fmt.Sprint(ask.Sinks)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q := b.inquiries[key]; q != nil {
+		q.users++
+		return q, nil
+	}
+	if len(b.inquiries) >= mostInquiries {
+		return nil, ErrBusy
+	}
+	if b.inquiries == nil {
+		b.inquiries = make(map[inquiryKey]*inquiry)
+	}
+	q := &inquiry{
+		key: key, users: 1, takes: b.Takes, changed: make(chan struct{}),
+		want: Want{ID: uuid.NewString(), GTIDs: gtids, Sinks: slices.Clone(ask.Sinks), Table: ask.Table, Millis: (10 * askAgain).Milliseconds()},
+		pins: make(map[string]pin), seen: make(map[string]map[string]map[int]seen),
+	}
+	b.inquiries[key] = q
+	ctx, cancel := context.WithCancel(context.Background())
+	deaf := b.Hub.Listen(q.hear)
+	var asking sync.WaitGroup
+	asking.Go(func() { q.ask(ctx, b.Hub) })
+	q.stop = func() {
+		deaf()
+		cancel()
+		asking.Wait()
+	}
+	return q, nil
+}
+
+func (b *Barrier) release(q *inquiry) {
+	b.mu.Lock()
+	q.users--
+	last := q.users == 0
+	if last {
+		delete(b.inquiries, q.key)
+	}
+	b.mu.Unlock()
+	if last {
+		q.stop()
+	}
+}
+
+// ask writes the want, over and over.
+func (q *inquiry) ask(ctx context.Context, hub *Hub) {
+	tick := time.NewTicker(askAgain)
+	defer tick.Stop()
+	for {
+		if hub.Write(ctx, Record{Want: &q.want}) != nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// hear takes a record in. What stands before the want says nothing: a store may have lost
+// since what was settled then, or a topic have been made again.
+func (q *inquiry) hear(r Record) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case r.Want != nil && r.Want.ID == q.want.ID:
+		q.asked = true
+	case !q.asked:
+		return
+	case r.Capture != nil && slices.Contains(r.Capture.Wants, q.want.ID):
+		q.pass(r.Capture)
+	case r.Sink != nil && slices.Contains(q.want.Sinks, r.Sink.Sink):
+		q.see(r.Sink)
+	default:
+		return
+	}
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
+
+// pass notes up to where the tables must be settled. What was known already stays: what is
+// published later was not asked for.
+func (q *inquiry) pass(c *Capture) {
+	tables := map[string]bool{}
+	for table := range c.Ends {
+		tables[table] = true
+	}
+	for _, table := range c.Copying {
+		tables[table] = true
+	}
+	for table := range tables {
+		was, known := q.pins[table]
+		if q.want.Table != "" && table != q.want.Table || known && !was.copying || !known && q.passed {
+			continue
+		}
+		q.pins[table] = pin{copying: slices.Contains(c.Copying, table), ends: c.Ends[table], requests: c.Requests}
+	}
+	for table, was := range q.pins { // its topic was not there, and its copy had no row
+		if was.copying && !tables[table] {
+			delete(q.pins, table)
+		}
+	}
+	q.passed = true
+}
+
+// see notes what a process says of its partitions.
+func (q *inquiry) see(s *Sink) {
+	tables := q.seen[s.Sink]
+	if tables == nil {
+		tables = make(map[string]map[int]seen)
+		q.seen[s.Sink] = tables
+	}
+	for table, t := range s.Tables {
+		if q.want.Table != "" && table != q.want.Table {
+			continue
+		}
+		if tables[table] == nil {
+			tables[table] = make(map[int]seen)
+		}
+		for id, place := range t.Partitions {
+			if tables[table][id].generation <= s.Generation {
+				tables[table][id] = seen{place, s.Generation, t.Refill}
+			}
+		}
+		// Rows that the store has lost are in Kafka again once the capture has taken the
+		// request in and its copy is over.
+		if p, known := q.pins[table]; known && p.requests < t.Refill {
+			q.pins[table] = pin{copying: true}
+		}
+	}
+}
+
+// judge says of each sink whether it is there, and gives what is closed when there is
+// news.
+func (q *inquiry) judge(ask Ask, hub *Hub) (answers []SinkAnswer, changed <-chan struct{}) {
+	state := hub.State()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, sink := range ask.Sinks {
+		answers = append(answers, q.sink(ask, sink, state))
+	}
+	return answers, q.changed
+}
+
+func (q *inquiry) sink(ask Ask, sink string, state State) SinkAnswer {
+	a := SinkAnswer{Sink: sink, Ends: make(map[string][]int64), Known: state.Capture != nil}
+	if !q.passed {
+		a.WaitsFor = []string{state.awaitsCapture()}
+		return a
+	}
+	for _, table := range slices.Sorted(maps.Keys(q.pins)) {
+		if !q.takes(sink, table) {
+			continue
+		}
+		p := q.pins[table]
+		if p.copying {
+			a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("%s is being copied, and the copy is not over (lockstep snapshot list)", table))
+			continue
+		}
+		a.Ends[table] = p.ends
+		for id, end := range p.ends {
+			if ask.Key != nil && !concerns(ask.Key, id, len(p.ends)) {
+				continue
+			}
+			q.partition(&a, sink, table, id, end, state)
+		}
+	}
+	a.Settled = len(a.WaitsFor) == 0
+	if a.Visible = a.Settled && len(a.Letters) == 0; a.Settled {
+		for _, table := range slices.Sorted(maps.Keys(a.Letters)) {
+			a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("%d dead letters of %s hide what the store has refused (lockstep dlq list --sink %s --table %s)", a.Letters[table], table, sink, table))
+		}
+	}
+	return a
+}
+
+// concerns reports whether a row is in the store when a partition is settled: the one of
+// its key, and the first one, whose owner sweeps the store for a statement that empties the table.
+func concerns(key []byte, id, partitions int) bool {
+	return id == 0 || id == kafka.PartitionFor(key, partitions)
+}
+
+// partition adds to a what is to be said of one partition.
+func (q *inquiry) partition(a *SinkAnswer, sink, table string, id int, end int64, state State) {
+	at, known := q.seen[sink][table][id]
+	switch {
+	case !known || at.Settled < end:
+		a.WaitsFor = append(a.WaitsFor, state.awaitsPartition(sink, table, id, end))
+		a.Known = a.Known && state.owner(sink, table, id) != nil
+	case at.Letters < 0:
+		a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("the dead letters of partition %d of %s are being read", id, table))
+	case at.Letters > 0:
+		if a.Letters == nil {
+			a.Letters = make(map[string]int)
+		}
+		a.Letters[table] += at.Letters
+	}
+}
+
+// joint does something for all who ask for it while it is not begun: whoever asks gets an
+// answer to a question that was put after it had asked.
+type joint struct {
+	mu      sync.Mutex
+	running bool
+	next    *round
+}
+
+type round struct {
+	done  chan struct{}
+	gtids string
+	err   error
+}
+
+// do asks, or waits for the next asking. That has a time of its own, so that one caller who
+// goes away takes nobody along.
+func (j *joint) do(ctx context.Context, ask func(context.Context) (string, error)) (string, error) {
+	j.mu.Lock()
+	if j.next == nil {
+		j.next = &round{done: make(chan struct{})}
+	}
+	r := j.next
+	if !j.running {
+		j.running = true
+		go j.run(context.WithoutCancel(ctx), ask)
+	}
+	j.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.gtids, r.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("what is committed is not known: %w", ctx.Err())
+	}
+}
+
+// run asks as long as somebody waits.
+func (j *joint) run(ctx context.Context, ask func(context.Context) (string, error)) {
+	for {
+		j.mu.Lock()
+		r := j.next
+		if j.next = nil; r == nil {
+			j.running = false
+			j.mu.Unlock()
+			return
+		}
+		j.mu.Unlock()
+		asking, cancel := context.WithTimeout(ctx, 10*time.Second)
+		r.gtids, r.err = ask(asking)
+		cancel()
+		close(r.done)
+	}
+}
