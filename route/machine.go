@@ -24,6 +24,7 @@ type Machine struct {
 	reason string
 	since  time.Time
 	calm   time.Time // since when nothing speaks for the state; zero while something does
+	stops  Stops
 	clear  time.Time // since when a sample can tell that the sink is right again
 	step   int       // shares that are back: 0 none, 1 Shares[0], len(Shares)+1 all
 	stepAt time.Time
@@ -169,7 +170,9 @@ func (m *Machine) mature(now time.Time, found []finding) []finding {
 
 // turn changes the state, for the worse at once and for the better after a time in peace.
 func (m *Machine) turn(now time.Time, found []finding) {
-	raw, top := worst(found), worst(m.mature(now, found))
+	lasting := m.mature(now, found)
+	raw, top := worst(found), worst(lasting)
+	defer func() { m.forbid(lasting) }()
 	if m.returning() {
 		top = worst([]finding{top, m.back()})
 	}
@@ -197,6 +200,23 @@ func (m *Machine) turn(now time.Time, found []finding) {
 		m.become(now, raw)
 	default:
 		m.become(now, raw)
+	}
+}
+
+// forbid finds what must not be done: what speaks for the state now says so, and of
+// differences the last that was found.
+func (m *Machine) forbid(lasting []finding) {
+	m.stops = Stops{}
+	if m.state != Degraded {
+		return
+	}
+	if m.cause == Mismatch || m.cause == Missing {
+		m.stops = stops(m.cause)
+	}
+	for _, f := range lasting {
+		if f.level == Degraded {
+			m.stops = m.stops.or(stops(f.cause))
+		}
 	}
 }
 
@@ -256,10 +276,7 @@ func (m *Machine) waits(now time.Time) string {
 func (m *Machine) decision(now time.Time) Decision {
 	d := Decision{
 		State: m.state, Cause: m.cause, Reason: m.reason, Since: m.since,
-		Share: m.share(), WouldShare: m.share(), Waits: m.waits(now), DryRun: m.cfg.DryRun,
-	}
-	if d.State == Degraded {
-		d.Stops = stops(m.cause)
+		Share: m.share(), WouldShare: m.share(), Waits: m.waits(now), Stops: m.stops, DryRun: m.cfg.DryRun,
 	}
 	if d.DryRun {
 		d.Share, d.Stops = 100, Stops{}

@@ -163,6 +163,10 @@ func stops(c Cause) Stops {
 	return Stops{}
 }
 
+func (s Stops) or(o Stops) Stops {
+	return Stops{s.Replays || o.Replays, s.Repairs || o.Repairs, s.Deletes || o.Deletes}
+}
+
 // Takes reports whether a key is among the share, in percent, that reads from the sink:
 // CRC-32 (IEEE) of its bytes, modulo 100, is below share. Whoever is in a share is in every
 // larger one. It is part of the API and never changes.
