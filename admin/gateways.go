@@ -12,6 +12,8 @@ import (
 
 // Gateways is what the operations on routes work with.
 type Gateways interface {
+	// Ready reports whether it is known what was so before this process was started.
+	Ready() bool
 	// Answer says where a table is to be read; false for one that is not captured.
 	Answer(table string) (route.Answer, bool)
 	// Tables are those that are known.
@@ -72,11 +74,11 @@ func GatewayRoutes(g Gateways) []Route {
 		Method: http.MethodGet, Path: "/v1/route/{table}", ID: "getRoute", Short: "Where a table is to be read", Long: long,
 		Wildcards: []Param{{Name: "table", Doc: "db.table"}},
 		Query:     one.params, Answer: route.Answer{}, Tagged: true, Open: true, Read: one.read, Watch: one.watch,
-		Codes: []Code{invalid, unknown, {http.StatusNotFound, "table_unknown", ""}, {http.StatusNotFound, "sink_unknown", ""}, {http.StatusServiceUnavailable, "busy", ""}},
+		Codes: []Code{invalid, unknown, {http.StatusNotFound, "table_unknown", ""}, {http.StatusNotFound, "sink_unknown", ""}, {http.StatusServiceUnavailable, "busy", ""}, {http.StatusServiceUnavailable, "starting", ""}},
 	}, {
 		Method: http.MethodGet, Path: "/v1/route", ID: "listRoutes", Short: "Where all tables are to be read", Long: long,
 		Query: all.params, Answer: routeList{}, Tagged: true, Open: true, Read: all.read, Watch: all.watch,
-		Codes: []Code{invalid, unknown, {http.StatusServiceUnavailable, "busy", ""}},
+		Codes: []Code{invalid, unknown, {http.StatusServiceUnavailable, "busy", ""}, {http.StatusServiceUnavailable, "starting", ""}},
 	}}
 }
 
@@ -159,6 +161,9 @@ func (g gate) watch(ctx context.Context, r *Request, say func(string, any) error
 
 // ask reads the parameters.
 func (g gate) ask(r *Request) (fields map[string]string, wait time.Duration, err error) {
+	if !g.Ready() {
+		return nil, 0, problem(http.StatusServiceUnavailable, "starting", "this process does not know yet what the routes were before it was started; use the last answer while it is usable, or ask another process")
+	}
 	if fields, err = r.fields(g.params); err != nil {
 		return nil, 0, err
 	}

@@ -21,7 +21,8 @@ import (
 // gateways is a board of one table, shop.orders, in the sinks search and cache.
 type gateways struct {
 	*route.Board
-	now time.Time // of the board
+	now      time.Time // of the board
+	starting bool
 }
 
 var gatewayConfig = func() route.Config {
@@ -31,8 +32,10 @@ var gatewayConfig = func() route.Config {
 }()
 
 func newGateways() *gateways {
-	return &gateways{route.NewBoard(func(string) route.Config { return gatewayConfig }, route.NewMetrics(prometheus.NewRegistry())), time.Now()}
+	return &gateways{route.NewBoard(func(string) route.Config { return gatewayConfig }, route.NewMetrics(prometheus.NewRegistry())), time.Now(), false}
 }
+
+func (g *gateways) Ready() bool { return !g.starting }
 
 func (g *gateways) Tables() []string { return []string{"shop.orders"} }
 
@@ -158,6 +161,11 @@ func TestAGatewayIsToldWhereToReadForWhomAndUntilWhen(t *testing.T) {
 	if _, body := fetch(t, strings.TrimSuffix(url, "/shop.orders")); !strings.Contains(string(body), `"table": "shop.orders"`) {
 		t.Errorf("all tables: %s", body)
 	}
+	g.starting = true
+	if res, body := fetch(t, url); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), `"starting"`) {
+		t.Errorf("before it knows: %s %s", res.Status, body)
+	}
+	g.starting = false
 	for query, want := range map[string]string{
 		"/v1/route/shop.carts":            "the table \"shop.carts\" is not captured",
 		"/v1/route/shop.orders?sink=none": "does not go to a sink \"none\"",

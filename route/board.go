@@ -81,25 +81,31 @@ func (b *Board) Verify(now time.Time, p Place, s Sample) {
 	b.at(now, p).Verify(s)
 }
 
-// Lap decides about every table, and reports whether the route of any is another one than
-// before.
-func (b *Board) Lap(now time.Time) (changed bool) {
+// Turn is a change of what a reader has to do.
+type Turn struct {
+	Place
+	Was, Now Decision
+}
+
+// Lap decides about every table, and tells of those whose route is another one than before.
+func (b *Board) Lap(now time.Time) (turns []Turn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for p, m := range b.machines {
 		was := m.last
 		m.last = m.Decide(now)
 		if was.tag() != m.last.tag() {
-			changed = true
+			turns = append(turns, Turn{p, was, m.last})
 			b.metrics.show(p, m.last)
 			b.metrics.count(p, was, m.last)
 		}
 	}
-	if changed {
+	if len(turns) > 0 {
 		close(b.changed)
 		b.changed = make(chan struct{})
+		slices.SortFunc(turns, func(x, y Turn) int { return x.compare(y.Place) })
 	}
-	return changed
+	return turns
 }
 
 // tag is what a reader acts on. What else a decision says may change with every moment.
@@ -129,11 +135,16 @@ func (b *Board) decision(p Place) Decision {
 	return NewMachine(b.config(p.Table), time.Time{}).Decide(time.Time{})
 }
 
-// Places are those that are known, by table and sink.
-func (b *Board) Places() []Place {
+// Tables are those that are known, by name.
+func (b *Board) Tables() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(b.machines), Place.compare)
+	var names []string
+	for p := range b.machines {
+		names = append(names, p.Table)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // Where rows are read.

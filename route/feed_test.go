@@ -196,7 +196,7 @@ func TestATableThatNoProcessHasIsKnownAndNotTrusted(t *testing.T) {
 		w.beat(0, 10, 5)
 		w.pass(250 * time.Millisecond)
 	}
-	if all := w.Board.Places(); len(all) != 1 || all[0] != (Place{"search", "shop.orders"}) {
+	if all := w.Board.Tables(); len(all) != 1 || all[0] != "shop.orders" {
 		t.Errorf("known are %v", all)
 	}
 	if d := w.Board.Decision(Place{"search", "shop.orders"}); d.State != Degraded || !strings.Contains(d.Reason, "no process of the sink has the table") {

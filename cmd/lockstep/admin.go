@@ -101,7 +101,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 	log := &rareLog{p.newLetterLog()}
 	api := &admin.Server{
 		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
-		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin,
+		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, OpenRoute: p.cfg.Admin.OpenRoute,
 	}
 	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin")})...))
 	a := &adminServer{server: &http.Server{
@@ -125,7 +125,7 @@ func (p *process) routes(log dlq.Log, jobs *dlq.Jobs) []admin.Route {
 		Read: func(context.Context, *admin.Request) (any, error) { return p.status(), nil },
 	}
 	d := &desk{p, log}
-	return slices.Concat([]admin.Route{status}, admin.LetterRoutes(d), admin.JobRoutes(d, jobs))
+	return slices.Concat([]admin.Route{status}, admin.LetterRoutes(d), admin.JobRoutes(d, jobs), admin.GatewayRoutes(gateways{p}))
 }
 
 // rareLog is a letterLog for who writes now and then: each write has a publisher of its

@@ -23,7 +23,9 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/config"
 	"lockstep/dlq"
+	"lockstep/freshness"
 	"lockstep/kafka"
+	"lockstep/route"
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
 )
@@ -38,6 +40,9 @@ type process struct {
 	memory   *sinks.Memory // of all sinks
 	loading  chan struct{} // room for those who read their dead letters
 	workers  workers
+	hub      *freshness.Hub
+	board    *route.Board
+	restored atomic.Bool // the board knows what was known before
 	started  time.Time
 	metrics  struct {
 		kafka   *kafka.Metrics
@@ -61,6 +66,13 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.admin = admin.NewMetrics(p.registry)
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
+	p.board = p.newBoard()
+	p.hub = &freshness.Hub{
+		Prefix: cfg.Prefix, Kafka: client, Log: log.With("part", "watermarks"),
+		Publisher: func() *kafka.Publisher {
+			return kafka.NewPublisher(client, cfg.Kafka, p.metrics.kafka, log.With("part", "watermarks"))
+		},
+	}
 	return p, nil
 }
 
@@ -96,9 +108,20 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if err != nil {
 		return err
 	}
+	published, err := a.openConfigMap(cfg)
+	if err != nil {
+		return err
+	}
 	log.Info("lockstep starts", "version", version, "admin", server.addr())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
+	g.Go(func() error { return p.hub.Run(ctx) })
+	g.Go(func() error { return p.runRoute(ctx) })
+	g.Go(func() error { return p.keepRoute(ctx) })
+	if published != nil {
+		lease := newConfigMapLeaseMetrics(p.registry)
+		g.Go(func() error { return p.runConfigMap(ctx, published, lease) })
+	}
 	if what.capture != nil {
 		g.Go(func() error { return p.standby(ctx, *what.capture) })
 	}
