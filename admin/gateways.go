@@ -15,7 +15,7 @@ type Gateways interface {
 	// Ready reports whether it is known what was so before this process was started.
 	Ready() bool
 	// Answer says where a table is to be read; false for one that is not captured.
-	Answer(table string) (route.Answer, bool)
+	Answer(table string) (route.Advice, bool)
 	// Tables are those that are known.
 	Tables() []string
 	// Changed is closed with the next change of a route.
@@ -24,7 +24,7 @@ type Gateways interface {
 
 // routeList is where all tables are to be read.
 type routeList struct {
-	Tables []route.Answer `json:"tables" doc:"by name"`
+	Tables []route.Advice `json:"tables" doc:"by name"`
 }
 
 // waitMost is how long a request may wait for news: less than timeLimit.
@@ -43,7 +43,7 @@ func GatewayRoutes(g Gateways) []Route {
 	one := gate{g, []Param{
 		{Name: "key", Doc: "answer for this key alone: read is sink or mysql"},
 		{Name: "sink", Doc: "answer for this sink alone"}, wait,
-	}, func(r *Request, fields map[string]string) (any, []route.Answer, error) {
+	}, func(r *Request, fields map[string]string) (any, []route.Advice, error) {
 		table := r.PathValue("table")
 		a, ok := g.Answer(table)
 		if !ok {
@@ -57,10 +57,10 @@ func GatewayRoutes(g Gateways) []Route {
 		if key, given := fields["key"]; given {
 			a = a.For(key)
 		}
-		return a, []route.Answer{a}, nil
+		return a, []route.Advice{a}, nil
 	}}
-	all := gate{g, []Param{wait}, func(*Request, map[string]string) (any, []route.Answer, error) {
-		list := routeList{Tables: []route.Answer{}}
+	all := gate{g, []Param{wait}, func(*Request, map[string]string) (any, []route.Advice, error) {
+		list := routeList{Tables: []route.Advice{}}
 		for _, table := range g.Tables() {
 			if a, ok := g.Answer(table); ok {
 				list.Tables = append(list.Tables, a)
@@ -73,11 +73,11 @@ func GatewayRoutes(g Gateways) []Route {
 	return []Route{{
 		Method: http.MethodGet, Path: "/v1/route/{table}", ID: "getRoute", Short: "Where a table is to be read", Long: long,
 		Wildcards: []Param{{Name: "table", Doc: "db.table"}},
-		Query:     one.params, Answer: route.Answer{}, Tagged: true, Open: true, Read: one.read, Watch: one.watch,
+		Query:     one.params, Answer: route.Advice{}, Tagged: true, Open: true, Often: true, Read: one.read, Watch: one.watch,
 		Codes: []Code{invalid, unknown, {http.StatusNotFound, "table_unknown", ""}, {http.StatusNotFound, "sink_unknown", ""}, {http.StatusServiceUnavailable, "busy", ""}, {http.StatusServiceUnavailable, "starting", ""}},
 	}, {
 		Method: http.MethodGet, Path: "/v1/route", ID: "listRoutes", Short: "Where all tables are to be read", Long: long,
-		Query: all.params, Answer: routeList{}, Tagged: true, Open: true, Read: all.read, Watch: all.watch,
+		Query: all.params, Answer: routeList{}, Tagged: true, Open: true, Often: true, Read: all.read, Watch: all.watch,
 		Codes: []Code{invalid, unknown, {http.StatusServiceUnavailable, "busy", ""}, {http.StatusServiceUnavailable, "starting", ""}},
 	}}
 }
@@ -86,7 +86,7 @@ func GatewayRoutes(g Gateways) []Route {
 type gate struct {
 	Gateways
 	params []Param
-	answer func(*Request, map[string]string) (any, []route.Answer, error)
+	answer func(*Request, map[string]string) (any, []route.Advice, error)
 }
 
 // read answers at once, or when there is another answer than the one that who asks has.
@@ -179,7 +179,7 @@ func (g gate) ask(r *Request) (fields map[string]string, wait time.Duration, err
 }
 
 // tagOf is what answers mean together, and until when they may be used.
-func tagOf(answers []route.Answer) (tag string, usable time.Time) {
+func tagOf(answers []route.Advice) (tag string, usable time.Time) {
 	tags := make([]string, len(answers))
 	for i, a := range answers {
 		tags[i] = a.Table + "\n" + a.Tag()

@@ -39,7 +39,7 @@ func (g *gateways) Ready() bool { return !g.starting }
 
 func (g *gateways) Tables() []string { return []string{"shop.orders"} }
 
-func (g *gateways) Answer(table string) (route.Answer, bool) {
+func (g *gateways) Answer(table string) (route.Advice, bool) {
 	return g.Board.Answer(time.Now(), table, []string{"cache", "search"}), table == "shop.orders"
 }
 
@@ -76,10 +76,10 @@ func (g *gateways) serve(t *testing.T, open bool) (url string) {
 	return server.URL
 }
 
-func get(t *testing.T, url string, headers ...string) (*http.Response, route.Answer) {
+func get(t *testing.T, url string, headers ...string) (*http.Response, route.Advice) {
 	t.Helper()
 	res, body := fetch(t, url, headers...)
-	var a route.Answer
+	var a route.Advice
 	if res.StatusCode == http.StatusOK {
 		if err := json.Unmarshal(body, &a); err != nil {
 			t.Fatalf("%v: %s", err, body)
@@ -201,7 +201,7 @@ func TestALongPollEndsWithTheNextChange(t *testing.T) {
 	}
 	type news struct {
 		status int
-		answer route.Answer
+		answer route.Advice
 		after  time.Time
 	}
 	came := make(chan news, 1)
@@ -245,7 +245,7 @@ func TestAStreamOfEventsTellsOfEveryChange(t *testing.T) {
 		t.Fatalf("%s, %s", res.Status, res.Header)
 	}
 	lines := bufio.NewScanner(res.Body)
-	event := func() (id string, a route.Answer) {
+	event := func() (id string, a route.Advice) {
 		t.Helper()
 		for lines.Scan() {
 			field, value, _ := strings.Cut(lines.Text(), ": ")

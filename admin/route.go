@@ -33,6 +33,9 @@ type Route struct {
 	// Tagged answers carry an ETag; a write then takes If-Match, and one that is Matched
 	// needs it.
 	Tagged, Matched bool
+	// Often is for what programs ask for at their own pace, with a right token or none where
+	// none is needed: it is not counted.
+	Often bool
 	// Codes are the problems that it can answer with beside those of every operation.
 	Codes []Code
 

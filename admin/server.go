@@ -67,7 +67,7 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 		if (route.Read == nil) == (route.Write == nil) || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
 			panic(fmt.Sprintf("route %s %s must either read by GET or be an act", route.Method, route.Path))
 		}
-		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, route.Open, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
+		mux.Handle(route.Method+" "+route.Path, s.serve(route, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
 			if route.Write != nil {
 				return s.write(ctx, w, r, route)
 			}
@@ -77,7 +77,7 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 			return s.read(ctx, w, r, route)
 		}))
 	}
-	none := s.serve("none", false, func(_ context.Context, w http.ResponseWriter, r *Request) error {
+	none := s.serve(Route{ID: "none"}, func(_ context.Context, w http.ResponseWriter, r *Request) error {
 		var said verdict
 		h, _ := mux.Handler(r.Request)
 		if h.ServeHTTP(&said, r.Request); said.code == http.StatusMethodNotAllowed {
@@ -112,7 +112,7 @@ func (v *verdict) WriteHeader(code int)        { v.code = code }
 func (v *verdict) Write(b []byte) (int, error) { return len(b), nil }
 
 // serve does what all requests have in common.
-func (s *Server) serve(operation string, open bool, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
+func (s *Server) serve(route Route, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		r := &Request{Request: request, ID: request.Header.Get("X-Request-ID")}
 		made := !legalRequestID.MatchString(r.ID)
@@ -130,12 +130,12 @@ func (s *Server) serve(operation string, open bool, do func(context.Context, htt
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		}
 		r.header = w.Header()
-		if err := s.admit(r, open && s.OpenRoute); err != nil {
+		if err := s.admit(r, route); err != nil {
 			s.refuse(seen, r, err)
 		} else if err := do(ctx, seen, r); err != nil {
 			s.refuse(seen, r, err)
 		}
-		s.Metrics.requests.WithLabelValues(operation, fmt.Sprint(seen.code)).Inc()
+		s.Metrics.requests.WithLabelValues(route.ID, fmt.Sprint(seen.code)).Inc()
 	})
 }
 
@@ -155,10 +155,13 @@ func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // admit finds out who asks, and whether it is not too often. Those without a right token
 // share one allowance. What is open is also for those who send none.
-func (s *Server) admit(r *Request, open bool) (err error) {
+func (s *Server) admit(r *Request, route Route) (err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
-	if open && len(r.Header.Values("Authorization")) == 0 {
+	switch {
+	case route.Open && s.OpenRoute && len(r.Header.Values("Authorization")) == 0:
 		r.Identity, err = Identity{Role: Viewer}, nil
+	case route.Often && err == nil:
+		return nil
 	}
 	if wait := s.limits.take(r.Identity.Name, time.Now()); wait > 0 {
 		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait), wait}

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
-	"lockstep/kafka"
+	"lockstep/dlq"
 )
 
 // ErrBusy says that too many barriers wait at once.
@@ -33,14 +34,18 @@ type Barrier struct {
 	Committed func(ctx context.Context) (gtids string, err error)
 	// Takes reports whether a sink takes a table.
 	Takes func(sink, table string) bool
-	// Refresh makes everything that a sink has of a table visible to searches; nil when no
-	// sink needs that. It is asked with no table for all of them.
-	Refresh func(ctx context.Context, sink, table string) error
+	// Refresh makes everything that a sink has of tables visible to searches. A store that
+	// is always searched as it is does nothing.
+	Refresh func(ctx context.Context, sink string, tables []string) error
+	// Letter finds the open dead letter of a row by its primary key as text; nil when it
+	// has none.
+	Letter func(ctx context.Context, sink, table, key string) (*dlq.Letter, error)
 
 	committed joint
 
 	mu        sync.Mutex
 	inquiries map[inquiryKey]*inquiry
+	refreshes map[string]*joint // by sink and tables
 }
 
 // Ask is what a barrier waits for.
@@ -48,8 +53,9 @@ type Ask struct {
 	Sinks []string
 	// Table ("db.table") is the one that matters; empty for all that a sink takes.
 	Table string
-	// Key is the record key of the one row of Table that matters; nil for all.
-	Key []byte
+	// Key is the primary key of the one row of Table that matters, as text or as a JSON
+	// object; empty for all rows.
+	Key string
 	// GTIDs are the transactions that are waited for; empty for all that are committed now.
 	GTIDs string
 	// Search waits until searches find it, too.
@@ -100,7 +106,7 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
 	if ask.GTIDs == "" {
 		var err error
 		if answer.GTIDs, err = b.committed.do(ctx, b.Committed); err != nil {
-			return answer, err
+			return answer, fmt.Errorf("what is committed is not known: %w", err)
 		}
 	}
 	q, err := b.inquire(ask, answer.GTIDs)
@@ -108,22 +114,24 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
 		return answer, err
 	}
 	defer b.release(q)
-	for {
-		sinks, changed := q.judge(ask, b.Hub)
-		answer.Sinks = sinks
-		if answer.Settled() {
+	for !answer.Settled() || answer.Sinks == nil {
+		var changed <-chan struct{}
+		if answer.Sinks, changed = q.judge(ask, nil); answer.Settled() {
 			break
 		}
 		select {
 		case <-changed:
-			continue
 		case <-ctx.Done():
+			state := b.Hub.State()
+			answer.Sinks, _ = q.judge(ask, &state) // with what it waits for
+			answer.Millis = millis(began)
+			return answer, nil
 		}
-		answer.Millis = millis(began)
-		return answer, nil
 	}
-	if err := b.refresh(ctx, ask); err != nil {
-		return answer, err
+	if ask.Search {
+		if err := b.refresh(ctx, answer.Sinks); err != nil {
+			return answer, err
+		}
 	}
 	answer.Visible = !slices.ContainsFunc(answer.Sinks, func(s SinkAnswer) bool { return !s.Visible })
 	answer.Millis = millis(began)
@@ -132,13 +140,27 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
 
 func millis(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }
 
-func (b *Barrier) refresh(ctx context.Context, ask Ask) error {
-	if !ask.Search || b.Refresh == nil {
-		return nil
-	}
-	for _, sink := range ask.Sinks {
-		if err := b.Refresh(ctx, sink, ask.Table); err != nil {
-			return fmt.Errorf("sink %s has everything, and whether searches find it is not known: %w", sink, err)
+// refresh makes what is settled visible to searches. Barriers that come to it while a
+// refresh is under way share the next one.
+func (b *Barrier) refresh(ctx context.Context, sinks []SinkAnswer) error {
+	for _, s := range sinks {
+		tables := slices.Sorted(maps.Keys(s.Ends))
+		if len(tables) == 0 {
+			continue
+		}
+		key := s.Sink + " " + strings.Join(tables, " ")
+		b.mu.Lock()
+		if b.refreshes == nil || len(b.refreshes) >= mostInquiries {
+			b.refreshes = make(map[string]*joint)
+		}
+		j := b.refreshes[key]
+		if j == nil {
+			j = &joint{}
+			b.refreshes[key] = j
+		}
+		b.mu.Unlock()
+		if _, err := j.do(ctx, func(ctx context.Context) (string, error) { return "", b.Refresh(ctx, s.Sink, tables) }); err != nil {
+			return fmt.Errorf("sink %s has everything, and whether searches find it is not known: %w", s.Sink, err)
 		}
 	}
 	return nil
@@ -172,9 +194,11 @@ type inquiry struct {
 
 	mu      sync.Mutex
 	changed chan struct{}
-	asked   bool // the want stands in the topic: what is said from now on is an answer
-	passed  bool // the capture has answered
+	asked   bool     // the want stands in the topic: what is said from now on is an answer
+	passed  bool     // the capture has answered
+	columns []string // of the key of the one table that matters
 	pins    map[string]pin
+	refills map[string]int64                   // by table: what the requests must have come to
 	seen    map[string]map[string]map[int]seen // by sink, table and partition
 }
 
@@ -189,7 +213,6 @@ type pin struct {
 type seen struct {
 	Place
 	generation int32
-	refill     int64
 }
 
 // inquire joins the barriers that wait for the same, or begins.
@@ -210,7 +233,7 @@ func (b *Barrier) inquire(ask Ask, gtids string) (*inquiry, error) {
 	q := &inquiry{
 		key: key, users: 1, takes: b.Takes, changed: make(chan struct{}),
 		want: Want{ID: uuid.NewString(), GTIDs: gtids, Sinks: slices.Clone(ask.Sinks), Table: ask.Table, Millis: (10 * askAgain).Milliseconds()},
-		pins: make(map[string]pin), seen: make(map[string]map[string]map[int]seen),
+		pins: make(map[string]pin), refills: make(map[string]int64), seen: make(map[string]map[string]map[int]seen),
 	}
 	b.inquiries[key] = q
 	ctx, cancel := context.WithCancel(context.Background())
@@ -278,6 +301,9 @@ func (q *inquiry) hear(r Record) {
 // pass notes up to where the tables must be settled. What was known already stays: what is
 // published later was not asked for.
 func (q *inquiry) pass(c *Capture) {
+	if names, ok := c.Keys[q.want.Table]; ok {
+		q.columns = strings.Split(names, ", ")
+	}
 	tables := map[string]bool{}
 	for table := range c.Ends {
 		tables[table] = true
@@ -287,7 +313,7 @@ func (q *inquiry) pass(c *Capture) {
 	}
 	for table := range tables {
 		was, known := q.pins[table]
-		if q.want.Table != "" && table != q.want.Table || known && !was.copying || !known && q.passed {
+		if q.want.Table != "" && table != q.want.Table || known && !was.copying && was.requests >= q.refills[table] || !known && q.passed {
 			continue
 		}
 		q.pins[table] = pin{copying: slices.Contains(c.Copying, table), ends: c.Ends[table], requests: c.Requests}
@@ -316,21 +342,16 @@ func (q *inquiry) see(s *Sink) {
 		}
 		for id, place := range t.Partitions {
 			if tables[table][id].generation <= s.Generation {
-				tables[table][id] = seen{place, s.Generation, t.Refill}
+				tables[table][id] = seen{place, s.Generation}
 			}
 		}
-		// Rows that the store has lost are in Kafka again once the capture has taken the
-		// request in and its copy is over.
-		if p, known := q.pins[table]; known && p.requests < t.Refill {
-			q.pins[table] = pin{copying: true}
-		}
+		q.refills[table] = max(q.refills[table], t.Refill)
 	}
 }
 
-// judge says of each sink whether it is there, and gives what is closed when there is
-// news.
-func (q *inquiry) judge(ask Ask, hub *Hub) (answers []SinkAnswer, changed <-chan struct{}) {
-	state := hub.State()
+// judge says of each sink whether it is there, with a state also for what it waits, and
+// gives what is closed when there is news.
+func (q *inquiry) judge(ask Ask, state *State) (answers []SinkAnswer, changed <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, sink := range ask.Sinks {
@@ -339,10 +360,10 @@ func (q *inquiry) judge(ask Ask, hub *Hub) (answers []SinkAnswer, changed <-chan
 	return answers, q.changed
 }
 
-func (q *inquiry) sink(ask Ask, sink string, state State) SinkAnswer {
-	a := SinkAnswer{Sink: sink, Ends: make(map[string][]int64), Known: state.Capture != nil}
+func (q *inquiry) sink(ask Ask, sink string, state *State) SinkAnswer {
+	a := SinkAnswer{Sink: sink, Settled: true, Ends: make(map[string][]int64), Known: state != nil && state.Capture != nil}
 	if !q.passed {
-		a.WaitsFor = []string{state.awaitsCapture()}
+		a.waits(state, func() string { return state.awaitsCapture() })
 		return a
 	}
 	for _, table := range slices.Sorted(maps.Keys(q.pins)) {
@@ -350,19 +371,26 @@ func (q *inquiry) sink(ask Ask, sink string, state State) SinkAnswer {
 			continue
 		}
 		p := q.pins[table]
-		if p.copying {
-			a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("%s is being copied, and the copy is not over (lockstep snapshot list)", table))
+		// Rows that the store has lost are in Kafka again when the capture has taken the
+		// request for them in and its copy is over.
+		if p.copying || p.requests < q.refills[table] {
+			a.waits(state, func() string {
+				return fmt.Sprintf("%s is being copied, and the copy is not over (lockstep snapshot list)", table)
+			})
 			continue
 		}
 		a.Ends[table] = p.ends
+		var concerned map[int]bool
+		if ask.Key != "" {
+			concerned = rowPartitions(ask.Key, q.columns, len(p.ends))
+		}
 		for id, end := range p.ends {
-			if ask.Key != nil && !concerns(ask.Key, id, len(p.ends)) {
+			if concerned != nil && !concerned[id] {
 				continue
 			}
 			q.partition(&a, sink, table, id, end, state)
 		}
 	}
-	a.Settled = len(a.WaitsFor) == 0
 	if a.Visible = a.Settled && len(a.Letters) == 0; a.Settled {
 		for _, table := range slices.Sorted(maps.Keys(a.Letters)) {
 			a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("%d dead letters of %s hide what the store has refused (lockstep dlq list --sink %s --table %s)", a.Letters[table], table, sink, table))
@@ -371,21 +399,25 @@ func (q *inquiry) sink(ask Ask, sink string, state State) SinkAnswer {
 	return a
 }
 
-// concerns reports whether a row is in the store when a partition is settled: the one of
-// its key, and the first one, whose owner sweeps the store for a statement that empties the table.
-func concerns(key []byte, id, partitions int) bool {
-	return id == 0 || id == kafka.PartitionFor(key, partitions)
+// waits notes that the sink is not there, and why if there is a state to say it from.
+func (a *SinkAnswer) waits(state *State, why func() string) {
+	a.Settled = false
+	if state != nil {
+		a.WaitsFor = append(a.WaitsFor, why())
+	}
 }
 
 // partition adds to a what is to be said of one partition.
-func (q *inquiry) partition(a *SinkAnswer, sink, table string, id int, end int64, state State) {
+func (q *inquiry) partition(a *SinkAnswer, sink, table string, id int, end int64, state *State) {
 	at, known := q.seen[sink][table][id]
 	switch {
 	case !known || at.Settled < end:
-		a.WaitsFor = append(a.WaitsFor, state.awaitsPartition(sink, table, id, end))
-		a.Known = a.Known && state.owner(sink, table, id) != nil
+		a.waits(state, func() string {
+			a.Known = a.Known && state.owner(sink, table, id) != nil
+			return state.awaitsPartition(sink, table, id, end)
+		})
 	case at.Letters < 0:
-		a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("the dead letters of partition %d of %s are being read", id, table))
+		a.waits(state, func() string { return fmt.Sprintf("the dead letters of partition %d of %s are being read", id, table) })
 	case at.Letters > 0:
 		if a.Letters == nil {
 			a.Letters = make(map[string]int)
@@ -403,9 +435,9 @@ type joint struct {
 }
 
 type round struct {
-	done  chan struct{}
-	gtids string
-	err   error
+	done   chan struct{}
+	answer string
+	err    error
 }
 
 // do asks, or waits for the next asking. That has a time of its own, so that one caller who
@@ -423,9 +455,9 @@ func (j *joint) do(ctx context.Context, ask func(context.Context) (string, error
 	j.mu.Unlock()
 	select {
 	case <-r.done:
-		return r.gtids, r.err
+		return r.answer, r.err
 	case <-ctx.Done():
-		return "", fmt.Errorf("what is committed is not known: %w", ctx.Err())
+		return "", ctx.Err()
 	}
 }
 
@@ -441,7 +473,7 @@ func (j *joint) run(ctx context.Context, ask func(context.Context) (string, erro
 		}
 		j.mu.Unlock()
 		asking, cancel := context.WithTimeout(ctx, 10*time.Second)
-		r.gtids, r.err = ask(asking)
+		r.answer, r.err = ask(asking)
 		cancel()
 		close(r.done)
 	}

@@ -73,15 +73,24 @@ func (a *Answers) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	beating.Go(func() { a.beat(ctx) })
-	for ctx.Err() == nil {
-		if err := a.lap(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+	for failing := false; ; {
+		err := a.lap(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			failing = false
+			continue
+		case !failing:
+			failing = true
+			a.Log.Warn("barriers get no answer of the capture, trying again", "error", err)
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	return nil
 }
 
 // add has a want looked after.
@@ -137,13 +146,13 @@ func (a *Answers) lap(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.settle(c, passed, ends)
+	a.settle(c, passed, ends, at.Keys)
 	c.AtMicros = time.Now().UnixMicro()
 	return a.Hub.Write(ctx, Record{Capture: c})
 }
 
 // settle takes the wants that are passed out, and writes into c what they want to know.
-func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64) {
+func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64, keys map[string]string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.Ends = make(map[string][]int64)
@@ -166,6 +175,10 @@ func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64) {
 				maps.Copy(c.Ends, ends)
 			} else if of, ok := ends[w.table]; ok {
 				c.Ends[w.table] = of
+				if c.Keys == nil {
+					c.Keys = make(map[string]string)
+				}
+				c.Keys[w.table] = keys[w.table]
 			}
 		}
 	}

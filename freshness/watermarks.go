@@ -74,6 +74,8 @@ type Capture struct {
 	// record that was published before the place, or a later one, by partition. A table that
 	// is not in it has no topic: it has never had a row.
 	Ends map[string][]int64 `json:"ends,omitempty"`
+	// Keys names the primary-key columns of the one table that a want was for, joined by ", ".
+	Keys map[string]string `json:"keys,omitempty"`
 	// Copying are tables of which rows that are older than the place are not in Kafka yet.
 	Copying []string `json:"copying,omitempty"`
 	// Requests is the offset behind the last request for a snapshot that it has taken in.

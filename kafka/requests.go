@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"lockstep/cdc"
 )
@@ -23,9 +24,14 @@ type SnapshotRequests struct {
 	topic     string
 	log       *slog.Logger
 
-	made bool
-	next int64 // the offset at which Poll goes on
+	made  bool
+	next  int64        // the offset at which Poll goes on
+	taken atomic.Int64 // what next was when Poll was called last
 }
+
+// Taken is the offset before which every request was returned by a Poll that was followed by
+// another one: whoever polls has dealt with it.
+func (r *SnapshotRequests) Taken() int64 { return r.taken.Load() }
 
 // NewSnapshotRequests opens the requests of a pipeline. Publisher must be running
 // for Ask and Delete, and may be nil without them.
@@ -47,6 +53,7 @@ func (r *SnapshotRequests) make(ctx context.Context) error {
 // newest; at the first call all there are. One that was deleted has an ID and
 // nothing else. What cannot be read is reported and passed over.
 func (r *SnapshotRequests) Poll(ctx context.Context) ([]cdc.SnapshotRequest, error) {
+	r.taken.Store(r.next)
 	if err := r.make(ctx); err != nil {
 		return nil, err
 	}

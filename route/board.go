@@ -172,8 +172,8 @@ type Direction struct {
 	tag string
 }
 
-// Answer is where a table is to be read.
-type Answer struct {
+// Advice is where a table is to be read.
+type Advice struct {
 	Table string      `json:"table"`
 	Sinks []Direction `json:"sinks"`
 	// At is when it was given. It may be used until UsableUntil, by the clock of who gives
@@ -186,12 +186,12 @@ type Answer struct {
 }
 
 // Tag changes when a reader has to act otherwise.
-func (a Answer) Tag() string { return a.tag }
+func (a Advice) Tag() string { return a.tag }
 
 // Answer says where a table is to be read that some sinks have.
-func (b *Board) Answer(now time.Time, table string, sinks []string) Answer {
+func (b *Board) Answer(now time.Time, table string, sinks []string) Advice {
 	ttl := b.config(table).TTL
-	a := Answer{Table: table, Sinks: []Direction{}, At: now.UTC(), UsableUntil: now.Add(ttl).UTC(), UsableSeconds: ttl.Seconds()}
+	a := Advice{Table: table, Sinks: []Direction{}, At: now.UTC(), UsableUntil: now.Add(ttl).UTC(), UsableSeconds: ttl.Seconds()}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, sink := range sinks {
@@ -222,7 +222,7 @@ func direction(sink string, d Decision) Direction {
 }
 
 // Of is the answer for one sink; false when it is not in it.
-func (a Answer) Of(sink string) (Answer, bool) {
+func (a Advice) Of(sink string) (Advice, bool) {
 	i := slices.IndexFunc(a.Sinks, func(d Direction) bool { return d.Sink == sink })
 	if i < 0 {
 		return a, false
@@ -233,7 +233,7 @@ func (a Answer) Of(sink string) (Answer, bool) {
 }
 
 // For is the answer for one key.
-func (a Answer) For(key string) Answer {
+func (a Advice) For(key string) Advice {
 	a.Sinks = slices.Clone(a.Sinks)
 	for i := range a.Sinks {
 		d := &a.Sinks[i]

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -40,10 +41,13 @@ type process struct {
 	memory   *sinks.Memory // of all sinks
 	loading  chan struct{} // room for those who read their dead letters
 	workers  workers
-	hub      *freshness.Hub
 	board    *route.Board
 	restored atomic.Bool // the board knows what was known before
 	started  time.Time
+	id       string // of this run, among the watermarks
+	hub      *freshness.Hub
+	barrier  *freshness.Barrier
+	clock    *mysql.Clock // of the source, for barriers
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -67,12 +71,9 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
 	p.board = p.newBoard()
-	p.hub = &freshness.Hub{
-		Prefix: cfg.Prefix, Kafka: client, Log: log.With("part", "watermarks"),
-		Publisher: func() *kafka.Publisher {
-			return kafka.NewPublisher(client, cfg.Kafka, p.metrics.kafka, log.With("part", "watermarks"))
-		},
-	}
+	p.id, p.clock = uuid.NewString(), &mysql.Clock{Config: cfg.Source}
+	p.hub = p.newHub()
+	p.barrier = p.newBarrier()
 	return p, nil
 }
 
@@ -142,6 +143,7 @@ func (a *app) serve(ctx context.Context, what parts) error {
 		return nil
 	}
 	p.kafka.Close()
+	p.clock.Close()
 	log.Info("lockstep stopped", "cleanly", err == nil)
 	return err
 }
@@ -200,11 +202,15 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 		Repair:   func(ctx context.Context, ask []cdc.SnapshotRequest) error { return requests.Ask(ctx, ask...) },
 	}
 	running(source)
+	clock := &mysql.Clock{Config: p.cfg.Source}
+	defer clock.Close()
+	answers := p.newAnswers(source, publisher, out, requests, clock)
 	g, reading := errgroup.WithContext(ctx)
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g.Go(func() error { return publisher.Run(writing) })
 	g.Go(func() error { return out.Run(writing) })
+	g.Go(func() error { return answers.Run(reading) })
 	g.Go(func() error {
 		defer stop()
 		if err := p.grow(reading, out); err != nil {
@@ -470,8 +476,8 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		return err
 	}
 	defer store.close()
-	spec := p.lettersSpec(name)
-	if err := p.lostLetters(ctx, name, spec.Name, store.takes, log); err != nil {
+	spec, report := p.lettersSpec(name), p.newReport(name)
+	if err := p.lostLetters(ctx, name, spec.Name, store.takes, log, report); err != nil {
 		return err
 	}
 	if err := p.kafka.EnsureTopic(ctx, spec); err != nil {
@@ -480,7 +486,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 	if err := p.checkShapes(ctx, store); err != nil {
 		return err
 	}
-	again := p.newRefill(name, log)
+	again := p.newRefill(name, log, report)
 	began := &beginnings{
 		committed: func(ctx context.Context, t cdc.TableName) (int64, error) { return p.committed(ctx, name, t) },
 		known:     make(map[cdc.TableName]int64),
@@ -500,7 +506,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		Progress: func(ctx context.Context, topic string) (ends, committed map[int]int64, err error) {
 			return p.progress(ctx, name, store, topic)
 		},
-		Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Moved: report.Moved, Moves: store.moves, Memory: p.memory, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
 	}
 	posts.Try = crew.Try
 	runPosted := func(ctx context.Context, part sinks.Partition) error {
@@ -513,18 +519,21 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			return keeper.RunPartition(ctx, part, runPosted)
 		}
 	}
-	p.workers.add(worker{name: name, kind: p.cfg.Sinks[name].Store(), store: store, try: crew.Try, status: func() sinks.Status {
+	status := func() sinks.Status {
 		s := withHeld(crew.Status(), store.held)
 		s.Retrying = posts.Retrying()
 		open, all := posts.Open() // afterwards: whatever counts as applied and is a letter is there by now
 		return withLetters(s, open, all)
-	}})
+	}
+	p.workers.add(worker{name: name, kind: p.cfg.Sinks[name].Store(), store: store, try: crew.Try, status: status})
+	report.SettledTo, report.Letters, report.State, report.Latencies = crew.SettledTo, posts.OpenIn, status, crew.Latencies
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool
 	p.ready.add("sink "+name, member.Load)
 	p.log.Info("sink starts", "sink", name, "store", p.cfg.Sinks[name].Store())
 	topics := func(ctx context.Context) ([]string, error) { return p.topicsOf(ctx, store.takes) }
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return report.Run(ctx) })
 	if store.run != nil {
 		g.Go(func() error {
 			return store.run(ctx, func(ctx context.Context) (tables []cdc.TableName, err error) {
@@ -543,6 +552,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			Group: p.group(name), Topics: topics, Member: member.Store,
 			Metrics: p.metrics.kafka, Log: p.log.With("sink", name),
 			Handle: func(ctx context.Context, part *kafka.Partition) error {
+				defer report.Own(part.Topic, part.ID, part)()
 				if t, ok := kafka.TableOf(p.cfg.Prefix, part.Topic); ok && store.refill != nil {
 					if _, err := began.of(ctx, t); err != nil {
 						return err
@@ -590,16 +600,20 @@ func (p *process) newKeeper(name string, s *store, tuning sinks.Config, again re
 // ID of a loss.
 type refill func(ctx context.Context, t cdc.TableName, id string) error
 
-func (p *process) newRefill(sink string, log *letterLog) refill {
+func (p *process) newRefill(sink string, log *letterLog, report *freshness.Report) refill {
 	requests := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", sink))
 	var asking sync.Mutex
 	return func(ctx context.Context, t cdc.TableName, id string) error {
 		asking.Lock()
 		defer asking.Unlock()
-		return requests.Ask(ctx, cdc.SnapshotRequest{
+		err := requests.Ask(ctx, cdc.SnapshotRequest{
 			ID: fmt.Sprintf(cdc.LostPrefix+"%s-%s-%s", sink, t, id), Table: t.String(), Want: cdc.SnapshotRunning, AtMicros: time.Now().UnixMicro(),
 			Reason: "the store of sink " + sink + " has lost it",
 		})
+		if err != nil {
+			return err
+		}
+		return p.noteRefill(ctx, report, t.String())
 	}
 }
 
@@ -659,12 +673,13 @@ func (p *process) lostIndex(sink string, began *beginnings, again refill) func(c
 // lostLetters has the tables of a sink copied again when it has read of them and has no
 // topic of dead letters: nobody knows any more what its store has refused. The copy brings
 // those rows, and takes away what is deleted; what is refused still is a letter again.
-func (p *process) lostLetters(ctx context.Context, sink, topic string, takes func(cdc.TableName) bool, log *letterLog) error {
+func (p *process) lostLetters(ctx context.Context, sink, topic string, takes func(cdc.TableName) bool, log *letterLog, report *freshness.Report) error {
 	all, err := p.kafka.Topics(ctx)
 	if err != nil || slices.Contains(all, topic) {
 		return err
 	}
 	var ask []cdc.SnapshotRequest
+	var tables []string
 	for _, of := range all {
 		t, ok := kafka.TableOf(p.cfg.Prefix, of)
 		if !ok || !p.captured(t) || !takes(t) {
@@ -679,13 +694,17 @@ func (p *process) lostLetters(ctx context.Context, sink, topic string, takes fun
 				ID: fmt.Sprintf(cdc.LostPrefix+"letters-%s-%s-%d", sink, t, done), Table: t.String(), Want: cdc.SnapshotRunning, Sweep: true, AtMicros: time.Now().UnixMicro(),
 				Reason: "the dead letters of sink " + sink + " are gone",
 			})
+			tables = append(tables, t.String())
 		}
 	}
 	if len(ask) == 0 {
 		return nil
 	}
 	p.log.Warn("the topic of dead letters is gone, and with it what the store has refused: the tables are copied again", "sink", sink, "topic", topic, "tables", len(ask))
-	return kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", sink)).Ask(ctx, ask...)
+	if err := kafka.NewSnapshotRequests(p.kafka, log.publisher, p.cfg.Prefix, p.log.With("sink", sink)).Ask(ctx, ask...); err != nil {
+		return err
+	}
+	return p.noteRefill(ctx, report, tables...)
 }
 
 // group is the consumer group of a sink.
@@ -757,7 +776,9 @@ type store struct {
 	// partitions, by topic/partition; nil for a store that does not know.
 	mark  func(ctx context.Context, group, topic string, partition int) (sinks.Mark, error)
 	marks func(ctx context.Context, group string) (map[string]int64, error)
-	close func()
+	// refresh makes what it has of tables visible to searches.
+	refresh func(ctx context.Context, tables []cdc.TableName) error
+	close   func()
 }
 
 // mayTake refuses a table that the store cannot hold, and rows that nobody known

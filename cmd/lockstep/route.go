@@ -37,14 +37,14 @@ func (g gateways) Ready() bool              { return g.restored.Load() }
 func (g gateways) Tables() []string         { return g.board.Tables() }
 func (g gateways) Changed() <-chan struct{} { return g.board.Changed() }
 
-func (g gateways) Answer(table string) (route.Answer, bool) {
+func (g gateways) Answer(table string) (route.Advice, bool) {
 	sinks := g.sinksOf(table)
 	return g.board.Answer(time.Now(), table, sinks), len(sinks) > 0
 }
 
 // all is where all tables are to be read.
-func (g gateways) all() []route.Answer {
-	all := []route.Answer{}
+func (g gateways) all() []route.Advice {
+	all := []route.Advice{}
 	for _, table := range g.Tables() {
 		if a, ok := g.Answer(table); ok {
 			all = append(all, a)

@@ -38,7 +38,7 @@ type processStatus struct {
 	Parts         []partStatus `json:"parts"`
 	Sinks         []sinkStatus `json:"sinks"`
 	// Routes are those of the whole pipeline, as this process sees them.
-	Routes []route.Answer `json:"routes"`
+	Routes []route.Advice `json:"routes"`
 }
 
 // partStatus is a part of the process: capture, or one sink.

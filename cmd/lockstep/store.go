@@ -73,8 +73,9 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 			}
 			return held
 		},
-		moves: s.Moves,
-		close: s.Close,
+		moves:   s.Moves,
+		refresh: s.Refresh,
+		close:   s.Close,
 	}, nil
 }
 
@@ -109,6 +110,7 @@ func (p *process) openRedis(ctx context.Context, name string, cfg redis.Config) 
 			return errors.Join(err, checkKeyStays(shaper, t))
 		},
 		moves:     s.Moves,
+		refresh:   func(context.Context, []cdc.TableName) error { return nil }, // whoever reads sees what is there
 		movesRow:  s.MovesRow,
 		remembers: cfg.TombstoneTTL,
 		close:     func() { _ = s.Close() },

@@ -125,7 +125,8 @@ func TestAPodWithoutAnAccountIsToldWhatItLacks(t *testing.T) {
 		t.Errorf("outside of Kubernetes: %v", err)
 	}
 	s := newServer(t)
-	for name, want := range map[string]string{"namespace": "namespace of the pod", "ca.crt": "service account"} {
+	for _, lacks := range [][2]string{{"namespace", "namespace of the pod"}, {"ca.crt", "service account"}} {
+		name, want := lacks[0], lacks[1]
 		if err := os.Remove(filepath.Join(s.account, name)); err != nil {
 			t.Fatal(err)
 		}

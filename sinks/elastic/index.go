@@ -510,6 +510,35 @@ func (s *Sink) examine(ctx context.Context, t *table, index *index) error {
 	return nil
 }
 
+// Refresh makes everything that is written of tables visible to searches. A table without
+// an index has nothing to be seen.
+func (s *Sink) Refresh(ctx context.Context, tables []cdc.TableName) error {
+	var aliases []string
+	for _, t := range tables {
+		config, ok := s.lookup(t)
+		if !ok {
+			continue
+		}
+		alias, err := config.Alias(t)
+		if err != nil {
+			return err
+		}
+		aliases = append(aliases, alias)
+	}
+	if len(aliases) == 0 {
+		return nil
+	}
+	absent := true
+	res, err := s.do(ctx, esapi.IndicesRefreshRequest{Index: aliases, IgnoreUnavailable: &absent})
+	if err := s.good(res, err, "refresh "+strings.Join(aliases, ",")); err != nil {
+		return err
+	}
+	if n := gjson.GetBytes(res.body, "_shards.failed").Int(); n > 0 {
+		return fmt.Errorf("refresh %s: %d shards did not do it", strings.Join(aliases, ","), n)
+	}
+	return nil
+}
+
 // count is the number of documents of an index that match a query, of all when it
 // is nil.
 func (s *Sink) count(ctx context.Context, index string, query any) (int64, error) {

@@ -1,0 +1,149 @@
+package freshness
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/tidwall/gjson"
+
+	"lockstep/cdc"
+	"lockstep/dlq"
+	"lockstep/kafka"
+)
+
+// RowState says how fresh a row is in a store.
+type RowState string
+
+const (
+	// RowApplied: the store has the row as the transactions left it, or a newer state of it.
+	RowApplied RowState = "applied"
+	// RowPending: it is on its way.
+	RowPending RowState = "pending"
+	// RowDead: the store has refused it, and the row is a dead letter.
+	RowDead RowState = "dead-lettered"
+	// RowUnknown: nobody is heard of who would know.
+	RowUnknown RowState = "unknown"
+)
+
+// RowStates lists every RowState.
+var RowStates = []RowState{RowApplied, RowPending, RowDead, RowUnknown}
+
+// Row is how fresh a row is.
+type Row struct {
+	State RowState `json:"state"`
+	Sink  string   `json:"sink"`
+	Table string   `json:"table"`
+	Key   string   `json:"key"`
+	// GTIDs are the transactions that were waited for.
+	GTIDs  string  `json:"gtids"`
+	Millis float64 `json:"ms"`
+	// WaitsFor says for what a row waits that is pending or unknown.
+	WaitsFor []string `json:"waits_for,omitempty"`
+	// Letter is that of a row that is dead-lettered.
+	Letter *dlq.Letter `json:"letter,omitempty"`
+}
+
+// Row tells how fresh a row is in a sink: whether it is there as the transactions gtids
+// left it, or all that are committed now when it is empty. It waits for that until ctx ends.
+// The key is the primary key as text, as dead letters have it, or a JSON object.
+func (b *Barrier) Row(ctx context.Context, sink, table, key, gtids string) (Row, error) {
+	answer, err := b.Await(ctx, Ask{Sinks: []string{sink}, Table: table, Key: key, GTIDs: gtids})
+	row := Row{Sink: sink, Table: table, Key: key, GTIDs: answer.GTIDs, Millis: answer.Millis}
+	if err != nil {
+		return row, err
+	}
+	at := answer.Sinks[0]
+	switch {
+	case !at.Settled && at.Known:
+		row.State, row.WaitsFor = RowPending, at.WaitsFor
+		return row, nil
+	case !at.Settled:
+		row.State, row.WaitsFor = RowUnknown, at.WaitsFor
+		return row, nil
+	case len(at.Letters) == 0:
+		row.State = RowApplied
+		return row, nil
+	}
+	// Some row of its partitions is a dead letter. The letters are read although ctx may be
+	// over: it says how long to wait for the row.
+	row.Letter, err = b.Letter(context.WithoutCancel(ctx), sink, table, keyText(key))
+	if err != nil {
+		return row, fmt.Errorf("whether it is a dead letter is not known: %w", err)
+	}
+	if row.State = RowApplied; row.Letter != nil {
+		row.State = RowDead
+	}
+	return row, nil
+}
+
+// keyText is a key as text, however it was given.
+func keyText(key string) string {
+	if text, err := cdc.KeyText([]byte(key)); err == nil && strings.HasPrefix(key, "{") {
+		return text
+	}
+	return key
+}
+
+// rowPartitions are those of so many that can have the changes of a row: the one of its key,
+// in every way in which its record can be written, and the first one, whose owner sweeps
+// the store for a statement that empties the table. Nil stands for all.
+func rowPartitions(key string, columns []string, partitions int) map[int]bool {
+	texts := keyTexts(key, columns)
+	if texts == nil || partitions == 0 {
+		return nil
+	}
+	keys := [][]byte{{'{'}}
+	for i, text := range texts {
+		var longer [][]byte
+		for _, begun := range keys {
+			if i > 0 {
+				begun = append(begun, ',')
+			}
+			begun = append(cdc.AppendString(begun, columns[i]), ':')
+			longer = append(longer, cdc.AppendString(begun[:len(begun):len(begun)], text))
+			if gjson.Valid(text) { // a number, or a set
+				longer = append(longer, append(begun[:len(begun):len(begun)], text...))
+			}
+		}
+		keys = longer
+	}
+	ids := map[int]bool{0: true}
+	for _, k := range keys {
+		ids[kafka.PartitionFor(append(k, '}'), partitions)] = true
+	}
+	return ids
+}
+
+// keyTexts are the values of the columns of a key; nil when it is none of that table's.
+func keyTexts(key string, columns []string) []string {
+	if strings.HasPrefix(key, "{") {
+		fields, err := cdc.KeyFields([]byte(key))
+		if err != nil || len(fields) != len(columns) {
+			return nil
+		}
+		texts := make([]string, 0, len(columns))
+		for _, c := range columns {
+			for _, f := range fields {
+				if f.Column == c {
+					texts = append(texts, f.Text)
+				}
+			}
+		}
+		if len(texts) != len(columns) {
+			return nil
+		}
+		return texts
+	}
+	if len(columns) == 1 {
+		return []string{key}
+	}
+	texts := strings.Split(key, ":")
+	if len(texts) != len(columns) || len(texts) > 6 { // of more there would be too many ways to write it
+		return nil
+	}
+	for i := range texts {
+		texts[i] = strings.NewReplacer("%3A", ":", "%25", "%").Replace(texts[i])
+	}
+	return texts
+}
