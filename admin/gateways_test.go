@@ -27,7 +27,7 @@ type gateways struct {
 
 var gatewayConfig = func() route.Config {
 	c := route.DefaultConfig()
-	c.Verify, c.TTL = false, 3*time.Second
+	c.TTL = 3 * time.Second
 	return c
 }()
 

@@ -79,6 +79,9 @@ func (b *Board) Verify(now time.Time, p Place, s Sample) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.at(now, p).Verify(s)
+	for _, m := range b.machines {
+		m.Compares(now)
+	}
 }
 
 // Turn is a change of what a reader has to do.

@@ -35,8 +35,8 @@ type Config struct {
 	WorsenAfter time.Duration `yaml:"worsen_after"`
 	// RecoverAfter is how long everything must be within the limits without a break until the state gets better. The default is 10s.
 	RecoverAfter time.Duration `yaml:"recover_after"`
-	// Verify lets a degraded table return only when the reconciler has compared min_keys keys, or the whole table, since everything is within the limits, and has confirmed no more than is allowed. The default is true; false is for a pipeline in which no reconciler runs.
-	Verify bool `yaml:"verify"`
+	// Verify says whether a degraded table returns only when the reconciler has compared min_keys keys, or the whole table, since everything is within the limits, and has confirmed no more than is allowed: always, never, or auto, which is always while a reconciler of the pipeline was heard of within ten minutes. The default is auto.
+	Verify string `yaml:"verify" jsonschema:"enum=auto,enum=always,enum=never"`
 	// Shares are the percentages of the keys that may read from the sink while a table returns, one after the other; behind the last come all. The default is 1, 10, 50; an empty list returns all at once.
 	Shares []int `yaml:"shares"`
 	// ShareEvery is how long each of the shares lasts. The default is 10s.
@@ -80,6 +80,13 @@ type Override struct {
 	Mode string `yaml:"mode" jsonschema:"enum=,enum=act,enum=dry-run"`
 }
 
+// What Config.Verify can be.
+const (
+	VerifyAuto   = "auto"
+	VerifyAlways = "always"
+	VerifyNever  = "never"
+)
+
 // DefaultConfig holds the default of every field.
 func DefaultConfig() Config {
 	return Config{
@@ -88,7 +95,7 @@ func DefaultConfig() Config {
 		Mismatch: 0.01, MismatchTolerated: 0.03, Missing: 5,
 		MinChanges: 100, MinKeys: 1000, MinConfirmed: 10,
 		Silence: 5 * time.Second, WorsenAfter: 300 * time.Millisecond, RecoverAfter: 10 * time.Second,
-		Verify: true, Shares: []int{1, 10, 50}, ShareEvery: 10 * time.Second, TTL: 30 * time.Second,
+		Verify: VerifyAuto, Shares: []int{1, 10, 50}, ShareEvery: 10 * time.Second, TTL: 30 * time.Second,
 		ConfigMap: ConfigMap{Every: 10 * time.Second},
 	}
 }
@@ -145,6 +152,9 @@ func (c Config) Check() error {
 	span("recover_after", c.RecoverAfter, time.Second, time.Hour, d.RecoverAfter)
 	span("share_every", c.ShareEvery, time.Second, 24*time.Hour, d.ShareEvery)
 	span("ttl", c.TTL, time.Second, time.Hour, d.TTL)
+	if c.Verify != VerifyAuto && c.Verify != VerifyAlways && c.Verify != VerifyNever {
+		bad("verify: %q is not known; use auto, always or never (default auto)", c.Verify)
+	}
 	last := 0
 	for i, share := range c.Shares {
 		if share <= last || share >= 100 {

@@ -24,7 +24,7 @@ const (
 
 func newWire(t *testing.T) *wire {
 	cfg := DefaultConfig()
-	cfg.Verify, cfg.Shares = false, nil
+	cfg.Shares = nil
 	board := NewBoard(func(string) Config { return cfg }, NewMetrics(prometheus.NewRegistry()))
 	return &wire{&Feed{Board: board, Sinks: func(table string) []string {
 		if table == "other.table" {

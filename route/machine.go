@@ -16,6 +16,7 @@ type Machine struct {
 	reports map[string]heard
 	parts   []part // partitions of the table
 	tally   tally
+	compare time.Time // when a reconciler was heard of last; zero for never
 
 	bad [2]map[Cause]time.Time // for warning and degraded: since when without a break
 
@@ -120,6 +121,23 @@ func (m *Machine) Capture(now time.Time) { m.capture = now }
 
 // Verify takes in what the reconciler has found.
 func (m *Machine) Verify(s Sample) { m.tally.add(s, m.cfg.MinKeys) }
+
+// Compares takes in that a reconciler is there, whatever it compares.
+func (m *Machine) Compares(now time.Time) { m.compare = now }
+
+// reconcilerKept is how long after it was heard of a reconciler counts as one that is there.
+const reconcilerKept = 10 * time.Minute
+
+// verifies reports whether a degraded table needs a sample to return.
+func (m *Machine) verifies(now time.Time) bool {
+	switch m.cfg.Verify {
+	case VerifyAlways:
+		return true
+	case VerifyNever:
+		return false
+	}
+	return !m.compare.IsZero() && now.Sub(m.compare) < reconcilerKept
+}
 
 // Decide says where the table is to be read from now on. It is to be asked several times a
 // second.
@@ -262,7 +280,7 @@ func (m *Machine) waits(now time.Time) string {
 		return "it is still so"
 	case now.Sub(m.calm) < m.cfg.RecoverAfter:
 		return fmt.Sprintf("it is better since %s and has to stay so for %s", clock(m.calm), m.cfg.RecoverAfter)
-	case m.state != Degraded || !m.cfg.Verify:
+	case m.state != Degraded || !m.verifies(now):
 		return ""
 	}
 	s, enough := m.tally.since(m.clear, m.cfg.MinKeys)

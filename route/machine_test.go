@@ -155,6 +155,7 @@ func (s *stage) set(t *testing.T, what string) {
 			sample.Confirmed[Class(class)] = number(n)
 		}
 		s.Verify(sample)
+		s.Compares(s.now)
 	case "restart":
 		saved := s.Save()
 		s.Machine = NewMachine(s.cfg, s.now)
@@ -168,7 +169,9 @@ func configured(t *testing.T, cfg *Config, fields string) {
 	for f := range strings.FieldsSeq(fields) {
 		switch f {
 		case "no-verify":
-			cfg.Verify = false
+			cfg.Verify = VerifyNever
+		case "verify=auto":
+			cfg.Verify = VerifyAuto
 		case "dry-run":
 			cfg.DryRun = true
 		case "shares=all":
@@ -182,6 +185,7 @@ func configured(t *testing.T, cfg *Config, fields string) {
 // play returns what the machine decides, a line for each change.
 func play(t *testing.T, script string) string {
 	cfg := DefaultConfig()
+	cfg.Verify = VerifyAlways
 	lines := strings.Split(strings.TrimSpace(script), "\n")
 	if rest, ok := strings.CutPrefix(lines[0], "config "); ok {
 		configured(t, &cfg, rest)
@@ -243,7 +247,7 @@ func shown(d Decision) string {
 func TestNoStateIsBetterThanWhatIsTrueAndNoneFlaps(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		cfg := DefaultConfig()
-		cfg.Verify = rapid.Bool().Draw(rt, "verify")
+		cfg.Verify = rapid.SampledFrom([]string{VerifyAuto, VerifyAlways, VerifyNever}).Draw(rt, "verify")
 		s := newStage(cfg)
 		var trouble, warned time.Time // when something was degraded, or warning, last
 		var lasts [2]time.Duration    // how long without a break

@@ -154,7 +154,7 @@ func (g *gateway) first(at time.Time, read string) (sighting, bool) {
 func TestTheRouteTurnsWhenAStoreBreaksAndReturnsByItself(t *testing.T) {
 	w := newWorld(t, 300)
 	// The limits of time are wide: this is about a store that breaks, whatever else this machine does.
-	w.objectives("{verify: false, recover_after: 3s, shares: [1, 10, 50], share_every: 2s, silence: 10s, ttl: 5s, p99: 30s, p99_tolerated: 2m, window: 10s, window_tolerated: 20s}")
+	w.objectives("{recover_after: 3s, shares: [1, 10, 50], share_every: 2s, silence: 10s, ttl: 5s, p99: 30s, p99_tolerated: 2m, window: 10s, window_tolerated: 20s}")
 	p := w.start("run")
 	p.awaitReady()
 	end := w.load(30, 5)
