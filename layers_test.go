@@ -27,6 +27,7 @@ var imports = map[string][]string{
 	"route/configmap": {},
 	"audit":           {"kafka"},
 	"admin":           {"kafka", "dlq", "freshness", "route", "audit"},
+	"client":          {}, // for other programs
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "route", "internal/nearest", "internal/secret"},
 	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},

@@ -16,7 +16,7 @@ import (
 type Freshness struct {
 	Barrier *freshness.Barrier
 	// Sinks are the names of the sinks there are.
-	Sinks []string
+	Sinks func() []string
 	// Check says as a dlq.FieldError what is wrong with a question.
 	Check func(freshness.Ask) error
 }
@@ -35,7 +35,7 @@ func FreshnessRoutes(f *Freshness) []Route {
 		return Param{Name: name, Doc: fmt.Sprintf("how long to wait at most, such as 500ms, up to %s; %s when it is left out", mostWait, usual)}
 	}
 	asked := []Param{
-		{Name: "sink", Doc: "the sink that matters; every sink when it is left out", Enum: f.Sinks},
+		{Name: "sink", Doc: "the sink that matters; every sink when it is left out"},
 		{Name: "table", Doc: "db.table, the table that matters; every table when it is left out"},
 		gtid, wait("timeout", barrierWait),
 		{Name: "search", Doc: "true: wait until searches find it, too, which costs a refresh of the indices", Enum: []string{"true", "false"}},
@@ -52,7 +52,7 @@ func FreshnessRoutes(f *Freshness) []Route {
 		},
 		{
 			Method: http.MethodGet, Path: "/v1/freshness/{sink}/{table}/{key}", ID: "getFreshness", Short: "Tell whether a row is in a sink as a transaction left it",
-			Wildcards: []Param{{Name: "sink", Doc: "the sink", Enum: f.Sinks}, {Name: "table", Doc: "db.table"}, {Name: "key", Doc: "the primary key as text, as dead letters have it, exactly as the row has it, or as a JSON object"}},
+			Wildcards: []Param{{Name: "sink", Doc: "the sink"}, {Name: "table", Doc: "db.table"}, {Name: "key", Doc: "the primary key as text, as dead letters have it, exactly as the row has it, or as a JSON object"}},
 			Query:     row, Answer: freshness.Row{}, Codes: wrong, Often: true,
 			Long: "applied: it is there as the transactions left it, or newer. pending: it is not, and waits_for says why. dead-lettered: the sink has refused it. unknown: nobody is heard of who would know. A row that gtid has not touched is applied once gtid has passed.",
 			Read: func(ctx context.Context, r *Request) (any, error) { return f.row(ctx, r, row) },
@@ -65,7 +65,7 @@ func (f *Freshness) barrier(ctx context.Context, r *Request, known []Param) (any
 	if err != nil {
 		return nil, err
 	}
-	ask := freshness.Ask{Sinks: f.Sinks, Table: fields["table"], GTIDs: fields["gtid"], Search: fields["search"] == "true"}
+	ask := freshness.Ask{Sinks: f.Sinks(), Table: fields["table"], GTIDs: fields["gtid"], Search: fields["search"] == "true"}
 	if sink, given := fields["sink"]; given {
 		ask.Sinks = []string{sink}
 	}
@@ -99,8 +99,8 @@ func (f *Freshness) row(ctx context.Context, r *Request, known []Param) (any, er
 // within checks a question, and bounds the time that it may take.
 func (f *Freshness) within(ctx context.Context, name string, fields map[string]string, usual time.Duration, ask freshness.Ask) (context.Context, context.CancelFunc, error) {
 	for _, sink := range ask.Sinks {
-		if !slices.Contains(f.Sinks, sink) {
-			return nil, nil, problem(http.StatusBadRequest, "parameter_invalid", "sink: there is no sink %q; there are %s", sink, strings.Join(f.Sinks, ", "))
+		if !slices.Contains(f.Sinks(), sink) {
+			return nil, nil, problem(http.StatusBadRequest, "parameter_invalid", "sink: there is no sink %q; there are %s", sink, strings.Join(f.Sinks(), ", "))
 		}
 	}
 	wait := usual

@@ -24,6 +24,7 @@ import (
 const (
 	database = "lockstep_bench"
 	backlog  = "questions" // the table whose changes are drained
+	guarded  = "guarded"   // the table that is written while barriers are measured
 	live     = "live"      // the table that is written while latency is measured
 	acked    = "acked"     // the same while acknowledgements are measured
 	search   = "search"    // the sink that is Elasticsearch
@@ -67,7 +68,7 @@ func (b *bench) say(format string, args ...any) {
 func (b *bench) only(list string) error {
 	b.parts = strings.Split(list, ",")
 	for _, part := range b.parts {
-		if !slices.Contains([]string{"capture", "search", "cache", "latency", "ack", "large", "letters"}, part) {
+		if !slices.Contains([]string{"capture", "search", "cache", "latency", "ack", "large", "letters", "barrier"}, part) {
 			return fmt.Errorf("%q is no part", part)
 		}
 	}
@@ -79,7 +80,7 @@ func (b *bench) wants(parts ...string) bool {
 }
 
 // sinks reports whether any sink takes part.
-func (b *bench) sinks() bool { return b.wants("search", "cache", "latency") }
+func (b *bench) sinks() bool { return b.wants("search", "cache", "latency", "barrier") }
 
 // run measures everything and removes what it wrote.
 func (b *bench) run(ctx context.Context) (err error) {
@@ -111,6 +112,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{b.wants("cache"), b.measureCache},
 		{b.wants("latency"), b.measureLatency},
 		{b.wants("ack"), b.measureAck},
+		{b.wants("barrier"), b.measureBarrier},
 		{b.wants("large"), b.measureLarge},
 		{b.wants("letters"), b.measureLetters},
 	} {
@@ -189,7 +191,7 @@ func (b *bench) createWorld(ctx context.Context) error {
 	if _, err := b.db.ExecContext(ctx, "CREATE DATABASE "+database+" DEFAULT CHARACTER SET utf8mb4"); err != nil {
 		return fmt.Errorf("create database %s: %w", database, err)
 	}
-	for _, table := range []string{backlog, live, acked} {
+	for _, table := range []string{backlog, live, acked, guarded} {
 		if _, err := b.db.ExecContext(ctx, fmt.Sprintf(createTable, database+"."+table)); err != nil {
 			return fmt.Errorf("create table %s: %w", table, err)
 		}

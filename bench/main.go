@@ -34,6 +34,9 @@ Measures bin/lockstep (make build) on the local servers (make up):
            beside the time until a bare go-mysql reader has the event
   ack      from commit to the acknowledgement by Kafka, 1,000 transactions/s
            beside bare produce requests at that rate
+  barrier  from commit until a barrier is passed, of one row at a time in each sink
+           beside the time until the store has the row; added is what the barrier needs
+           more, and together 50 of them at once
   large    the most memory of the capture for a transaction of a million rows, one
            of a gigabyte that is compressed, and a row of 64 MB
   letters  a start beside a million open dead letters: until rows travel, until the

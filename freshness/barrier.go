@@ -39,7 +39,8 @@ type Barrier struct {
 	Refresh func(ctx context.Context, sink string, tables []string) error
 	// Letter finds the open dead letter of a row by its primary key as text; nil when it
 	// has none.
-	Letter func(ctx context.Context, sink, table, key string) (*dlq.Letter, error)
+	Letter  func(ctx context.Context, sink, table, key string) (*dlq.Letter, error)
+	Metrics *Metrics
 
 	committed joint
 
@@ -65,12 +66,10 @@ type Ask struct {
 // Answer is what became of a barrier.
 type Answer struct {
 	// Visible says that everything is in every sink: settled, and no dead letter is open.
-	Visible bool `json:"visible"`
-	// GTIDs are the transactions that were waited for.
-	GTIDs string `json:"gtids"`
-	// Millis is how long it took.
-	Millis float64      `json:"ms"`
-	Sinks  []SinkAnswer `json:"sinks"`
+	Visible bool         `json:"visible" doc:"everything is in every sink"`
+	GTIDs   string       `json:"gtids" doc:"the transactions that were waited for"`
+	Millis  float64      `json:"ms" doc:"how long it took, in milliseconds"`
+	Sinks   []SinkAnswer `json:"sinks"`
 }
 
 // Settled reports whether every sink has settled everything.
@@ -83,12 +82,12 @@ type SinkAnswer struct {
 	Sink string `json:"sink"`
 	// Settled says that everything is in the store, or a dead letter, and Visible that
 	// there is no such letter.
-	Settled bool `json:"settled"`
-	Visible bool `json:"visible"`
+	Settled bool `json:"settled" doc:"everything is in the store, or a dead letter"`
+	Visible bool `json:"visible" doc:"settled, and no dead letter hides a row"`
 	// Letters counts the open dead letters, by table.
-	Letters map[string]int `json:"letters,omitempty"`
+	Letters map[string]int `json:"letters,omitempty" doc:"open dead letters by table"`
 	// WaitsFor says for what it waits, as sentences; empty once it is visible.
-	WaitsFor []string `json:"waits_for,omitempty"`
+	WaitsFor []string `json:"waits_for,omitempty" doc:"for what it waits, as sentences; missing when it is visible"`
 	// Ends are the offsets up to which the topics were waited for, by table and partition.
 	Ends map[string][]int64 `json:"-"`
 	// Known says that somebody is at it: a capture is heard of, and an owner of every
@@ -100,11 +99,9 @@ type SinkAnswer struct {
 // settled in the sinks, or when ctx ends; the answer says which, and for what it waits. A
 // row that is a dead letter is settled and not visible. Its error is ErrBusy, or that
 // what is committed cannot be known.
-func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
+func (b *Barrier) Await(ctx context.Context, ask Ask) (answer Answer, err error) {
 	began := time.Now()
-	answer := Answer{GTIDs: ask.GTIDs}
-	if ask.GTIDs == "" {
-		var err error
+	if answer.GTIDs = ask.GTIDs; answer.GTIDs == "" {
 		if answer.GTIDs, err = b.committed.do(ctx, b.Committed); err != nil {
 			return answer, fmt.Errorf("what is committed is not known: %w", err)
 		}
@@ -114,6 +111,9 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (Answer, error) {
 		return answer, err
 	}
 	defer b.release(q)
+	b.Metrics.waiting.Inc()
+	defer b.Metrics.waiting.Dec()
+	defer func() { b.Metrics.ended(&answer, began) }()
 	for !answer.Settled() || answer.Sinks == nil {
 		var changed <-chan struct{}
 		if answer.Sinks, changed = q.judge(ask, nil); answer.Settled() {

@@ -39,6 +39,7 @@ type Answers struct {
 	Requests func() int64
 	// Committed gives what is committed in the source, and when that was, there and here.
 	Committed func(ctx context.Context) (gtids string, there, here time.Time, err error)
+	Metrics   *Metrics
 	Log       *slog.Logger
 
 	mu    sync.Mutex
@@ -70,6 +71,7 @@ func (a *Answers) Run(ctx context.Context) error {
 	})()
 	var beating sync.WaitGroup
 	defer beating.Wait()
+	defer a.Metrics.left()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	beating.Go(func() { a.beat(ctx) })
@@ -148,6 +150,7 @@ func (a *Answers) lap(ctx context.Context) error {
 	}
 	a.settle(c, passed, ends, at.Keys)
 	c.AtMicros = time.Now().UnixMicro()
+	a.Metrics.passed(c)
 	return a.Hub.Write(ctx, Record{Capture: c})
 }
 

@@ -31,17 +31,17 @@ var RowStates = []RowState{RowApplied, RowPending, RowDead, RowUnknown}
 
 // Row is how fresh a row is.
 type Row struct {
-	State RowState `json:"state"`
+	State RowState `json:"state" doc:"applied, pending, dead-lettered or unknown"`
 	Sink  string   `json:"sink"`
 	Table string   `json:"table"`
 	Key   string   `json:"key"`
 	// GTIDs are the transactions that were waited for.
-	GTIDs  string  `json:"gtids"`
-	Millis float64 `json:"ms"`
+	GTIDs  string  `json:"gtids" doc:"the transactions that were waited for"`
+	Millis float64 `json:"ms" doc:"how long it took, in milliseconds"`
 	// WaitsFor says for what a row waits that is pending or unknown.
-	WaitsFor []string `json:"waits_for,omitempty"`
+	WaitsFor []string `json:"waits_for,omitempty" doc:"for what a row waits that is pending or unknown, as sentences"`
 	// Letter is that of a row that is dead-lettered.
-	Letter *dlq.Letter `json:"letter,omitempty"`
+	Letter *dlq.Letter `json:"letter,omitempty" doc:"of a row that is dead-lettered"`
 }
 
 // Row tells how fresh a row is in a sink: whether it is there as the transactions gtids

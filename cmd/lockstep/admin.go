@@ -125,7 +125,7 @@ func (p *process) routes(log dlq.Log, jobs *dlq.Jobs) []admin.Route {
 		Read: func(context.Context, *admin.Request) (any, error) { return p.status(), nil },
 	}
 	d := &desk{p, log}
-	fresh := &admin.Freshness{Barrier: p.barrier, Sinks: p.cfg.SinkNames(), Check: p.checkAsk}
+	fresh := &admin.Freshness{Barrier: p.barrier, Sinks: d.Sinks, Check: p.checkAsk}
 	return slices.Concat([]admin.Route{status}, admin.FreshnessRoutes(fresh), admin.LetterRoutes(d), admin.JobRoutes(d, jobs), admin.GatewayRoutes(gateways{p}))
 }
 

@@ -189,7 +189,7 @@ func (p *process) newHub() *freshness.Hub {
 func (p *process) newBarrier() *freshness.Barrier {
 	d := &desk{p, &rareLog{p.newLetterLog()}}
 	return &freshness.Barrier{
-		Hub: p.hub, Takes: p.sinkTakes, Refresh: p.refresh,
+		Hub: p.hub, Takes: p.sinkTakes, Refresh: p.refresh, Metrics: p.metrics.freshness,
 		Committed: func(ctx context.Context) (string, error) {
 			gtids, _, _, err := p.clock.Committed(ctx)
 			return gtids, err
@@ -242,7 +242,7 @@ func (p *process) newReport(sink string) *freshness.Report {
 // newAnswers says how far the capture is.
 func (p *process) newAnswers(source *mysql.Source, publisher *kafka.Publisher, out *kafka.ChangeLog, requests *kafka.SnapshotRequests, clock *mysql.Clock) *freshness.Answers {
 	return &freshness.Answers{
-		Hub: p.hub, Process: p.id, Log: p.log.With("part", "watermarks"),
+		Hub: p.hub, Process: p.id, Log: p.log.With("part", "watermarks"), Metrics: p.metrics.freshness,
 		Passed: source.Passed, AfterAcked: publisher.AfterAcked, Ends: kafka.NewEnds(out, p.changeTopics).Now,
 		Requests: requests.Taken, Committed: clock.Committed,
 	}

@@ -54,6 +54,8 @@ type process struct {
 		elastic *elastic.Metrics
 		admin   *admin.Metrics
 		dlq     *dlq.Metrics
+
+		freshness *freshness.Metrics
 	}
 }
 
@@ -69,6 +71,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.elastic = elastic.NewMetrics(p.registry)
 	p.metrics.admin = admin.NewMetrics(p.registry)
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
+	p.metrics.freshness = freshness.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
 	p.board = p.newBoard()
 	p.id, p.clock = uuid.NewString(), &mysql.Clock{Config: cfg.Source}

@@ -1,0 +1,253 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// hands write a row each time, wait at a barrier, and read it from the store: whatever
+// happens meanwhile, a barrier that says "visible" has made it so.
+type hands struct {
+	w      *world
+	doors  []func() string // the addresses of processes that are asked
+	cache  *redis.Client
+	reads  atomic.Int64 // behind a barrier
+	early  atomic.Int64 // that did not find what was written
+	waited atomic.Int64 // barriers that were not visible in time
+	mu     sync.Mutex
+	took   []time.Duration
+}
+
+// work is one hand: it has rows of its own.
+func (h *hands) work(ctx context.Context, hand, rows int, until int64) error {
+	random := rand.New(rand.NewPCG(uint64(hand), 7))
+	for n := 0; h.reads.Load() < until && ctx.Err() == nil; n++ {
+		id := 1 + hand*rows + random.IntN(rows)
+		title := fmt.Sprintf("hand %d has written %d", hand, n)
+		if random.IntN(20) == 0 {
+			title = "" // it is deleted
+		}
+		if err := h.write(ctx, id, title); err != nil {
+			return err
+		}
+		for _, sink := range []string{"search", "cache"} {
+			if err := h.pass(ctx, random, sink, id); err != nil {
+				return err
+			}
+			got, err := h.read(ctx, sink, id)
+			if err != nil {
+				return err
+			}
+			h.reads.Add(1)
+			if got != title {
+				h.early.Add(1)
+				h.w.t.Errorf("sink %s: row %d is %q behind the barrier; want %q", sink, id, got, title)
+			}
+		}
+	}
+	return nil
+}
+
+// write leaves a row with a title, or deletes it for an empty one.
+func (h *hands) write(ctx context.Context, id int, title string) error {
+	if title == "" {
+		_, err := h.w.db.ExecContext(ctx, "DELETE FROM questions WHERE id = ?", id)
+		return err
+	}
+	_, err := h.w.db.ExecContext(ctx, `INSERT INTO questions (id, slug, title, statement, difficulty, points, settings, author_id) VALUES (?, ?, ?, '', 'easy', 1, '{}', 1)
+		ON DUPLICATE KEY UPDATE title = VALUES(title)`, id, fmt.Sprintf("hand-%d", id), title)
+	return err
+}
+
+// pass waits until the row is said to be visible, by one way of asking or another.
+func (h *hands) pass(ctx context.Context, random *rand.Rand, sink string, id int) error {
+	query := url.Values{}
+	if random.IntN(2) == 0 {
+		var gtids string
+		if err := h.w.db.QueryRowContext(ctx, "SELECT @@GLOBAL.gtid_executed").Scan(&gtids); err != nil {
+			return err
+		}
+		query.Set("gtid", gtids)
+	}
+	table, path := h.w.name+".questions", ""
+	switch random.IntN(3) {
+	case 0:
+		query.Set("wait", "10s")
+		path = fmt.Sprintf("/v1/freshness/%s/%s/%d", sink, table, id)
+	case 1:
+		query.Set("table", table)
+		fallthrough
+	default:
+		query.Set("sink", sink)
+		query.Set("timeout", "10s")
+		path = "/v1/barrier"
+	}
+	for ctx.Err() == nil {
+		door := h.doors[random.IntN(len(h.doors))]()
+		began := time.Now()
+		var answer struct {
+			Visible bool
+			State   string
+		}
+		err := ask(ctx, "http://"+door+path+"?"+query.Encode(), &answer)
+		if err == nil && (answer.Visible || answer.State == "applied") {
+			h.mu.Lock()
+			h.took = append(h.took, time.Since(began))
+			h.mu.Unlock()
+			return nil
+		}
+		if err == nil {
+			h.waited.Add(1)
+			continue
+		}
+		select { // that process is being killed
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}
+
+// ask gets an answer of the API.
+func ask(ctx context.Context, url string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", res.Status, body)
+	}
+	return json.Unmarshal(body, into)
+}
+
+// read is the title that a store has, empty when it has no row.
+func (h *hands) read(ctx context.Context, sink string, id int) (string, error) {
+	if sink == "cache" {
+		title, err := h.cache.HGet(ctx, fmt.Sprintf("%s:questions:%d", h.w.name, id), "title").Result()
+		if errors.Is(err, redis.Nil) {
+			err = nil
+		}
+		return title, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/%s-questions/_doc/%d", h.w.spec.ElasticURL, h.w.name, id), nil)
+	if err != nil {
+		return "", err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	var doc struct {
+		Source struct{ Title string } `json:"_source"`
+	}
+	if res.StatusCode == http.StatusNotFound {
+		return "", nil
+	}
+	return doc.Source.Title, json.NewDecoder(res.Body).Decode(&doc)
+}
+
+// Ten thousand times a row is written, a barrier waited for and the row read from a store,
+// while workers are killed and come back, so that their partitions go to and fro between two
+// processes, and the capture fails over. Not once is it not there.
+func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
+	reads, _ := strconv.ParseInt(os.Getenv("LOCKSTEP_BARRIER_READS"), 10, 64)
+	if reads == 0 {
+		reads = 10_000
+	}
+	w := newWorld(t, 10)
+	h := &hands{w: w, cache: redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})}
+	t.Cleanup(func() { h.cache.Close() })
+	const workers, rows = 48, 10
+	// Those that stay, and beside each of them one that comes and goes.
+	stay := []*process{w.start("sink", "search"), w.start("sink", "cache")}
+	var mu sync.Mutex
+	moving := []*process{w.start("sink", "search"), w.start("sink", "cache"), w.start("capture"), w.start("capture")}
+	args := [][]string{{"sink", "search"}, {"sink", "cache"}, {"capture"}, {"capture"}}
+	for _, p := range stay {
+		h.doors = append(h.doors, func() string { return p.admin })
+	}
+	for i := range moving {
+		h.doors = append(h.doors, func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return moving[i].admin
+		})
+	}
+	w.equal(2 * time.Minute)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute)
+	defer cancel()
+	var all sync.WaitGroup
+	failed := make(chan error, workers)
+	for hand := range workers {
+		all.Go(func() {
+			if err := h.work(ctx, hand, rows, reads); err != nil {
+				failed <- err
+				cancel()
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	kills := map[string]int{}
+	for turn := 0; ; turn++ {
+		select {
+		case <-done:
+		case <-time.After(3*time.Second + time.Duration(random.Int64N(int64(4*time.Second)))):
+			i := turn % len(moving)
+			old := moving[i]
+			if random.IntN(2) == 0 {
+				old.kill()
+			} else {
+				old.stop()
+			}
+			kills[args[i][0]]++
+			started := w.start(args[i]...)
+			mu.Lock()
+			moving[i] = started
+			mu.Unlock()
+			continue
+		}
+		break
+	}
+	close(failed)
+	for err := range failed {
+		t.Error(err)
+	}
+	slices.Sort(h.took)
+	t.Logf("%d reads behind barriers, %d early; %d barriers were not visible within 10s; ends of processes: %v; half of the barriers within %s, the slowest %s",
+		h.reads.Load(), h.early.Load(), h.waited.Load(), kills, h.took[len(h.took)/2].Round(time.Millisecond), h.took[len(h.took)-1].Round(time.Millisecond))
+	if h.reads.Load() < reads || kills["sink"] < 2 || kills["capture"] < 2 {
+		t.Errorf("only %d reads, and %v", h.reads.Load(), kills)
+	}
+	w.equal(2 * time.Minute)
+}
