@@ -24,6 +24,10 @@ type Config struct {
 	// some 300 bytes of memory meanwhile. Raise it, or export and import in parts, when an
 	// export is larger.
 	ImportBytes int64 `yaml:"import_bytes"`
+	// OpenRoute lets whoever can reach the server read GET /v1/route and what is below it
+	// without a token: gateways that hold none. It tells names of tables and sinks, their
+	// state and what a store said last. Default false.
+	OpenRoute bool `yaml:"open_route"`
 }
 
 // Token lets its holder in.

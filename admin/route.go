@@ -46,11 +46,17 @@ type Route struct {
 	// Codes are the problems that it can answer with beside those of every operation.
 	Codes []Code
 
+	// Open routes can be read without a token where Config.OpenRoute says so.
+	Open bool
+
 	// Read answers a request that changes nothing. Stream is one whose answer is of the media
 	// type Gives and is written as it comes.
 	Read   func(context.Context, *Request) (any, error)
 	Stream func(context.Context, *Request, io.Writer) error
 	Gives  string
+	// Watch, if set, answers one that accepts text/event-stream: it says an event with every
+	// change, under an ID that stands for what it says, until ctx ends or say fails.
+	Watch func(ctx context.Context, r *Request, say func(id string, v any) error) error
 	// Act is what a write is called in the audit log, and Write prepares it: it checks
 	// everything, changes nothing and says what is to be done.
 	Act   string
@@ -89,10 +95,11 @@ type Request struct {
 	// Rehearsal is for a write that is to be shown and not done.
 	Rehearsal bool
 
-	body []byte
-	file *os.File // the body of a Bulk route
-	sum  string   // its SHA-256
-	etag string
+	body   []byte
+	file   *os.File // the body of a Bulk route
+	sum    string   // its SHA-256
+	etag   string
+	header http.Header // of the answer
 }
 
 // rehearsed is the parameter of writes that can be rehearsed.
@@ -180,8 +187,13 @@ func (r *Request) Tag(v any) error {
 // tagOf is the ETag of v.
 func tagOf(v any) (string, error) {
 	text, err := json.Marshal(v)
+	return etagOf(text), err
+}
+
+// etagOf is the ETag of a text.
+func etagOf(text []byte) string {
 	sum := sha256.Sum256(text)
-	return `"` + hex.EncodeToString(sum[:8]) + `"`, err
+	return `"` + hex.EncodeToString(sum[:8]) + `"`
 }
 
 // holds reports whether a list of entity tags has this one. A weak one never counts.

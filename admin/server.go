@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,11 +35,14 @@ type Server struct {
 	Metrics *Metrics
 	// ImportBytes is Config.ImportBytes.
 	ImportBytes int64
+	// OpenRoute is Config.OpenRoute.
+	OpenRoute bool
 
 	limits   limits
 	routes   []Route
 	bulk     chan struct{}
 	patience time.Duration // of a test; see stall
+	watchers atomic.Int32
 }
 
 // Metrics of the API.
@@ -68,7 +72,7 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 		if (route.Read == nil && route.Stream == nil) == (route.Write == nil) || route.Read != nil && route.Stream != nil || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
 			panic(fmt.Sprintf("route %s %s must either read by GET or be an act", route.Method, route.Path))
 		}
-		mux.Handle(route.Method+" "+route.Path, s.serve(route.ID, route.limit(), route.Often, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
+		mux.Handle(route.Method+" "+route.Path, s.serve(route, func(ctx context.Context, w http.ResponseWriter, r *Request) error {
 			if err := r.Identity.mayBe(route.role()); err != nil {
 				return err
 			}
@@ -78,10 +82,13 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 			case route.Stream != nil:
 				return s.stream(ctx, w, r, route)
 			}
+			if route.Watch != nil && r.accepts(eventStream) {
+				return s.watch(w, r, route)
+			}
 			return s.read(ctx, w, r, route)
 		}))
 	}
-	none := s.serve("none", timeLimit, false, func(_ context.Context, w http.ResponseWriter, r *Request) error {
+	none := s.serve(Route{ID: "none"}, func(_ context.Context, w http.ResponseWriter, r *Request) error {
 		var said verdict
 		h, _ := mux.Handler(r.Request)
 		if h.ServeHTTP(&said, r.Request); said.code == http.StatusMethodNotAllowed {
@@ -116,7 +123,7 @@ func (v *verdict) WriteHeader(code int)        { v.code = code }
 func (v *verdict) Write(b []byte) (int, error) { return len(b), nil }
 
 // serve does what all requests have in common.
-func (s *Server) serve(operation string, limit time.Duration, often bool, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
+func (s *Server) serve(route Route, do func(context.Context, http.ResponseWriter, *Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		r := &Request{Request: request, ID: request.Header.Get("X-Request-ID")}
 		made := !legalRequestID.MatchString(r.ID)
@@ -127,14 +134,19 @@ func (s *Server) serve(operation string, limit time.Duration, often bool, do fun
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		seen := &status{ResponseWriter: w, code: http.StatusOK}
-		ctx, cancel := context.WithTimeout(request.Context(), limit)
+		ctx, cancel := context.WithTimeout(request.Context(), route.limit())
 		defer cancel()
-		err := s.admit(r, often)
+		if request.ContentLength == 0 {
+			// When it passes, the request counts as given up.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+		}
+		r.header = w.Header()
+		err := s.admit(r, route)
 		if err == nil {
 			err = do(ctx, seen, r)
 		}
 		if cut, ok := errors.AsType[errCut](err); ok {
-			s.Metrics.requests.WithLabelValues(operation, "cut").Inc()
+			s.Metrics.requests.WithLabelValues(route.ID, "cut").Inc()
 			s.Log.Warn("an answer was cut off", "path", r.URL.Path, "who", r.Identity.Name, "request_id", r.ID, "error", cut.error)
 			panic(http.ErrAbortHandler)
 		}
@@ -142,7 +154,7 @@ func (s *Server) serve(operation string, limit time.Duration, often bool, do fun
 			late(w)
 			s.refuse(seen, r, err)
 		}
-		s.Metrics.requests.WithLabelValues(operation, fmt.Sprint(seen.code)).Inc()
+		s.Metrics.requests.WithLabelValues(route.ID, fmt.Sprint(seen.code)).Inc()
 	})
 }
 
@@ -161,10 +173,13 @@ func (w *status) WriteHeader(code int) {
 func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // admit finds out who asks, and whether it is not too often. Those without a right token
-// share one allowance.
-func (s *Server) admit(r *Request, often bool) (err error) {
+// share one allowance. What is open is also for those who send none.
+func (s *Server) admit(r *Request, route Route) (err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
-	if often && err == nil {
+	switch {
+	case route.Open && s.OpenRoute && len(r.Header.Values("Authorization")) == 0:
+		r.Identity, err = Identity{Role: Viewer}, nil
+	case route.Often && err == nil:
 		return nil
 	}
 	if wait := s.limits.take(r.Identity.Name, time.Now()); wait > 0 {
@@ -206,6 +221,7 @@ func send(w http.ResponseWriter, status int, kind string, body []byte) {
 
 func (s *Server) read(ctx context.Context, w http.ResponseWriter, r *Request, route Route) error {
 	answer, err := route.Read(ctx, r)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(timeLimit)) // it may have waited
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/internal/nearest"
 	"lockstep/kafka"
+	"lockstep/route"
 	"lockstep/shape"
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
@@ -63,6 +64,9 @@ type Config struct {
 	Tables []Table `yaml:"tables"`
 	// Worker tunes how changes are handed to the sinks. It holds for all of them.
 	Worker sinks.Config `yaml:"worker"`
+	// Objectives says how late and how wrong a sink may be, table by table, until reads are
+	// sent to MySQL (docs/route.md).
+	Objectives route.Config `yaml:"objectives"`
 	// Admin is the HTTP server for operators.
 	Admin admin.Config `yaml:"admin"`
 	// Log says what is written to standard error.
@@ -112,6 +116,8 @@ type Table struct {
 	Elastic elastic.TableConfig `yaml:"elastic"`
 	// Redis says how rows are kept in sinks of kind redis.
 	Redis redis.TableConfig `yaml:"redis"`
+	// Objectives are limits of these tables in the place of those of all.
+	Objectives route.Override `yaml:"objectives"`
 }
 
 // Log says what is written to standard error.
@@ -130,8 +136,10 @@ func Default() Config {
 		Source: mysql.DefaultConfig(),
 		Kafka:  kafka.DefaultConfig(),
 		Worker: sinks.DefaultConfig(),
-		Admin:  admin.DefaultConfig(),
-		Log:    Log{Level: "info", Format: "text"},
+
+		Objectives: route.DefaultConfig(),
+		Admin:      admin.DefaultConfig(),
+		Log:        Log{Level: "info", Format: "text"},
 	}
 }
 
@@ -141,7 +149,7 @@ func Sections() []any {
 	return []any{
 		elastic.DefaultConfig(),
 		redis.DefaultConfig(),
-		Table{Elastic: elastic.DefaultTableConfig(), Redis: redis.DefaultTableConfig()},
+		Table{Elastic: elastic.DefaultTableConfig(), Redis: redis.DefaultTableConfig(), Objectives: route.DefaultOverride()},
 	}
 }
 
@@ -223,6 +231,14 @@ func (t *Table) shapeFor(sink string) (shape.Config, string) {
 	return t.Shape, "shape"
 }
 
+// ObjectivesOf are those of a table.
+func (c *Config) ObjectivesOf(name cdc.TableName) route.Config {
+	if t, ok := c.MatchTable(name); ok {
+		return c.Objectives.With(t.Objectives)
+	}
+	return c.Objectives
+}
+
 // masks are those of a table.
 func (c *Config) masks(name cdc.TableName) mysql.Masks {
 	if t, ok := c.MatchTable(name); ok {
@@ -300,6 +316,7 @@ func (c *Config) Check() error {
 	if half := c.Kafka.SessionTimeout / 2; c.Worker.StopWithin > half && half > 0 {
 		bad("worker.stop_within: %s is more than half of kafka.session_timeout; use at most %s, or raise the session timeout", c.Worker.StopWithin, half)
 	}
+	errs = append(errs, under("objectives", c.Objectives.Check())...)
 	errs = append(errs, under("admin", c.Admin.Check())...)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		bad("log.level: %q is not known; use debug, info, warn or error (default info)", c.Log.Level)
@@ -362,6 +379,7 @@ func (c *Config) checkTables() []error {
 		}
 		errs = append(errs, under(path+".elastic", t.Elastic.Check())...)
 		errs = append(errs, under(path+".redis", t.Redis.Check())...)
+		errs = append(errs, c.checkObjectives(path+".objectives", t.Objectives)...)
 		errs = append(errs, under(path+".mask", t.Mask.Check(c.Source.MaskSalt != ""))...)
 		errs = append(errs, under(path+".shape", t.Shape.Check())...)
 		for _, sink := range slices.Sorted(maps.Keys(t.Shapes)) {
@@ -409,6 +427,14 @@ func (c *Config) checkTables() []error {
 		}
 	}
 	return errs
+}
+
+// checkObjectives looks at the limits of an entry only when those of all are right.
+func (c *Config) checkObjectives(path string, o route.Override) []error {
+	if c.Objectives.Check() != nil {
+		return nil
+	}
+	return under(path, c.Objectives.CheckOverride(o))
 }
 
 // checkTemplates finds the columns that the templates of an entry name for a sink whose

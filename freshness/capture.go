@@ -167,6 +167,7 @@ func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64, k
 		case !ok:
 		case beat >= 0:
 			c.UpToMicros, c.SkewMicros = w.micros, w.skew
+			maps.Copy(c.Ends, ends)                // so that whoever listens knows when a sink is there
 			for _, older := range a.beats[:beat] { // they say less
 				delete(a.wants, older)
 			}

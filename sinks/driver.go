@@ -446,6 +446,9 @@ func (d *driver) hold(why hold, next time.Time) {
 		return
 	}
 	d.held = !d.held
+	if d.Moved != nil {
+		d.Moved()
+	}
 	if d.held {
 		d.Metrics.held.WithLabelValues(d.Name).Inc()
 		if first, _ := d.holding.add(1); first {

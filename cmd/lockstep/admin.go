@@ -101,7 +101,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 	log := &rareLog{p.newLetterLog()}
 	api := &admin.Server{
 		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
-		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes,
+		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute,
 	}
 	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld})...))
 	a := &adminServer{server: &http.Server{
@@ -126,7 +126,7 @@ func (p *process) routes(log dlq.Log, jobs *dlq.Jobs) []admin.Route {
 	}
 	d := &desk{p, log}
 	fresh := &admin.Freshness{Barrier: p.barrier, Sinks: d.Sinks, Check: p.checkAsk}
-	return slices.Concat([]admin.Route{status}, admin.FreshnessRoutes(fresh), admin.LetterRoutes(d), admin.JobRoutes(d, jobs))
+	return slices.Concat([]admin.Route{status}, admin.FreshnessRoutes(fresh), admin.LetterRoutes(d), admin.JobRoutes(d, jobs), admin.GatewayRoutes(gateways{p}))
 }
 
 // rareLog is a letterLog for who writes now and then: each write has a publisher of its

@@ -179,7 +179,7 @@ func TestAReplayWaitsForTablesAndNotForTheBreakerOfAQuietSink(t *testing.T) {
 		"a flood":          {sinks.Status{Breaker: closed, Tables: table(open, sinks.ByFlood)}, "table d.t is held by flood: no", true},
 		"a flood, no held": {sinks.Status{Breaker: closed, Tables: table(open, "")}, "the breaker of table d.t is open: no answer", true},
 	} {
-		w := &replayWorld{process: &process{}}
+		w := &replayWorld{process: routed()}
 		w.workers.add(worker{name: "search", status: func() sinks.Status { return test.status }})
 		if why, wait := w.heldBy("search", "d.t"); why != test.why || wait != test.wait {
 			t.Errorf("%s: %q, %t", name, why, wait)

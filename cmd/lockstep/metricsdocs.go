@@ -26,6 +26,7 @@ func metricsReference() ([]byte, error) {
 	mysql.NewMetrics(p.registry)
 	newCaptureLeaseMetrics(p.registry)
 	newReplaysLeaseMetrics(p.registry)
+	newConfigMapLeaseMetrics(p.registry)
 	dlq.NewJobMetrics(p.registry)
 	var b bytes.Buffer
 	b.WriteString(`# Metrics

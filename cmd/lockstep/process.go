@@ -26,6 +26,7 @@ import (
 	"lockstep/dlq"
 	"lockstep/freshness"
 	"lockstep/kafka"
+	"lockstep/route"
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
 )
@@ -41,6 +42,8 @@ type process struct {
 	loading  chan struct{} // room for those who read their dead letters
 	workers  workers
 	clock    *mysql.WallClock
+	board    *route.Board
+	restored atomic.Bool // the board knows what was known before
 	started  time.Time
 	id       string // of this run, among the watermarks
 	hub      *freshness.Hub
@@ -73,6 +76,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.registry.MustRegister(&p.workers)
 	p.clock = &mysql.WallClock{Config: cfg.Source, Log: log, Metrics: mysql.NewWallClockMetrics(p.registry)}
 	p.id, p.commits = uuid.NewString(), &mysql.Clock{Config: cfg.Source}
+	p.board = p.newBoard()
 	p.hub = p.newHub()
 	p.barrier = p.newBarrier()
 	return p, nil
@@ -110,11 +114,21 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if err != nil {
 		return err
 	}
+	published, err := a.openConfigMap(cfg)
+	if err != nil {
+		return err
+	}
 	log.Info("lockstep starts", "version", version, "admin", server.addr())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
 	g.Go(func() error { p.clock.Run(ctx); return nil })
 	g.Go(func() error { return p.hub.Run(ctx) })
+	g.Go(func() error { return p.runRoute(ctx) })
+	g.Go(func() error { return p.keepRoute(ctx) })
+	if published != nil {
+		lease := newConfigMapLeaseMetrics(p.registry)
+		g.Go(func() error { return p.runConfigMap(ctx, published, lease) })
+	}
 	if what.capture != nil {
 		g.Go(func() error { return p.standby(ctx, *what.capture) })
 	}

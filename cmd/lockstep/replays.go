@@ -17,6 +17,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/dlq"
 	"lockstep/kafka"
+	"lockstep/route"
 	"lockstep/sinks"
 )
 
@@ -196,6 +197,9 @@ func (t tries) Sweep(context.Context, cdc.TableName, cdc.Version) (int, error) {
 // is held goes on by itself; a store that was away is found to be back by who calls it, so
 // nobody may wait for that.
 func (w *replayWorld) heldBy(sink, table string) (why string, wait bool) {
+	if d := w.board.Decision(route.Place{Sink: sink, Table: table}); d.Stops.Replays {
+		return fmt.Sprintf("table %s is degraded there, so replays wait: %s", table, d.Reason), true
+	}
 	local, ok := w.workers.find(sink)
 	if !ok {
 		return "", false

@@ -22,6 +22,7 @@ import (
 	"lockstep/cdc"
 	"lockstep/config"
 	"lockstep/dlq"
+	"lockstep/route"
 	"lockstep/sinks"
 )
 
@@ -36,6 +37,8 @@ type processStatus struct {
 	Ready         bool         `json:"ready"`
 	Parts         []partStatus `json:"parts"`
 	Sinks         []sinkStatus `json:"sinks"`
+	// Routes are those of the whole pipeline, as this process sees them.
+	Routes []route.Advice `json:"routes"`
 }
 
 // partStatus is a part of the process: capture, or one sink.
@@ -167,7 +170,7 @@ func (p *process) status() processStatus {
 	doing := p.ready.doing()
 	s := processStatus{
 		Version: thisBuild(info).Version, Pipeline: p.cfg.Prefix, Now: time.Now(), UptimeSeconds: time.Since(p.started).Seconds(),
-		Ready: ready, Parts: []partStatus{}, Sinks: p.workers.status(),
+		Ready: ready, Parts: []partStatus{}, Sinks: p.workers.status(), Routes: gateways{p}.all(),
 	}
 	for name, ready := range parts {
 		s.Parts = append(s.Parts, partStatus{name, ready, doing[name]})
@@ -205,6 +208,13 @@ func (s *processStatus) unwell(letters bool) []string {
 			out = append(out, fmt.Sprintf("%s: %d of %d partitions wait", name, k.HeldPartitions, k.Partitions))
 		}
 	}
+	for _, a := range s.Routes {
+		for _, d := range a.Sinks {
+			if d.Read == route.ReadMySQL {
+				out = append(out, fmt.Sprintf("sink %s: table %s is read from MySQL", d.Sink, a.Table))
+			}
+		}
+	}
 	return out
 }
 
@@ -221,6 +231,7 @@ func (s *processStatus) table(w io.Writer) {
 		fmt.Fprintf(w, "%s\t%t\t%s\t\n", p.Name, p.Ready, p.Doing)
 	}
 	if len(s.Sinks) == 0 {
+		s.routes(w)
 		return
 	}
 	fmt.Fprintln(w, "\nSINK\tSTORE\tBREAKER\tPARTITIONS\tHELD\tRETRYING\tCALLS\tWAITING\tAPPLIED UP TO\tDELIVERED UP TO\t")
@@ -239,6 +250,7 @@ func (s *processStatus) table(w io.Writer) {
 				o["applied"], o["stale"], o["duplicate"], o["superseded"], o["filtered"], o["dead"], o["released"], t.Letters)
 		}
 	}
+	s.routes(w)
 	first := true
 	say := func(format string, args ...any) {
 		if first {
@@ -281,6 +293,23 @@ func (s *processStatus) table(w io.Writer) {
 				why = fmt.Sprintf("waits for partitions %v", sweep.WaitsFor)
 			}
 			say("sink %s: table %s is to be swept, %s, since %s", k.Name, sweep.Table, why, s.ago(sweep.Since))
+		}
+	}
+}
+
+// routes writes where tables are to be read.
+func (s *processStatus) routes(w io.Writer) {
+	if len(s.Routes) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nSINK\tTABLE\tSTATE\tREAD FROM\tSHARE\tSINCE\tBECAUSE\t")
+	for _, a := range s.Routes {
+		for _, d := range a.Sinks {
+			read := d.Read
+			if d.DryRun {
+				read += " (dry run)"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d %%\t%s\t%s\t\n", d.Sink, a.Table, d.State, read, d.Share, s.ago(d.Since), d.Why)
 		}
 	}
 }
@@ -371,9 +400,13 @@ The JSON is that of GET /v1/status; docs/operating.md names its fields.
 A process that has tokens (admin.tokens) is asked with the one in --token-file, else in
 $LOCKSTEP_TOKEN, else in the first of those files that can be read.
 
+Where tables are to be read (docs/route.md) is of the whole pipeline, whatever the process
+is.
+
 It exits with 0 when all is well, with 1 when the process cannot be asked, with 2 for a mistake
 in the command line or the configuration, and with 3 when a part is not ready, a breaker is not
-closed, a table is held or a partition waits; with --letters, also when a dead letter is open.`,
+closed, a table is held, a partition waits, or a table is to be read from MySQL; with --letters,
+also when a dead letter is open.`,
 		Example: `  lockstep status -c lockstep.yaml
 
   # another process, again and again

@@ -198,11 +198,13 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
             "stale": 0,
             "superseded": 0
           },
+          "applied_up_to": "T",
           "letters": 0
         }
       ]
     }
-  ]
+  ],
+  "routes": []
 }
 `
 	if diff := cmp.Diff(shape, got.stdout); diff != "" {

@@ -34,7 +34,7 @@ func TestADocumentCountsAsSearchableWhenASearchFindsIt(t *testing.T) {
 		}
 		return m.GetHistogram()
 	}
-	apply(1, 1, time.Time{}.Add(-ahead)) // makes the index; nobody knows when it was committed
+	apply(1, 1, time.Time{}.Add(-ahead))       // makes the index; nobody knows when it was committed
 	never := `{"index.refresh_interval":"-1"}` // by itself
 	if status, res := s.ask(t, http.MethodPut, "/"+s.alias(table)+"/_settings", never); status != http.StatusOK {
 		t.Fatal(res)

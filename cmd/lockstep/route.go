@@ -1,0 +1,231 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/config"
+	"lockstep/freshness"
+	"lockstep/kafka"
+	"lockstep/route"
+	"lockstep/route/configmap"
+)
+
+// sinksOf are the sinks that take a table; none for one that is not captured.
+func (p *process) sinksOf(table string) []string {
+	if !p.captured(tableNamed(table)) {
+		return nil
+	}
+	return p.cfg.SinkNames()
+}
+
+// newBoard judges tables by what the configuration says of each.
+func (p *process) newBoard() *route.Board {
+	return route.NewBoard(func(table string) route.Config { return p.cfg.ObjectivesOf(tableNamed(table)) }, route.NewMetrics(p.registry))
+}
+
+// gateways answers those who ask where to read.
+type gateways struct{ *process }
+
+func (g gateways) Ready() bool              { return g.restored.Load() }
+func (g gateways) Tables() []string         { return g.board.Tables() }
+func (g gateways) Changed() <-chan struct{} { return g.board.Changed() }
+
+func (g gateways) Answer(table string) (route.Advice, bool) {
+	sinks := g.sinksOf(table)
+	return g.board.Answer(time.Now(), table, sinks), len(sinks) > 0
+}
+
+// all is where all tables are to be read.
+func (g gateways) all() []route.Advice {
+	all := []route.Advice{}
+	for _, table := range g.Tables() {
+		if a, ok := g.Answer(table); ok {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// routeLap is how often routes are decided about.
+const routeLap = 100 * time.Millisecond
+
+// runRoute decides where tables are to be read until ctx ends.
+func (p *process) runRoute(ctx context.Context) error {
+	log := p.log.With("part", "route")
+	feed := &route.Feed{Board: p.board, Sinks: p.sinksOf}
+	defer p.hub.Listen(func(r freshness.Record) { feed.Hear(time.Now(), r) })()
+	tick := time.NewTicker(routeLap)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, t := range p.board.Lap(time.Now()) {
+			if !p.restored.Load() || t.Was.State == t.Now.State && t.Was.Share == t.Now.Share {
+				continue
+			}
+			say := log.Info
+			if t.Now.State == route.Degraded {
+				say = log.Warn
+			}
+			say("route", "sink", t.Sink, "table", t.Table, "state", t.Now.State.String(), "was", t.Was.State.String(), "share", t.Now.Share, "cause", string(t.Now.Cause), "reason", t.Now.Reason, "dry_run", t.Now.DryRun)
+		}
+	}
+}
+
+// routeSpec is the topic in which a process finds what was known before it was started:
+// its newest record is all there is to know.
+func (p *process) routeSpec() kafka.TopicSpec {
+	millis := strconv.FormatInt((10 * time.Minute).Milliseconds(), 10)
+	return kafka.TopicSpec{Name: p.cfg.Prefix + ".route", Partitions: 1, Configs: map[string]string{"retention.ms": millis, "segment.ms": millis}}
+}
+
+// keepRoute takes over what was known of the routes before, and saves what is known. Without
+// it tables would begin anew with every start: read from MySQL until they are verified. When
+// Kafka does not take it, it tries again.
+func (p *process) keepRoute(ctx context.Context) error {
+	log, said := p.log.With("part", "route"), false
+	for ctx.Err() == nil {
+		err := p.tryKeepRoute(ctx)
+		if err != nil && ctx.Err() == nil && !said {
+			said = true
+			log.Warn("the routes are not saved, so a process that is started now begins anew; trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return nil
+}
+
+func (p *process) tryKeepRoute(ctx context.Context) error {
+	spec := p.routeSpec()
+	if err := p.kafka.EnsureTopic(ctx, spec); err != nil {
+		return err
+	}
+	if !p.restored.Load() {
+		newest, err := p.kafka.Newest(ctx, spec.Name)
+		if err != nil {
+			return err
+		}
+		for _, r := range newest {
+			if err := p.board.Restore(time.Now(), r.Value); err != nil {
+				p.log.Error("the routes begin anew", "part", "route", "topic", spec.Name, "error", err)
+			}
+		}
+		p.restored.Store(true)
+	}
+	log := p.newLetterLog()
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- log.publisher.Run(running) }()
+	again := time.NewTicker(route.SaveEvery)
+	defer again.Stop()
+	for {
+		changed := p.board.Changed()
+		if err := log.Produce(ctx, kafka.Record{Topic: spec.Name, Value: p.board.Save(time.Now())}); err != nil {
+			stop()
+			return fmt.Errorf("save the routes: %w", firstOf(<-ended, err))
+		}
+		select {
+		case <-ctx.Done():
+			stop()
+			return <-ended
+		case <-changed:
+		case <-again.C:
+		}
+	}
+}
+
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newConfigMapLeaseMetrics(reg prometheus.Registerer) *kafka.LeaseMetrics {
+	return kafka.NewLeaseMetrics(reg, "config_map", "publishes the routes in Kubernetes", "publish the routes")
+}
+
+// openConfigMap is where the routes are published; nil for nowhere.
+func (a *app) openConfigMap(cfg *config.Config) (*configmap.Map, error) {
+	c := cfg.Objectives.ConfigMap
+	if c.Name == "" {
+		return nil, nil
+	}
+	m, err := configmap.InPod(a.env, c.Namespace, c.Name)
+	if err != nil {
+		return nil, fmt.Errorf("objectives.config_map: %w", err)
+	}
+	return m, nil
+}
+
+// runConfigMap publishes the routes in Kubernetes while no other process of the pipeline
+// does.
+func (p *process) runConfigMap(ctx context.Context, m *configmap.Map, metrics *kafka.LeaseMetrics) error {
+	spec := p.routeSpec()
+	err := p.kafka.EnsureTopic(ctx, spec)
+	if err == nil {
+		err = (&kafka.Lease{
+			// No sink has a dot in its name.
+			Client: p.kafka, Group: p.group("route.configmap"), Topic: spec.Name, Metrics: metrics, Log: p.log.With("part", "config map"),
+			Hold: func(ctx context.Context) error { return p.publishRoutes(ctx, m) },
+		}).Run(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("config map: %w", err)
+	}
+	return nil
+}
+
+// routesKey is the key of the ConfigMap.
+const routesKey = "routes.json"
+
+func (p *process) publishRoutes(ctx context.Context, m *configmap.Map) error {
+	failing := false
+	for ctx.Err() == nil {
+		changed, wait := p.board.Changed(), p.cfg.Objectives.ConfigMap.Every
+		if err := p.publishRoute(ctx, m); err != nil && ctx.Err() == nil {
+			if wait = time.Second; !failing {
+				p.log.Warn("the routes are not published in Kubernetes, trying again", "part", "config map", "error", err)
+			}
+			failing, changed = true, nil
+		} else {
+			failing = false
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-time.After(wait):
+		}
+	}
+	return nil
+}
+
+// publishRoute writes what GET /v1/route answers.
+func (p *process) publishRoute(ctx context.Context, m *configmap.Map) error {
+	if !p.restored.Load() {
+		return fmt.Errorf("what they were before this process was started is not known yet")
+	}
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(map[string]any{"tables": gateways{p}.all()}); err != nil {
+		return err
+	}
+	return m.Set(ctx, routesKey, text.String())
+}

@@ -1,0 +1,308 @@
+package route
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Board has the machines of all tables in all sinks of a pipeline. It may be used from
+// several goroutines; the times that it is handed must not go back.
+type Board struct {
+	// config is that of a table.
+	config  func(table string) Config
+	metrics *Metrics
+
+	mu       sync.Mutex
+	machines map[Place]*machine
+	changed  chan struct{}
+}
+
+// Place is a table in a sink.
+type Place struct{ Sink, Table string }
+
+func (p Place) compare(o Place) int {
+	return cmp.Or(cmp.Compare(p.Table, o.Table), cmp.Compare(p.Sink, o.Sink))
+}
+
+type machine struct {
+	*Machine
+	last Decision
+}
+
+// NewBoard makes a board without tables.
+func NewBoard(config func(table string) Config, metrics *Metrics) *Board {
+	return &Board{config: config, metrics: metrics, machines: map[Place]*machine{}, changed: make(chan struct{})}
+}
+
+// at is the machine of a place, a new one if need be.
+func (b *Board) at(now time.Time, p Place) *machine {
+	m := b.machines[p]
+	if m == nil {
+		m = &machine{Machine: NewMachine(b.config(p.Table), now)}
+		m.last = m.Decide(now)
+		b.machines[p] = m
+		b.metrics.show(p, m.last)
+	}
+	return m
+}
+
+// Know makes a table known in a sink of which nothing may ever be heard.
+func (b *Board) Know(now time.Time, p Place) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.at(now, p)
+}
+
+// Capture takes in that the capture was heard.
+func (b *Board) Capture(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, m := range b.machines {
+		m.Capture(now)
+	}
+}
+
+// Hear takes in what a process said of a place at a time, as Machine.Hear does.
+func (b *Board) Hear(at time.Time, p Place, r Report) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.at(at, p).Hear(at, r)
+}
+
+// Verify takes in what the reconciler has found.
+func (b *Board) Verify(now time.Time, p Place, s Sample) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.at(now, p).Verify(s)
+	for _, m := range b.machines {
+		m.Compares(now)
+	}
+}
+
+// Turn is a change of what a reader has to do.
+type Turn struct {
+	Place
+	Was, Now Decision
+}
+
+// Lap decides about every table, and tells of those whose route is another one than before.
+func (b *Board) Lap(now time.Time) (turns []Turn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for p, m := range b.machines {
+		was := m.last
+		m.last = m.Decide(now)
+		if was.tag() != m.last.tag() {
+			turns = append(turns, Turn{p, was, m.last})
+			b.metrics.show(p, m.last)
+			b.metrics.count(p, was, m.last)
+		}
+	}
+	if len(turns) > 0 {
+		close(b.changed)
+		b.changed = make(chan struct{})
+		slices.SortFunc(turns, func(x, y Turn) int { return x.compare(y.Place) })
+	}
+	return turns
+}
+
+// tag is what a reader acts on. What else a decision says may change with every moment.
+func (d Decision) tag() string {
+	return fmt.Sprint(d.State, d.Cause, d.Since.UnixNano(), d.Share, d.Stops, d.DryRun, d.WouldShare)
+}
+
+// Changed is closed with the next change of a route.
+func (b *Board) Changed() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.changed
+}
+
+// Decision is the last one about a place; of one that is not known it is that nothing is
+// known.
+func (b *Board) Decision(p Place) Decision {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.decision(p)
+}
+
+func (b *Board) decision(p Place) Decision {
+	if m := b.machines[p]; m != nil {
+		return m.last
+	}
+	return NewMachine(b.config(p.Table), time.Time{}).Decide(time.Time{})
+}
+
+// Tables are those that are known, by name.
+func (b *Board) Tables() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var names []string
+	for p := range b.machines {
+		names = append(names, p.Table)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Where rows are read.
+const (
+	ReadSink  = "sink"
+	ReadMySQL = "mysql"
+	ReadSplit = "split" // by key
+)
+
+// Direction is where the rows of a table are to be read that a sink has.
+type Direction struct {
+	Sink  string    `json:"sink"`
+	Read  string    `json:"read" doc:"sink, mysql, or split: the keys in the share read from the sink. With the parameter key it is sink or mysql"`
+	Share int       `json:"share" doc:"percentage of the keys that read from the sink: those whose CRC-32 (IEEE), modulo 100, is below it"`
+	State State     `json:"state" doc:"ok, warning or degraded"`
+	Cause Cause     `json:"cause,omitempty" doc:"unheard, unavailable, missing, mismatch, undelivered, late, slow or returning"`
+	Why   string    `json:"reason,omitempty" doc:"one sentence"`
+	Since time.Time `json:"since" doc:"when the state began"`
+	Waits string    `json:"waits,omitempty" doc:"what it waits for until it gets better"`
+	Stops []string  `json:"stops" doc:"what must not be done meanwhile: deletes, repairs, replays"`
+	// DryRun and WouldShare are Decision's.
+	DryRun     bool `json:"dry_run,omitempty" doc:"the state is what it would be: all is read from the sink and nothing stopped all the same"`
+	WouldShare *int `json:"would_share,omitempty" doc:"what share would be without the dry run"`
+
+	tag string
+}
+
+// Advice is where a table is to be read.
+type Advice struct {
+	Table string      `json:"table"`
+	Sinks []Direction `json:"sinks"`
+	// At is when it was given. It may be used until UsableUntil, by the clock of who gives
+	// it, or for so many seconds after it has come; who has none reads from MySQL.
+	At            time.Time `json:"at"`
+	UsableUntil   time.Time `json:"usable_until" doc:"until when it may be used, also when nobody can be asked again; afterwards read from MySQL"`
+	UsableSeconds float64   `json:"usable_seconds" doc:"the same as a time from when it comes"`
+
+	tag string
+}
+
+// Tag changes when a reader has to act otherwise.
+func (a Advice) Tag() string { return a.tag }
+
+// Answer says where a table is to be read that some sinks have.
+func (b *Board) Answer(now time.Time, table string, sinks []string) Advice {
+	ttl := b.config(table).TTL
+	a := Advice{Table: table, Sinks: []Direction{}, At: now.UTC(), UsableUntil: now.Add(ttl).UTC(), UsableSeconds: ttl.Seconds()}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, sink := range sinks {
+		d := b.decision(Place{sink, table})
+		a.Sinks = append(a.Sinks, direction(sink, d))
+		a.tag += a.Sinks[len(a.Sinks)-1].tag
+	}
+	return a
+}
+
+func direction(sink string, d Decision) Direction {
+	out := Direction{
+		Sink: sink, Share: d.Share, State: d.State, Cause: d.Cause, Why: d.Reason, Since: d.Since.UTC(), Waits: d.Waits,
+		Stops: d.Stops.Names(), DryRun: d.DryRun, tag: sink + " " + d.tag() + "\n",
+	}
+	if d.DryRun {
+		out.WouldShare = &d.WouldShare
+	}
+	switch d.Share {
+	case 0:
+		out.Read = ReadMySQL
+	case 100:
+		out.Read = ReadSink
+	default:
+		out.Read = ReadSplit
+	}
+	return out
+}
+
+// Of is the answer for one sink; false when it is not in it.
+func (a Advice) Of(sink string) (Advice, bool) {
+	i := slices.IndexFunc(a.Sinks, func(d Direction) bool { return d.Sink == sink })
+	if i < 0 {
+		return a, false
+	}
+	a.Sinks = a.Sinks[i : i+1]
+	a.tag = a.Sinks[0].tag
+	return a, true
+}
+
+// For is the answer for one key.
+func (a Advice) For(key string) Advice {
+	a.Sinks = slices.Clone(a.Sinks)
+	for i := range a.Sinks {
+		d := &a.Sinks[i]
+		if d.Read = ReadMySQL; Takes(key, d.Share) {
+			d.Read = ReadSink
+		}
+	}
+	return a
+}
+
+// saved is what a board must know after a restart.
+type saved struct {
+	Format int          `json:"format"`
+	At     time.Time    `json:"at"`
+	Places []savedPlace `json:"places"`
+}
+
+type savedPlace struct {
+	Place
+	Saved
+}
+
+const savedFormat = 1
+
+// SaveEvery is how often a board is to be saved when nothing changes.
+const SaveEvery = 5 * time.Second
+
+// savedFor is how old a saved board may be that another one goes on with: for longer nobody
+// can have judged.
+const savedFor = 6 * SaveEvery
+
+// Save is what Restore takes.
+func (b *Board) Save(now time.Time) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := saved{Format: savedFormat, At: now.UTC(), Places: []savedPlace{}}
+	for _, p := range slices.SortedFunc(maps.Keys(b.machines), Place.compare) {
+		all.Places = append(all.Places, savedPlace{p, b.machines[p].Save()})
+	}
+	text, err := json.Marshal(all)
+	if err != nil {
+		panic(err) // it is made of texts, times and numbers
+	}
+	return text
+}
+
+// Restore goes on where another board was. One that was saved too long ago says nothing:
+// its tables begin anew.
+func (b *Board) Restore(now time.Time, text []byte) error {
+	var all saved
+	if err := json.Unmarshal(text, &all); err != nil {
+		return fmt.Errorf("the saved routes: %w", err)
+	}
+	if all.Format != savedFormat {
+		return fmt.Errorf("the saved routes have format %d and this program knows %d; run the same version of lockstep everywhere", all.Format, savedFormat)
+	}
+	if now.Sub(all.At) > savedFor {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range all.Places {
+		m := b.at(now, p.Place)
+		m.Restore(p.Saved, now)
+		m.last = m.Decide(now)
+		b.metrics.show(p.Place, m.last)
+	}
+	return nil
+}

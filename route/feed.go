@@ -1,0 +1,185 @@
+package route
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"lockstep/freshness"
+	"lockstep/sinks"
+)
+
+// Feed tells a board what is said in the topic of watermarks. It is for one goroutine.
+type Feed struct {
+	Board *Board
+	// Sinks are those that take a table; none for one that is not captured.
+	Sinks func(table string) []string
+
+	beats []beat
+	heard map[speaker]said
+}
+
+// beat is what the capture has said: everything that was committed before upTo stands
+// before these ends. Times are by the clock of this process.
+type beat struct {
+	upTo, heard time.Time
+	ends        map[string][]int64 // by table
+	copying     []string
+	requests    int64
+	offset      time.Duration // of this clock before that of the source
+}
+
+// beatsKept bounds how far back a sink that is behind can be told how far.
+const beatsKept = 60
+
+// speaker is a process that has a part of a sink.
+type speaker struct{ sink, process string }
+
+type said struct {
+	at     time.Time
+	record *freshness.Sink
+}
+
+// Hear takes in a record of the topic.
+func (f *Feed) Hear(now time.Time, r freshness.Record) {
+	switch {
+	case r.Capture != nil && r.Capture.UpToMicros > 0:
+		f.capture(now, r.Capture)
+	case r.Sink != nil && r.Sink.Whole:
+		f.sink(now, r.Sink)
+	}
+}
+
+func (f *Feed) capture(now time.Time, c *freshness.Capture) {
+	offset := now.Sub(time.UnixMicro(c.AtMicros)) - micros(c.SkewMicros)
+	f.beats = append(f.beats, beat{
+		upTo: time.UnixMicro(c.UpToMicros).Add(offset), heard: now, ends: c.Ends, copying: c.Copying, requests: c.Requests, offset: offset,
+	})
+	if len(f.beats) > beatsKept {
+		f.beats = slices.Delete(f.beats, 0, len(f.beats)-beatsKept)
+	}
+	for table := range c.Ends {
+		for _, sink := range f.Sinks(table) {
+			f.Board.Know(now, Place{sink, table})
+		}
+	}
+	f.Board.Capture(now)
+	for who, what := range f.heard {
+		if now.Sub(what.at) > time.Minute {
+			delete(f.heard, who) // it is no more
+			continue
+		}
+		f.tell(what)
+	}
+}
+
+func (f *Feed) sink(now time.Time, s *freshness.Sink) {
+	who := speaker{s.Sink, s.Process}
+	if f.heard == nil {
+		f.heard = map[speaker]said{}
+	}
+	if before, known := f.heard[who]; known {
+		for table := range before.record.Tables {
+			if _, has := s.Tables[table]; !has { // it has given it up
+				f.Board.Hear(now, Place{s.Sink, table}, Report{Process: s.Process, Generation: s.Generation, Known: true})
+			}
+		}
+	}
+	what := said{now, s}
+	f.heard[who] = what
+	f.tell(what)
+}
+
+// tell tells the board what a process has said of its tables, in the light of what the
+// capture has.
+func (f *Feed) tell(what said) {
+	for table, t := range what.record.Tables {
+		if slices.Contains(f.Sinks(table), what.record.Sink) {
+			f.Board.Hear(what.at, Place{what.record.Sink, table}, f.report(what.record, table, t))
+		}
+	}
+}
+
+func (f *Feed) report(s *freshness.Sink, table string, t freshness.Table) Report {
+	r := Report{
+		Process: s.Process, Generation: s.Generation, Partitions: slices.Sorted(maps.Keys(t.Partitions)),
+		Changes: int(t.Latency.Count()), P99: time.Duration(t.Latency.Quantile(.99) * float64(time.Second)),
+		Letters: int(t.Letters), Known: len(f.beats) > 0,
+	}
+	r.Down, r.Open = down(s, t)
+	for id, p := range t.Partitions {
+		r.Of = max(r.Of, id+1)
+		r.Known = r.Known && p.Letters >= 0
+	}
+	if len(f.beats) == 0 {
+		return r
+	}
+	last := &f.beats[len(f.beats)-1]
+	r.Of = max(r.Of, len(last.ends[table]))
+	r.Copying = slices.Contains(last.copying, table)
+	if t.Refill > 0 && (last.requests < t.Refill || r.Copying) {
+		r.Down, r.Open = "the store has lost rows of the table, which is copied again", true
+	}
+	r.Behind, r.Lacks = f.behind(table, t)
+	return r
+}
+
+// behind is how late a table is in a process: as late as the capture when everything before
+// its last beat is settled, else since the last beat that is, or the last change.
+func (f *Feed) behind(table string, t freshness.Table) (behind time.Duration, lacks time.Time) {
+	last := len(f.beats) - 1
+	for i := last; i >= 0; i-- {
+		b := &f.beats[i]
+		if !b.settled(table, t) {
+			continue
+		}
+		if i == last {
+			return max(b.heard.Sub(b.upTo), 0), time.Time{}
+		}
+		lacks = b.upTo
+		break
+	}
+	if lacks.IsZero() {
+		lacks = f.beats[0].upTo
+	}
+	if t.AppliedUpToMicros > 0 {
+		if applied := time.UnixMicro(t.AppliedUpToMicros).Add(f.beats[last].offset); applied.After(lacks) {
+			lacks = applied
+		}
+	}
+	return 0, lacks
+}
+
+// settled reports whether a process has settled everything of a table before the beat, in
+// the partitions that it has.
+func (b *beat) settled(table string, t freshness.Table) bool {
+	for id, end := range b.ends[table] {
+		if p, has := t.Partitions[id]; has && p.Settled < end {
+			return false
+		}
+	}
+	return true
+}
+
+// down says why changes of a table do not get on, and whether a breaker does.
+func down(s *freshness.Sink, t freshness.Table) (why string, open bool) {
+	switch {
+	case s.Breaker.State != "" && s.Breaker.State != "closed":
+		return fmt.Sprintf("the breaker of sink %s is %s%s", s.Sink, s.Breaker.State, because(s.Breaker.Reason)), true
+	case t.Breaker.State != "" && t.Breaker.State != "closed":
+		return fmt.Sprintf("the breaker of the table is %s%s", t.Breaker.State, because(t.Breaker.Reason)), true
+	case t.Held != nil:
+		return fmt.Sprintf("its changes wait%s", because(t.Held.Reason)), t.Held.By != sinks.ByStore
+	}
+	return "", false
+}
+
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return ": " + reason
+}
+
+func micros(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
