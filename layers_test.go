@@ -22,10 +22,11 @@ var imports = map[string][]string{
 	"sinks/elastic":   {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
+	"reconcile":       {"cdc", "kafka", "sinks"},
 	"audit":           {"kafka"},
 	"admin":           {"kafka", "dlq", "audit"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "audit", "admin", "config", "internal/nearest"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "reconcile", "audit", "admin", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.

@@ -200,7 +200,9 @@ func (c *Checker) see(ctx context.Context, suspects []*suspect) ([]*sight, error
 			return nil, err
 		}
 		for _, i := range differ {
-			sights[i].letter = letters[string(suspects[i].key)]
+			if text, err := cdc.KeyText(suspects[i].key); err == nil {
+				sights[i].letter = letters[text]
+			}
 		}
 		c.read(ctx, suspects, changes, sights, differ)
 	}
@@ -362,6 +364,11 @@ func (c *Checker) named(ctx context.Context, suspects []*suspect, seen []*sight)
 func (c *Checker) confirm(ctx context.Context, suspects []*suspect, sights []*sight) error {
 	if len(suspects) == 0 {
 		return nil
+	}
+	if same, err := c.Source.Same(); err != nil {
+		return err
+	} else if !same { // what was read lacks columns that the documents have, or the other way round
+		return ErrAltered
 	}
 	table := c.table()
 	var ask [][]byte

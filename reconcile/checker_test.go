@@ -42,6 +42,7 @@ type stage struct {
 	between func(step string)
 	lost    map[string]bool // keys whose changes the store loses
 
+	altered  bool
 	findings []Finding
 	unclear  []string
 }
@@ -118,6 +119,7 @@ func (s *stage) Executed() (string, error) {
 }
 
 func (s *stage) Table() (cdc.Table, uint32) { return table, 1 }
+func (s *stage) Same() (bool, error)        { return !s.altered, nil }
 func (s *stage) Busy() (string, error)      { return "", nil }
 func (s *stage) Close()                     {}
 
@@ -289,7 +291,7 @@ func TestEachKindOfFaultGetsItsName(t *testing.T) {
 		"a key of another type": {func(s *stage) { s.docs[`{"id":1}`] = sinks.Stored{Problem: "WRONGTYPE", Foreign: true} },
 			`{"id":1} tampered`},
 		"a row that is gone is there": {func(s *stage) { s.docs[`{"id":2}`] = sinks.Stored{Version: 3, Document: rowOf(2, "x")} }, `{"id":2} orphan`},
-		"an open letter tells why":    {func(s *stage) { delete(s.docs, `{"id":1}`); s.letters[`{"id":1}`] = "l1" }, `{"id":1} missing letter l1`},
+		"an open letter tells why":    {func(s *stage) { delete(s.docs, `{"id":1}`); s.letters["1"] = "l1" }, `{"id":1} missing letter l1`},
 		"the store does not tell":     {func(s *stage) { s.docs[`{"id":1}`] = sinks.Stored{Problem: "it hides"} }, `{"id":1}: it hides`},
 		"the log is cut": {func(s *stage) {
 			s.docs[`{"id":1}`] = sinks.Stored{Version: 1, Document: rowOf(1, "a")}
@@ -436,6 +438,22 @@ func TestOnlyWhatIsLostIsReportedWhateverHappensMeanwhile(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestNothingIsSaidOfATableThatWasAlteredMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.write(1, "a")
+		s.all()
+		delete(s.docs, `{"id":1}`)
+		s.altered = true
+		more := make(chan *suspect)
+		close(more)
+		err := s.checker().Check(t.Context(), &suspect{key: keyOf(1)}, more, func(int) {})
+		if !errors.Is(err, ErrAltered) || len(s.findings) > 0 {
+			t.Errorf("it ends with %v and says %q", err, s.said())
+		}
+	})
 }
 
 func TestAnErrorOfAFunctionEndsTheCheck(t *testing.T) {

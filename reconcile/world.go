@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -23,10 +24,15 @@ type Source interface {
 	Executed() (string, error)
 	// Table is the table as it was when the reader was opened, and Layout that of its rows.
 	Table() (table cdc.Table, layout uint32)
+	// Same reports whether the columns of the table are still those.
+	Same() (bool, error)
 	// Busy says why the source should be left alone now; empty when nothing does.
 	Busy() (string, error)
 	Close()
 }
+
+// ErrAltered says that the columns of a table have changed while it was compared.
+var ErrAltered = errors.New("the table was altered while it was compared; compare it again")
 
 // Log is where the changes of a table begin or end: an offset for each partition.
 type Log map[int]int64
@@ -48,7 +54,8 @@ type World struct {
 	// Newest finds the newest version that the log has of each row, by key; it has none of
 	// those that are left out.
 	Newest func(ctx context.Context, table cdc.TableName, keys [][]byte) (map[string]cdc.Version, error)
-	// Letters gives the IDs of the open dead letters of a table in a sink, by key.
+	// Letters gives the IDs of the open dead letters of a table in a sink, by the text of
+	// the key (cdc.KeyText).
 	Letters func(ctx context.Context, sink string, table cdc.TableName) (map[string]string, error)
 	// Reread has the rows with these keys read again and written by the normal way, and
 	// returns when they are in the log.

@@ -24,6 +24,7 @@ type RowReader struct {
 	in   *tableIn
 	// threads is the limit of Busy.
 	threads int
+	policy  policy
 
 	key, row []byte
 	values   []any
@@ -46,17 +47,29 @@ func OpenRows(ctx context.Context, cfg Config, t cdc.TableName, where string) (*
 	}
 	switch {
 	case errors.Is(err, cdc.ErrNoTable):
-		return &RowReader{table: cdc.Table{Name: t}, conn: conn, done: done, threads: cfg.Snapshot.MaxThreadsRunning}, nil
+		return &RowReader{table: cdc.Table{Name: t}, conn: conn, done: done, threads: cfg.Snapshot.MaxThreadsRunning, policy: cfg.policy()}, nil
 	case err != nil:
 		done()
 		return nil, err
 	}
-	return &RowReader{table: l.describe(), layout: l.print, conn: conn, done: done, in: newTableIn(l, where), threads: cfg.Snapshot.MaxThreadsRunning, values: make([]any, len(l.columns))}, nil
+	return &RowReader{table: l.describe(), layout: l.print, conn: conn, done: done, in: newTableIn(l, where), threads: cfg.Snapshot.MaxThreadsRunning, policy: cfg.policy(), values: make([]any, len(l.columns))}, nil
 }
 
 // Table is the table as it was when the reader was opened, without columns when there was
 // none, and the layout of a Change of its rows.
 func (r *RowReader) Table() (cdc.Table, uint32) { return r.table, r.layout }
+
+// Same reports whether the columns of the table are those that the reader reads.
+func (r *RowReader) Same() (bool, error) {
+	l, err := tableLayout(r.conn, r.table.Name, r.policy)
+	switch {
+	case errors.Is(err, cdc.ErrNoTable):
+		return r.in == nil, nil
+	case err != nil:
+		return false, err
+	}
+	return l.print == r.layout, nil
+}
 
 // Close ends the connection.
 func (r *RowReader) Close() { r.done() }
