@@ -22,6 +22,7 @@ var imports = map[string][]string{
 	"sinks/elastic":   {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
+	"reconcile":       {"cdc", "kafka", "sinks"},
 	"freshness":       {"cdc", "kafka", "sinks", "dlq"},
 	"route":           {"freshness", "sinks"},
 	"route/configmap": {},
@@ -29,7 +30,7 @@ var imports = map[string][]string{
 	"admin":           {"kafka", "dlq", "freshness", "route", "audit"},
 	"client":          {}, // for other programs
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "route", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "reconcile", "freshness", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.

@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -228,11 +226,11 @@ func TestLettersCloseWhenAnOperatorPutsAnIndexThatFitsBehindTheAlias(t *testing.
 
 	alias := w.name + "-questions"
 	var was map[string]struct{ Mappings map[string]any }
-	w.elastic(http.MethodGet, "/"+alias+"/_mapping", nil, &was)
+	w.elasticJSON(http.MethodGet, "/"+alias+"/_mapping", nil, &was)
 	mapping := was[alias+"-000001"].Mappings
 	mapping["properties"].(map[string]any)["code"] = map[string]any{"type": "keyword"}
-	w.elastic(http.MethodPut, "/"+alias+"-000002", map[string]any{"mappings": mapping}, nil)
-	w.elastic(http.MethodPost, "/_aliases", map[string]any{"actions": []any{
+	w.elasticJSON(http.MethodPut, "/"+alias+"-000002", map[string]any{"mappings": mapping}, nil)
+	w.elasticJSON(http.MethodPost, "/_aliases", map[string]any{"actions": []any{
 		map[string]any{"remove": map[string]any{"index": alias + "-000001", "alias": alias}},
 		map[string]any{"add": map[string]any{"index": alias + "-000002", "alias": alias, "is_write_index": true}},
 	}}, nil)
@@ -253,29 +251,17 @@ func TestLettersCloseWhenAnOperatorPutsAnIndexThatFitsBehindTheAlias(t *testing.
 	p.stop()
 }
 
-// elastic makes a request that is to succeed, as an operator would.
-func (w *world) elastic(method, path string, body, into any) {
+// elasticJSON makes a request that is to succeed, as an operator would.
+func (w *world) elasticJSON(method, path string, body, into any) {
 	w.t.Helper()
-	var text bytes.Buffer
+	var text []byte
+	var err error
 	if body != nil {
-		if err := json.NewEncoder(&text).Encode(body); err != nil {
+		if text, err = json.Marshal(body); err != nil {
 			w.t.Fatal(err)
 		}
 	}
-	req, err := http.NewRequestWithContext(w.t.Context(), method, w.spec.ElasticURL+path, &text)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		w.t.Fatalf("%s %s: %s, %v\n%s", method, path, res.Status, err, answer)
-	}
+	answer := w.elastic(method, path, string(text))
 	if into != nil {
 		w.decode(into, answer)
 	}
