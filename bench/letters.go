@@ -26,7 +26,7 @@ func (b *bench) measureLetters(ctx context.Context) error {
 	if _, err := b.db.ExecContext(ctx, fmt.Sprintf(createTable, database+"."+lettered)); err != nil {
 		return fmt.Errorf("create table %s: %w", lettered, err)
 	}
-	if err := insertRows(ctx, b.db, lettered, 1, 1); err != nil {
+	if err := insertRows(ctx, b.db, lettered, firstRow, firstRow); err != nil {
 		return err
 	}
 	p, err := b.pipeline(lettered)
@@ -46,7 +46,7 @@ func (b *bench) measureLetters(ctx context.Context) error {
 	if err := b.writeLetters(ctx, p); err != nil {
 		return err
 	}
-	if err := insertRows(ctx, b.db, lettered, 2, lateRows); err != nil {
+	if err := insertRows(ctx, b.db, lettered, firstRow+1, lateRows); err != nil {
 		return err
 	}
 	b.say("letters: lockstep starts")
@@ -58,7 +58,7 @@ func (b *bench) measureLetters(ctx context.Context) error {
 		return err
 	}
 	b.add("letters.first_row", time.Since(c.started).Seconds(), "s")
-	if _, err := c.await(ctx, "all rows are in Redis", func(m metrics) bool { return m.settled(cache) == lateRows-1 }); err != nil {
+	if _, err := c.await(ctx, "all rows are in Redis", func(m metrics) bool { return m.settled(cache) == lateRows-firstRow }); err != nil {
 		return err
 	}
 	b.add("letters.all_rows", time.Since(c.started).Seconds(), "s")
