@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,8 +49,8 @@ func (*fetchResponse) ApiKey() protocol.ApiKey { return protocol.Fetch }
 // From here on the library's own Client.Fetch, which nothing uses, would not know the answer.
 func init() { protocol.Register(&fetchapi.Request{}, &fetchResponse{}) }
 
-// fewRecords is room for the records of a usual answer.
-const fewRecords = 256
+// leastRecord is how many bytes a record has at least.
+const leastRecord = 7
 
 // Bits of a batch's attributes.
 const (
@@ -66,7 +67,6 @@ func (f *fetched) readAll(batches []byte, topic string, partition int) error {
 	if len(batches) == 0 {
 		return nil
 	}
-	f.records = make([]Record, 0, min(max(0, f.end-f.next), fewRecords))
 	be := binary.BigEndian
 	for first := true; len(batches) > 0; first = false {
 		whole := len(batches) >= atRecords-sizeLen
@@ -133,6 +133,7 @@ func (f *fetched) read(b []byte, topic string, partition int) error {
 		}
 		r.rest = into.Bytes()
 	}
+	f.records = slices.Grow(f.records, max(min(count, len(r.rest)/leastRecord), 0))
 	var like []cdc.Header
 	for range count {
 		rec := Record{Topic: topic, Partition: partition}

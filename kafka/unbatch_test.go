@@ -141,7 +141,7 @@ func TestABatchThatIsMadeWrongIsRefused(t *testing.T) {
 	if got, _, err := unpack(seal(append(append([]byte(nil), whole...), 0)), 0); err == nil {
 		t.Fatalf("a batch with a byte too much is read as %v", got)
 	}
-	for i := atRecords - sizeLen; i < len(whole); i++ { // whatever it is, it does not panic
+	for i := atAttributes - sizeLen; i < len(whole); i++ { // whatever it is, it does not panic
 		for bit := range 8 {
 			b := append([]byte(nil), whole...)
 			b[i] ^= 1 << bit
