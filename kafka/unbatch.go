@@ -101,7 +101,7 @@ func (f *fetched) read(b []byte, topic string, partition int) error {
 		return fmt.Errorf("it has message format %d, and only 2 is read", magic)
 	}
 	if sum, is := be.Uint32(b[atCRC-sizeLen:]), crc32.Checksum(b[atAttributes-sizeLen:], castagnoli); sum != is {
-		return fmt.Errorf("it is damaged: its checksum is %08x and should be %08x", is, sum)
+		return fmt.Errorf("it is damaged: its checksum is %08x and should be %08x; let another replica of the partition lead it, or mend the broker's disk", is, sum)
 	}
 	base, attributes := int64(be.Uint64(b)), be.Uint16(b[atAttributes-sizeLen:])
 	// Compaction and transactions leave offsets without a record.
