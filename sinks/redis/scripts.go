@@ -49,19 +49,22 @@ local stored = live` + remembered
 	jsonVersion = `local stored = string.match(redis.call('GETRANGE', KEYS[1], -48, -1), ',"_lockstep":{"v":(%d+)}}$')` + remembered
 
 	// A row of ours mostly has the fields that it had, and is written over. If it has more
-	// afterwards, columns are NULL now or lost, and it is made anew so that they vanish. unpack
+	// with those that are new, columns are NULL now or lost, and it is made anew so that they
+	// vanish. What the user may not do is found out before anything is written. unpack
 	// is limited by Lua's stack, so a wide row goes in pieces; 1000 keeps field and value
 	// together.
 	writeHash = `
 local function write()
+	local new = 0
 	for i = 2, #ARGV, 1000 do
-		redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+		new = new + redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV)))
 	end
+	return new
 end
 if live then
-	write()
-	if redis.call('HLEN', KEYS[1]) == (#ARGV - 1) / 2 then
-		redis.call('PERSIST', KEYS[1])
+	local fields = redis.call('HLEN', KEYS[1])
+	redis.call('PERSIST', KEYS[1])
+	if fields + write() == (#ARGV - 1) / 2 then
 		return 0
 	end
 end
