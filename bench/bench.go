@@ -288,7 +288,7 @@ func freeAddress() (string, error) {
 // is saved, and topics, index and groups are there before anything is measured.
 func (b *bench) firstStart(ctx context.Context) error {
 	b.say("first start of lockstep, with one row")
-	if err := insertRows(ctx, b.db, backlog, 1, 1); err != nil {
+	if err := insertRows(ctx, b.db, backlog, firstRow, firstRow); err != nil {
 		return err
 	}
 	p, err := b.pipeline(backlog)

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os/exec"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync/atomic"
+	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/tidwall/gjson"
@@ -29,17 +33,22 @@ func (b *bench) measureCache(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	row := bytes.Clone(b.docs.row(0))
 	b.docs = nil
 	debug.FreeOSMemory()
 	if n, err := b.unlink(ctx, bareKeys+"*"); err != nil || n != b.inserts() {
 		return fmt.Errorf("the bare loop left %d keys in Redis, want %d (%w)", n, b.inserts(), err)
 	}
 
-	b.say("cache: lockstep drains the topic")
 	p, err := b.pipeline(backlog)
 	if err != nil {
 		return err
 	}
+	peer, err := b.redisBenchmark(ctx, row)
+	if err != nil {
+		return err
+	}
+	b.say("cache: lockstep drains the topic")
 	d, err := b.drainSink(ctx, p, cache)
 	if err != nil {
 		return err
@@ -48,7 +57,67 @@ func (b *bench) measureCache(ctx context.Context) error {
 		return fmt.Errorf("there were %d keys in Redis, want %d (%w)", n, b.inserts()+1, err)
 	}
 	b.reportSink(cache, "ops", d, bare)
+	if peer.operations > 0 {
+		sent := float64(b.rows - d.metrics.outcome(cache, "superseded"))
+		b.beside(cache+".ops_beside_redis_benchmark", sent/d.took.Seconds(), "ops/s", float64(peer.operations)/peer.took.Seconds())
+		b.beside(cache+".cpu_per_op_beside_redis_benchmark", d.usage.CPU/sent*1e6, "CPU us", peer.cpu/float64(peer.operations)*1e6)
+		b.beside(cache+".store_cpu_per_op_beside_redis_benchmark", d.storeCPU/sent*1e6, "CPU us", peer.storeCPU/float64(peer.operations)*1e6)
+	}
 	return nil
+}
+
+// redisBenchmark lets the redis-benchmark of the native servers pipeline the script that lockstep
+// calls, with a row of the backlog under keys that are all new. It did nothing where there is
+// none.
+func (b *bench) redisBenchmark(ctx context.Context, row []byte) (did bareLoop, err error) {
+	const find = `set -euo pipefail
+ROOT=$PWD HERE=$PWD/deploy/local
+. "$HERE/lib.sh"; . "$HERE/native.sh"
+[[ -e $CACHE/debian-bookworm/usr/bin/redis-benchmark ]]
+suite_run "$CACHE/debian-bookworm" usr/bin/redis-benchmark
+printf '%s\0' "${run[@]}"`
+	out, err := exec.CommandContext(ctx, "bash", "-c", find).Output()
+	if err != nil {
+		b.say("cache: redis-benchmark is not here, so it is left out; deploy/local/servers up redis installs it without containers")
+		return did, nil
+	}
+	words := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
+	digest, err := b.redis.ScriptLoad(ctx, redis.UpsertScript(redis.ModeHash)).Result()
+	if err != nil {
+		return did, fmt.Errorf("load the script: %w", err)
+	}
+	host, port, _ := strings.Cut(b.servers.redis.Addr, ":")
+	keys := b.name + ":redis-benchmark:"
+	const random = "__rand_int__"
+	words = append(words, "-h", host, "-p", port, "-q", "-n", strconv.Itoa(b.rows), "-r", "2000000000", "-P", "100", "-c", "4",
+		"evalsha", digest, "2", keys+random, "lockstep:t:{"+keys+random+"}", "1000000000", "_lockstep_v", "1000000000")
+	gjson.ParseBytes(row).ForEach(func(name, value gjson.Result) bool {
+		words = append(words, name.Str, value.String())
+		return true
+	})
+	b.say("cache: redis-benchmark pipelines the same script")
+	before, err := b.storeCPU(ctx, cache)
+	if err != nil {
+		return did, err
+	}
+	run := exec.CommandContext(ctx, words[0], words[1:]...)
+	var said bytes.Buffer
+	run.Stdout, run.Stderr = &said, &said
+	began := time.Now()
+	if err := run.Run(); err != nil {
+		return did, fmt.Errorf("redis-benchmark: %w: %.300s", err, said.String())
+	}
+	did = bareLoop{operations: b.rows, took: time.Since(began), cpu: (run.ProcessState.UserTime() + run.ProcessState.SystemTime()).Seconds()}
+	after, err := b.storeCPU(ctx, cache)
+	if err != nil {
+		return did, err
+	}
+	did.storeCPU = after - before
+	// By chance a few keys are the same.
+	if n, err := b.unlink(ctx, keys+"*"); err != nil || n < b.rows*999/1000 {
+		return did, fmt.Errorf("redis-benchmark left %d keys in Redis, want %d (%w): %.300s", n, b.rows, err, said.String())
+	}
+	return did, nil
 }
 
 // scriptLoop calls the script that lockstep calls for every row, as fast as Redis takes them. What is

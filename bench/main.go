@@ -28,7 +28,8 @@ Measures bin/lockstep (make build) on the local servers (make up):
   search   lockstep sink into a fresh Elasticsearch index
            beside a bare loop of _bulk requests with the same documents
   cache    lockstep sink into Redis
-           beside a bare loop of pipelined scripts with the same rows
+           beside a bare loop of pipelined scripts with the same rows, and
+           beside redis-benchmark, which pipelines the same script
   latency  from commit to applied in each sink: 1,000 rows/s in transactions of four,
            and 300 transactions/s of one row (single)
            beside the time until a bare go-mysql reader has the event

@@ -83,7 +83,7 @@ func (b *bench) comparePeers(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := errors.Join(insertRows(ctx, b.db, backlog, 1, 1), insertRows(ctx, b.db, live, 1, liveRows)); err != nil {
+	if err := errors.Join(insertRows(ctx, b.db, backlog, firstRow, firstRow), insertRows(ctx, b.db, live, 1, liveRows)); err != nil {
 		return err
 	}
 	peers := []peer{{"lockstep", b.lockstepTopic, b.startLockstep}, debezium}

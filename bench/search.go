@@ -71,7 +71,7 @@ func (b *bench) measureSearch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bare = bareLoop{bare.operations + second.operations, bare.took + second.took, bare.cpu + second.cpu}
+	bare = bareLoop{operations: bare.operations + second.operations, took: bare.took + second.took, cpu: bare.cpu + second.cpu}
 	if err := errors.Join(b.wantDocuments(ctx, p.index, b.inserts()+1), b.wantDocuments(ctx, bareIndex, b.inserts())); err != nil {
 		return err
 	}
@@ -84,6 +84,7 @@ type bareLoop struct {
 	operations int
 	took       time.Duration
 	cpu        float64
+	storeCPU   float64 // where it was measured
 }
 
 // measure times a loop of this process.
@@ -98,7 +99,7 @@ func measure(operations int, loop func() error) (bareLoop, error) {
 	}
 	took := time.Since(began)
 	after, err := usageNow(os.Getpid())
-	return bareLoop{operations, took, after.CPU - before.CPU}, err
+	return bareLoop{operations: operations, took: took, cpu: after.CPU - before.CPU}, err
 }
 
 // drainSink runs a sink until every row change has come to an end in it.

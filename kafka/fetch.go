@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"math"
 	"time"
-	"unsafe"
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-
-	"lockstep/cdc"
+	fetchapi "github.com/segmentio/kafka-go/protocol/fetch"
 )
 
 // ErrDataLost is wrapped when records that should be read are not in Kafka any
@@ -20,9 +18,6 @@ var ErrDataLost = errors.New("records are gone from Kafka")
 
 // fetchWait is how long a broker holds a fetch when it has nothing to give.
 const fetchWait = 500 * time.Millisecond
-
-// fewRecords is room for the records of a usual answer.
-const fewRecords = 256
 
 // fetched is the answer to one fetch.
 type fetched struct {
@@ -35,96 +30,59 @@ type fetched struct {
 // the answer of a partition without news, after wait; next may move all the same, over
 // offsets that compaction or a transaction has left empty.
 func (c *Client) fetch(ctx context.Context, topic string, partition int, offset int64, maxBytes int, wait time.Duration) (fetched, error) {
-	res, err := c.api.Fetch(ctx, &kafkago.FetchRequest{
-		Topic: topic, Partition: partition, Offset: offset,
-		MinBytes: 1, MaxBytes: int64(maxBytes), MaxWait: wait,
-	})
+	a := &ask{topicPartition: topicPartition{topic, partition}, offset: offset, most: maxBytes}
+	res, err := c.fetchAll(ctx, []*ask{a}, wait)
 	if err != nil {
 		return fetched{}, err
 	}
-	if res.Error != nil {
-		return fetched{}, res.Error
+	if a.answer = res.of(a.topicPartition); a.answer == nil {
+		return fetched{}, protocol.ErrNoPartition
 	}
-	f := fetched{next: offset, start: res.LogStartOffset, end: res.HighWatermark}
-	return f, f.readAll(res.Records, topic, partition)
+	return a.fetched()
 }
 
-// readAll takes the records of an answer.
-func (f *fetched) readAll(records protocol.RecordReader, topic string, partition int) error {
-	if f.next < f.start { // some brokers answer with what they have
-		return kafkago.OffsetOutOfRange
+// fetchAll asks one broker, once.
+func (c *Client) fetchAll(ctx context.Context, asks []*ask, wait time.Duration) (*fetchResponse, error) {
+	req := &fetchapi.Request{ReplicaID: -1, MinBytes: 1, SessionID: -1, SessionEpoch: -1}
+	most := 0
+	byTopic(asks, (*ask).at, func(topic string, some []*ask) {
+		t := fetchapi.RequestTopic{Topic: topic}
+		for _, a := range some {
+			most += a.most
+			t.Partitions = append(t.Partitions, fetchapi.RequestPartition{
+				Partition: int32(a.id), CurrentLeaderEpoch: -1, FetchOffset: a.offset, LogStartOffset: -1, PartitionMaxBytes: int32(a.most),
+			})
+		}
+		req.Topics = append(req.Topics, t)
+	})
+	req.MaxBytes = int32(min(most, math.MaxInt32))
+	req.MaxWaitTime = int32(max(wait, time.Millisecond) / time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	m, err := c.transport.RoundTrip(ctx, c.api.Addr, req)
+	if err != nil {
+		return nil, err
 	}
-	stream, ok := records.(*protocol.RecordStream)
+	res, ok := m.(*fetchResponse)
 	if !ok {
-		return nil
+		return nil, fmt.Errorf("a fetch was answered with a %T", m)
 	}
-	f.records = make([]Record, 0, min(max(0, f.end-f.next), fewRecords))
-	for _, b := range stream.Records {
-		if err := f.read(b, topic, partition); err != nil {
-			return err
+	if res.ErrorCode != 0 {
+		return nil, kafkago.Error(res.ErrorCode)
+	}
+	return res, nil
+}
+
+// of is what an answer says of a partition, or nil.
+func (r *fetchResponse) of(at topicPartition) *fetchPartition {
+	for i := range r.Topics {
+		for j := range r.Topics[i].Partitions {
+			if p := &r.Topics[i].Partitions[j]; r.Topics[i].Topic == at.topic && int(p.Partition) == at.id {
+				return p
+			}
 		}
 	}
 	return nil
-}
-
-// read takes the records of one batch.
-func (f *fetched) read(b protocol.RecordReader, topic string, partition int) error {
-	_, control := b.(*protocol.ControlBatch)
-	empty := true
-	for {
-		r, err := b.ReadRecord()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("read batch: %w", err)
-		}
-		empty = false
-		if r.Offset < f.next || control {
-			release(r)
-			f.next = max(f.next, r.Offset+1)
-			continue
-		}
-		rec, err := record(r, topic, partition)
-		if err != nil {
-			return fmt.Errorf("read offset %d: %w", r.Offset, err)
-		}
-		f.records = append(f.records, rec)
-		f.next = r.Offset + 1
-	}
-	// Compaction can leave a batch without records, whose last offset the library
-	// does not tell. Its first is behind us or is the next one.
-	if batch, ok := b.(*protocol.RecordBatch); ok && empty {
-		f.next = max(f.next, batch.BaseOffset) + 1
-	}
-	return nil
-}
-
-func release(r *protocol.Record) {
-	if r.Key != nil {
-		r.Key.Close()
-	}
-	if r.Value != nil {
-		r.Value.Close()
-	}
-}
-
-// A header of the library's is one of ours.
-var _ = cdc.Header(protocol.Header{})
-
-func record(r *protocol.Record, topic string, partition int) (Record, error) {
-	defer release(r)
-	key, err := protocol.ReadAll(r.Key)
-	if err != nil {
-		return Record{}, err
-	}
-	value, err := protocol.ReadAll(r.Value)
-	if err != nil {
-		return Record{}, err
-	}
-	rec := Record{Topic: topic, Partition: partition, Offset: r.Offset, Time: r.Time, Key: key, Value: value}
-	rec.Headers = *(*[]cdc.Header)(unsafe.Pointer(&r.Headers)) // by another name
-	return rec, nil
 }
 
 // bounds asks for the first offset of a partition and the one after its last.

@@ -2,14 +2,12 @@ package kafka
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"slices"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-	fetchapi "github.com/segmentio/kafka-go/protocol/fetch"
 )
 
 // poller fetches for the partitions of one member of a group, many with one request.
@@ -31,7 +29,7 @@ type ask struct {
 	until  time.Time
 
 	done   chan struct{} // closed when what follows is set
-	answer *fetchapi.ResponsePartition
+	answer *fetchPartition
 	err    error
 }
 
@@ -57,7 +55,7 @@ func (p *poller) fetch(ctx context.Context, topic string, partition int, offset 
 	return a.fetched()
 }
 
-func (a *ask) end(answer *fetchapi.ResponsePartition, err error) {
+func (a *ask) end(answer *fetchPartition, err error) {
 	a.answer, a.err = answer, err
 	close(a.done)
 }
@@ -72,7 +70,7 @@ func (a *ask) fetched() (fetched, error) {
 	if a.answer.ErrorCode != 0 {
 		return f, kafkago.Error(a.answer.ErrorCode)
 	}
-	return f, f.readAll(a.answer.RecordSet.Records, a.topic, a.id)
+	return f, f.readAll(a.answer.Batches, a.topic, a.id)
 }
 
 func (p *poller) send(asks []*ask) {
@@ -89,11 +87,15 @@ func (a *ask) at() topicPartition { return a.topicPartition }
 
 // request asks one broker, once.
 func (p *poller) request(asks []*ask) {
-	res, err := p.roundTrip(asks)
+	wait := fetchWait
+	for _, a := range asks {
+		wait = min(wait, time.Until(a.until))
+	}
+	res, err := p.client.fetchAll(p.ctx, asks, wait)
 	if err != nil {
 		p.leaders.forget()
 	}
-	answers := make(map[topicPartition]*fetchapi.ResponsePartition, len(asks))
+	answers := make(map[topicPartition]*fetchPartition, len(asks))
 	if err == nil {
 		for i := range res.Topics {
 			t := &res.Topics[i]
@@ -125,38 +127,6 @@ func (p *poller) request(asks []*ask) {
 }
 
 // silent reports whether an answer has nothing to tell.
-func silent(a *ask, answer *fetchapi.ResponsePartition) bool {
-	return answer.ErrorCode == 0 && answer.RecordSet.Records == nil && answer.LogStartOffset <= a.offset
-}
-
-func (p *poller) roundTrip(asks []*ask) (*fetchapi.Response, error) {
-	req := &fetchapi.Request{ReplicaID: -1, MinBytes: 1, SessionID: -1, SessionEpoch: -1}
-	most, wait := 0, fetchWait
-	byTopic(asks, (*ask).at, func(topic string, some []*ask) {
-		t := fetchapi.RequestTopic{Topic: topic}
-		for _, a := range some {
-			most += a.most
-			wait = min(wait, time.Until(a.until))
-			t.Partitions = append(t.Partitions, fetchapi.RequestPartition{
-				Partition: int32(a.id), CurrentLeaderEpoch: -1, FetchOffset: a.offset, LogStartOffset: -1, PartitionMaxBytes: int32(a.most),
-			})
-		}
-		req.Topics = append(req.Topics, t)
-	})
-	req.MaxBytes = int32(min(most, math.MaxInt32))
-	req.MaxWaitTime = int32(max(wait, time.Millisecond) / time.Millisecond)
-	ctx, cancel := context.WithTimeout(p.ctx, requestTimeout)
-	defer cancel()
-	m, err := p.client.transport.RoundTrip(ctx, p.client.api.Addr, req)
-	if err != nil {
-		return nil, err
-	}
-	res, ok := m.(*fetchapi.Response)
-	if !ok {
-		return nil, fmt.Errorf("a fetch was answered with a %T", m)
-	}
-	if res.ErrorCode != 0 {
-		return nil, kafkago.Error(res.ErrorCode)
-	}
-	return res, nil
+func silent(a *ask, answer *fetchPartition) bool {
+	return answer.ErrorCode == 0 && len(answer.Batches) == 0 && answer.LogStartOffset <= a.offset
 }

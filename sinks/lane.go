@@ -33,12 +33,13 @@ type lane struct {
 	first, last *item // of all that is not settled, in the order of the offsets
 	bytes       int   // of all that is not settled
 
-	ready   line
-	rows    map[rowKey]*item // ready, or behind a call
-	calling map[rowKey]*item
-	calls   int
-	dead    []*item // refused, and no letter is begun
-	dying   map[rowKey]*dying
+	tables map[cdc.TableName]*tableOf
+	table  *tableOf // of the last record; mostly there is one
+
+	ready line
+	calls int
+	dead  []*item // refused, and no letter is begun
+	dying map[rowKey]*dying
 
 	limit  int       // changes in the next call: shrinks under pressure, grows back
 	held   bool      // the store was unavailable when it was asked last
@@ -47,13 +48,22 @@ type lane struct {
 	why    hold      // what the store said
 	pause  pause
 
-	barriers map[cdc.TableName]cdc.Version // the newest that was met
-	sweeps   []*item                       // barriers for which the store is not swept yet
-	sweeping *item                         // the one of sweeps that is being swept for
+	sweeps   []*item // barriers for which the store is not swept yet
+	sweeping *item   // the one of sweeps that is being swept for
 
 	latest    int64 // commit time, the highest that was taken in
 	next      int64 // offset behind the last record taken in; -1 before the first
 	committed int64
+}
+
+// tableOf is what a lane knows of one table.
+type tableOf struct {
+	name    cdc.TableName
+	book    *account
+	taken   bool        // by the sink
+	barrier cdc.Version // the newest that was met
+	// rows has, by its key, what is in a call of a row, or what is ready when nothing is.
+	rows map[string]*item
 }
 
 // call is what one call of the store was given.
@@ -69,12 +79,10 @@ func newLane(cfg Config, topic string, id int, books *books) *lane {
 		topic:     topic,
 		id:        id,
 		books:     books,
-		rows:      make(map[rowKey]*item),
-		calling:   make(map[rowKey]*item),
+		tables:    make(map[cdc.TableName]*tableOf),
 		dying:     make(map[rowKey]*dying),
 		limit:     cfg.BatchChanges,
 		pause:     pause{min: cfg.HoldMin, max: cfg.HoldMax},
-		barriers:  make(map[cdc.TableName]cdc.Version),
 		next:      -1,
 		committed: -1,
 	}
@@ -89,7 +97,7 @@ func (l *lane) take(now time.Time, items []*item) {
 		case it.broken != nil:
 			it.refuse(now, Outcome{Verdict: Poison, Class: ClassUndecodable, Reason: it.broken.Error()})
 			l.bury(it)
-		case l.filter != nil && !l.filter(it.change.Table):
+		case !it.table.taken:
 			l.settle(it, outcomeFiltered)
 		case it.change.Op == cdc.OpBarrier:
 			l.barrier(it)
@@ -106,7 +114,8 @@ func (l *lane) take(now time.Time, items []*item) {
 
 // enter writes a record into the books and at the end of what is not settled.
 func (l *lane) enter(it *item) {
-	it.book = l.books.of(l.topic, it)
+	it.table = l.tableOf(it)
+	it.book = it.table.book
 	it.book.received.Inc()
 	it.book.inFlight.Inc()
 	if l.next < 0 {
@@ -213,31 +222,34 @@ func (l *lane) carry(older, it *item) {
 
 // admit finds the place of a change among the others of its row.
 func (l *lane) admit(now time.Time, it *item) {
-	if waiting := l.rows[it.row]; waiting != nil {
+	under := it.table.rows[it.key]
+	if under == nil {
+		l.makeReady(now, it)
+		return
+	}
+	waiting := under
+	if under.place == calling {
+		waiting = under.behind
+	}
+	switch {
+	case waiting != nil:
 		if l.outranks(it, waiting) {
 			l.replace(waiting, it)
 		}
-		return
+	case it.change.Version > under.change.Version:
+		it.place = behind
+		under.behind = it
+	case it.change.Version == under.change.Version:
+		l.settle(it, outcomeDuplicate)
+	default:
+		l.settle(it, outcomeSuperseded)
 	}
-	if under := l.calling[it.row]; under != nil {
-		switch {
-		case it.change.Version > under.change.Version:
-			it.place = behind
-			l.rows[it.row] = it
-		case it.change.Version == under.change.Version:
-			l.settle(it, outcomeDuplicate)
-		default:
-			l.settle(it, outcomeSuperseded)
-		}
-		return
-	}
-	l.makeReady(now, it)
 }
 
 // makeReady puts a change at the end of what goes into the next call.
 func (l *lane) makeReady(now time.Time, it *item) {
 	it.place, it.since = ready, now
-	l.rows[it.row] = it
+	it.table.rows[it.key] = it
 	l.ready.push(it)
 }
 
@@ -245,14 +257,14 @@ func (l *lane) makeReady(now time.Time, it *item) {
 func (l *lane) replace(old, it *item) {
 	place, load := old.place, old.load()
 	l.supersede(old, it)
-	l.rows[it.row] = it
-	switch place {
-	case ready:
-		it.place, it.since = ready, old.since
-		l.ready.replace(old, load, it)
-	case behind:
-		it.place = behind
+	it.place = place
+	if place == behind {
+		it.table.rows[it.key].behind = it
+		return
 	}
+	it.since = old.since
+	it.table.rows[it.key] = it
+	l.ready.replace(old, load, it)
 }
 
 // outranks reports whether it is newer than other, which has not come to the store
@@ -326,18 +338,24 @@ func (l *lane) probe(now time.Time) *call {
 
 func (l *lane) begin(it *item) *item {
 	l.ready.remove(it)
-	delete(l.rows, it.row)
-	l.calling[it.row] = it
 	it.place = calling
 	return it
+}
+
+// end takes a change out of its call, for which nothing of its row is to go again. What
+// stood behind it is ready.
+func (l *lane) end(now time.Time, it *item) {
+	next := it.behind
+	if it.behind = nil; next != nil {
+		l.makeReady(now, next)
+		return
+	}
+	delete(it.table.rows, it.key)
 }
 
 // back undoes a call that was not made.
 func (l *lane) back(now time.Time, c *call) {
 	l.calls--
-	for _, it := range c.items {
-		delete(l.calling, it.row)
-	}
 	l.again(now, c.items)
 }
 
@@ -348,7 +366,6 @@ func (l *lane) again(now time.Time, items []*item) {
 	for _, it := range items {
 		if !l.overtaken(now, it) {
 			it.place, it.since = ready, now
-			l.rows[it.row] = it
 			stay = append(stay, it)
 		}
 	}
@@ -358,25 +375,16 @@ func (l *lane) again(now time.Time, items []*item) {
 // overtaken settles a change that the store has not taken, if a newer one of its row
 // has come meanwhile, or a barrier, and reports whether it did.
 func (l *lane) overtaken(now time.Time, it *item) bool {
-	newer := l.rows[it.row]
 	switch {
-	case newer != nil:
-		row := it.row
-		l.supersede(it, newer)
-		l.release(now, row)
-		return true
+	case it.behind != nil:
+		l.supersede(it, it.behind)
 	case l.behindBarrier(it):
 		l.settle(it, outcomeSuperseded)
-		return true
+	default:
+		return false
 	}
-	return false
-}
-
-// release makes ready what stood behind a call of its row.
-func (l *lane) release(now time.Time, row rowKey) {
-	if it := l.rows[row]; it != nil && it.place == behind {
-		l.makeReady(now, it)
-	}
+	l.end(now, it)
+	return true
 }
 
 // answer does what each outcome of a call asks for. What is refused is dead afterwards;
@@ -384,9 +392,6 @@ func (l *lane) release(now time.Time, row rowKey) {
 // change, and it is ready again.
 func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool) error {
 	l.calls--
-	for _, it := range c.items {
-		delete(l.calling, it.row)
-	}
 	if len(outcomes) != len(c.items) {
 		l.again(now, c.items)
 		return fmt.Errorf("answered %d changes with %d outcomes", len(c.items), len(outcomes))
@@ -399,23 +404,24 @@ func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool
 			l.applied(it, now)
 			l.tell(it, Applied)
 			l.settle(it, outcomeApplied)
-			l.release(now, it.row)
+			l.end(now, it)
 		case Duplicate:
 			l.tell(it, Duplicate)
 			l.settle(it, outcomeDuplicate)
-			l.release(now, it.row)
+			l.end(now, it)
 		case Stale:
 			l.tell(it, Stale)
 			l.settle(it, outcomeStale)
-			l.release(now, it.row)
+			l.end(now, it)
 		case Filtered:
 			l.settle(it, outcomeFiltered)
-			l.release(now, it.row)
+			l.end(now, it)
 		case Poison, Transient:
 			switch {
 			case tableOpen:
 				again = append(again, it)
 			case !l.overtaken(now, it):
+				l.end(now, it)
 				it.refuse(now, out)
 				l.bury(it)
 			}
@@ -439,10 +445,10 @@ func (l *lane) bury(it *item) {
 	if it.broken != nil {
 		return
 	}
-	if l.dying[it.row] == nil {
-		l.dying[it.row] = &dying{}
+	if l.dying[it.row()] == nil {
+		l.dying[it.row()] = &dying{}
 	}
-	l.dying[it.row].letters++
+	l.dying[it.row()].letters++
 }
 
 // dying is a row of which letters are being written, and the newest change that the store
@@ -457,19 +463,19 @@ type dying struct {
 // yet that are being written: it is told again when it has.
 func (l *lane) tell(it *item, v Verdict) {
 	l.met(it, v)
-	if d := l.dying[it.row]; d != nil && (d.newer == nil || d.newer.change.Version <= it.change.Version) {
+	if d := l.dying[it.row()]; d != nil && (d.newer == nil || d.newer.change.Version <= it.change.Version) {
 		d.newer, d.verdict = it, v
 	}
 }
 
 // buried ends a change whose letter is safe.
 func (l *lane) buried(it *item) {
-	if d := l.dying[it.row]; d != nil && it.broken == nil {
+	if d := l.dying[it.row()]; d != nil && it.broken == nil {
 		if d.newer != nil {
 			l.met(d.newer, d.verdict)
 		}
 		if d.letters--; d.letters == 0 {
-			delete(l.dying, it.row)
+			delete(l.dying, it.row())
 		}
 	}
 	it.book.dead[it.class].Inc()
@@ -531,30 +537,35 @@ func (l *lane) leave() {
 	l.first, l.last = nil, nil
 }
 
-// books finds the account of a table.
+// books makes the accounts of tables.
 type books struct {
 	metrics *Metrics
 	sink    string
-	byTable map[cdc.TableName]*account
 }
 
-// of gives the account of an item's table. What cannot be decoded is booked under the
+// tableOf gives the table of an item. What cannot be decoded is booked under the
 // end of its topic's name, never under what it says of itself.
-func (b *books) of(topic string, it *item) *account {
+func (l *lane) tableOf(it *item) *tableOf {
 	name := it.change.Table
 	if it.broken != nil {
 		name = cdc.TableName{}
 	}
-	a := b.byTable[name]
-	if a == nil {
+	if l.table != nil && l.table.name == name {
+		return l.table
+	}
+	if l.table = l.tables[name]; l.table == nil {
+		name = cdc.TableName{DB: strings.Clone(name.DB), Table: strings.Clone(name.Table)} // without its record
 		label := name.String()
 		if it.broken != nil {
-			label = tableLabel(topic)
+			label = tableLabel(l.topic)
 		}
-		a = b.metrics.account(b.sink, label)
-		b.byTable[name] = a
+		l.table = &tableOf{
+			name: name, book: l.books.metrics.account(l.books.sink, label), rows: make(map[string]*item),
+			taken: it.broken != nil || l.filter == nil || l.filter(name),
+		}
+		l.tables[name] = l.table
 	}
-	return a
+	return l.table
 }
 
 // tableLabel is the table that a topic is named for.

@@ -401,3 +401,33 @@ func TestTheDocumentedRightsAreEnough(t *testing.T) {
 		}
 	}
 }
+
+// A hash is written over with the documented rights, and without one of those that this takes
+// it stays as it was: with the new version and old fields it would be taken for done.
+func TestAHashThatMayNotBeWrittenOverStaysAsItIs(t *testing.T) {
+	server := testenv.NewRedis(t)
+	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer plain.Close()
+	if err := plain.Do(t.Context(), acl(t, "secret")...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	cfg := privateConfig(server.Addr)
+	cfg.Username, cfg.Password = "lockstep", "secret"
+	s, err := Open(t.Context(), cfg, func(cdc.TableName) (TableConfig, bool) { return TableConfig{Key: "q:{id}"}, true }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	f := fixture{Sink: s}
+	expect(t, "first", f.verdicts(t, upsert(1, base, `{"id":1,"a":1,"b":1}`)), "applied")
+	before := plain.HGetAll(t.Context(), "q:1").Val()
+	for _, right := range []string{"hget", "hlen", "persist", "hset"} {
+		plain.Do(t.Context(), "acl", "setuser", "lockstep", "-"+right)
+		expect(t, "without "+right, f.verdicts(t, upsert(1, base+1, `{"id":1,"a":2}`)), "unavailable")
+		expect(t, "the row without "+right, plain.HGetAll(t.Context(), "q:1").Val(), before)
+		plain.Do(t.Context(), "acl", "setuser", "lockstep", "+"+right)
+	}
+	expect(t, "with all rights", f.verdicts(t, upsert(1, base+1, `{"id":1,"a":2}`)), "applied")
+	expect(t, "written over", f.verdicts(t, upsert(1, base+2, `{"id":1,"a":3}`)), "applied")
+	expect(t, "the row", plain.HGetAll(t.Context(), "q:1").Val(), map[string]string{"id": "1", "a": "3", "_lockstep_v": (base + 2).String()})
+}

@@ -42,6 +42,16 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
+// begin puts the command of a script behind what was lent before, up to the version. A pointer
+// to a text costs no allocation.
+func (s *scratch) begin(of *script, keys []string, version *string) []any {
+	args := append(s.args, "evalsha", &of.digest, len(keys))
+	for i := range keys {
+		args = append(args, &keys[i])
+	}
+	return append(args, version)
+}
+
 // lend gives the arguments of one call, which are args behind those that were lent before.
 func (s *scratch) lend(args []any) []any {
 	begin := len(s.args)
@@ -148,11 +158,7 @@ func (a *attempt) put(t *target, c *cdc.Change, at place, row []byte) (call, *si
 	}
 	version := c.Version.String()
 	begin := len(a.args)
-	args := append(a.args, "evalsha", t.verbs.upsert.digest, len(keys))
-	for i := range keys {
-		args = append(args, keys[i])
-	}
-	args = append(args, version)
+	args := a.begin(&t.verbs.upsert, keys, &version)
 	size := commandBytes + 2*len(at.key) + len(row)
 	switch t.cfg.Mode {
 	case ModeHash:
@@ -160,9 +166,9 @@ func (a *attempt) put(t *target, c *cdc.Change, at place, row []byte) (call, *si
 		if a.texts, ok = fields(a.texts, row); !ok {
 			return call{}, poison(sinks.ClassMapping, "column %s has the name under which the version is kept", versionField)
 		}
-		args = append(args, versionField, version)
+		args = append(args, versionField, &version)
 		for i := first; i < len(a.texts); i++ {
-			args = append(args, &a.texts[i]) // a pointer costs no allocation
+			args = append(args, &a.texts[i])
 		}
 		size += 16 * (len(args) - begin)
 	case ModeJSON:
@@ -231,12 +237,8 @@ func (a *attempt) remove(t *target, c *cdc.Change, image []byte, calls []call, d
 	if refusal != nil {
 		return calls, fromRow, done, refusal
 	}
-	args := append(a.args, "evalsha", t.verbs.remove.digest, len(keys))
-	for i := range keys {
-		args = append(args, keys[i])
-	}
-	args = append(args, c.Version.String(), a.ttl)
-	args = t.removal(args, at.member, c.Version)
+	version := c.Version.String()
+	args := t.removal(append(a.begin(&t.verbs.remove, keys, &version), a.ttl), at.member, c.Version)
 	return append(calls, call{leaves: fromRow, args: a.lend(args), size: commandBytes + 2*len(at.key) + len(at.member)}), fromRow, append(done, at), nil
 }
 

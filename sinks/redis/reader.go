@@ -457,7 +457,7 @@ func (s *Sink) Again(ctx context.Context, found []sinks.Found, most int) []sinks
 func (c call) place(t *target) (keys []string, member string) {
 	n := c.args[2].(int)
 	for _, key := range c.args[3 : 3+n] {
-		keys = append(keys, key.(string))
+		keys = append(keys, *key.(*string))
 	}
 	if t.cfg.sets() {
 		member = c.args[3+n+2].(string)

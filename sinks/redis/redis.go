@@ -258,6 +258,16 @@ type attempt struct {
 	size    int
 	broken  error                            // the connection failed
 	misfits map[cdc.TableName]*sinks.Outcome // of the tables that were looked at
+	to      *target                          // of the last change
+}
+
+// target is Sink.target, which mostly is what it was for the change before.
+func (a *attempt) target(name cdc.TableName) (t *target, err error) {
+	if a.to != nil && a.to.name == name {
+		return a.to, nil
+	}
+	a.to, err = a.Sink.target(name)
+	return a.to, err
 }
 
 // tally gathers the answers to the calls of one change.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -216,6 +217,50 @@ func TestAHashHasOneFieldPerColumnAsPlainText(t *testing.T) {
 		map[string]string{"id": "7", "title": "new", "_lockstep_v": (base + 1).String()})
 }
 
+// Whatever a hash was before, afterwards it is what the row is: fields of columns that are
+// NULL now, were renamed or were put there by somebody else are gone, and so is a time to live.
+func TestAHashThatIsWrittenOverIsWhatTheRowIs(t *testing.T) {
+	f := open(t, server(t), TableConfig{Key: "question:{id}"})
+	random := rand.New(rand.NewPCG(1, 2))
+	var over, anew int
+	for v := range cdc.Version(400) {
+		version := base + v
+		row, want := `{"id":1`, map[string]string{"id": "1", "_lockstep_v": version.String()}
+		for _, column := range []string{"a", "b", "c", "d"} {
+			switch random.IntN(8) {
+			case 0:
+				row += fmt.Sprintf(`,%q:null`, column)
+			case 1: // it has another name
+				row += fmt.Sprintf(`,"%s2":%d`, column, v)
+				want[column+"2"] = fmt.Sprint(v)
+			default:
+				row += fmt.Sprintf(`,%q:%d`, column, v)
+				want[column] = fmt.Sprint(v)
+			}
+		}
+		switch random.IntN(6) {
+		case 0:
+			f.plain.HSet(t.Context(), "question:1", "somebody's", "own")
+		case 1:
+			f.plain.Expire(t.Context(), "question:1", time.Hour)
+		case 2:
+			f.plain.Del(t.Context(), "question:1")
+		}
+		before := f.plain.HKeys(t.Context(), "question:1").Val()
+		if len(before) > 0 && !slices.ContainsFunc(before, func(field string) bool { return want[field] == "" }) {
+			over++
+		} else {
+			anew++
+		}
+		expect(t, "verdict", f.verdicts(t, upsert(1, version, row+"}")), "applied")
+		expect(t, "hash of "+row, f.plain.HGetAll(t.Context(), "question:1").Val(), want)
+		expect(t, "time to live", f.plain.TTL(t.Context(), "question:1").Val(), -1)
+	}
+	if over < 50 || anew < 50 {
+		t.Errorf("%d rows were written over and %d made anew; want many of both", over, anew)
+	}
+}
+
 func TestAWideRowIsWrittenWhole(t *testing.T) {
 	f := open(t, server(t), TableConfig{Key: "{table}:{pk}"})
 	want := map[string]string{"_lockstep_v": base.String()}
@@ -229,6 +274,9 @@ func TestAWideRowIsWrittenWhole(t *testing.T) {
 	row.WriteString("}")
 	expect(t, "verdict", f.verdicts(t, upsert(1, base, row.String())), "applied")
 	expect(t, "hash", f.plain.HGetAll(t.Context(), "questions:1").Val(), want)
+	want["_lockstep_v"] = (base + 1).String()
+	expect(t, "verdict", f.verdicts(t, upsert(1, base+1, row.String())), "applied")
+	expect(t, "hash that was written over", f.plain.HGetAll(t.Context(), "questions:1").Val(), want)
 }
 
 func TestAJSONStringIsTheRowWithItsVersionAtTheEnd(t *testing.T) {

@@ -42,18 +42,34 @@ if not stored then
 	stored = string.match(redis.call('GET', KEYS[2]) or '', '^%d+$')
 end
 `
-	hashVersion = `local stored = string.match(redis.call('HGET', KEYS[1], '_lockstep_v') or '', '^%d+$')` + remembered
+	hashVersion = `local live = string.match(redis.call('HGET', KEYS[1], '_lockstep_v') or '', '^%d+$')
+local stored = live` + remembered
 	// Only the tail is read, and the pattern is anchored at its end, so a text
 	// inside the row cannot be taken for the version.
 	jsonVersion = `local stored = string.match(redis.call('GETRANGE', KEYS[1], -48, -1), ',"_lockstep":{"v":(%d+)}}$')` + remembered
 
-	// DEL first, so that columns the table has lost vanish. unpack is limited by
-	// Lua's stack, so a wide row goes in pieces; 1000 keeps field and value together.
+	// A row of ours mostly has the fields that it had, and is written over. If it has more
+	// with those that are new, columns are NULL now or lost, and it is made anew so that they
+	// vanish. What the user may not do is found out before anything is written. unpack
+	// is limited by Lua's stack, so a wide row goes in pieces; 1000 keeps field and value
+	// together.
 	writeHash = `
-redis.call('DEL', KEYS[1], KEYS[2])
-for i = 2, #ARGV, 1000 do
-	redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+local function write()
+	local new = 0
+	for i = 2, #ARGV, 1000 do
+		new = new + redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 999, #ARGV)))
+	end
+	return new
 end
+if live then
+	local fields = redis.call('HLEN', KEYS[1])
+	redis.call('PERSIST', KEYS[1])
+	if fields + write() == (#ARGV - 1) / 2 then
+		return 0
+	end
+end
+redis.call('DEL', KEYS[1], KEYS[2])
+write()
 return 0
 `
 	writeJSON = `
