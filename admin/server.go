@@ -3,7 +3,9 @@
 //
 // Every operation is a Route in one table, from which the server and the OpenAPI document
 // are made. A write is done once for its X-Request-ID, by whichever process of the
-// pipeline it reaches, and stands in the audit log before it is done.
+// pipeline it reaches, and stands in the audit log before it is done. A body of many
+// letters is there, whole and checked, before anything is changed; an answer of many that
+// cannot be ended is cut off, so that nobody takes a part of it for all.
 package admin
 
 import (

@@ -84,6 +84,7 @@ func TestTheExamplesOfTheAPIPageWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script.String())
+	cmd.Dir = t.TempDir() // one writes a file
 	cmd.Env = append(os.Environ(), "API=http://"+address, "TOKEN="+strings.TrimSpace(string(token)))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -96,6 +97,9 @@ func TestTheExamplesOfTheAPIPageWork(t *testing.T) {
 	}
 	if left := c.letters(); len(left) != 1 || left[0].Key != "2" {
 		t.Errorf("%+v", left)
+	}
+	if file, err := os.ReadFile(filepath.Join(cmd.Dir, "letters.ndjson")); err != nil || string(file) != c.run("dlq", "export").stdout {
+		t.Errorf("%s, %v", file, err)
 	}
 	var acts []audit.Listed
 	got := c.run("audit", "list", "-o", "json")
