@@ -12,7 +12,7 @@ RACE ?= $(if $(shell command -v gcc || command -v cc),-race)
 NO_RACE := /bench|/deploy/
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status clean build test demo bench bench-peers generate
+.PHONY: help up down status clean build test demo demo-route bench bench-peers generate
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ test: ## start what is needed and run all tests, those against real servers incl
 demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
 	@$(MAKE) --no-print-directory -j2 up bin/demo
 	@bin/demo
+
+demo-route: ## see reads sent to MySQL when Elasticsearch breaks under load, and come back
+	@$(MAKE) --no-print-directory -j2 up bin/demo
+	@bin/demo -route -rate 50
 
 bench: ## measure it beside bare loops, as ratios
 	@$(SERVERS) up

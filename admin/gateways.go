@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,8 +31,9 @@ type routeList struct {
 // waitMost is how long a request may wait for news: less than timeLimit.
 const waitMost = 25 * time.Second
 
-// UsableHeader says with a 304, too, until when the answer may be used.
-const UsableHeader = "Lockstep-Usable-Until"
+// UsableHeader says, with a 304 too, for how many seconds after it has come the answer may
+// be used.
+const UsableHeader = "Lockstep-Usable-Seconds"
 
 // GatewayRoutes are the operations that tell gateways where to read.
 func GatewayRoutes(g Gateways) []Route {
@@ -107,7 +109,7 @@ func (g gate) read(ctx context.Context, r *Request) (any, error) {
 		if err := r.Tag(tag); err != nil {
 			return nil, err
 		}
-		r.header.Set(UsableHeader, usable.Format(time.RFC3339Nano))
+		r.header.Set(UsableHeader, strconv.FormatFloat(usable.Seconds(), 'f', -1, 64))
 		if !holds(r.Header.Values("If-None-Match"), r.etag) {
 			return out, nil
 		}
@@ -119,10 +121,7 @@ func (g gate) read(ctx context.Context, r *Request) (any, error) {
 			return nil, ctx.Err()
 		}
 		if wait == 0 {
-			_, answers, err = g.answer(r, fields)
-			_, usable = adviceTag(answers)
-			r.header.Set(UsableHeader, usable.Format(time.RFC3339Nano))
-			return out, err
+			return out, nil
 		}
 	}
 }
@@ -147,7 +146,7 @@ func (g gate) watch(ctx context.Context, r *Request, say func(string, any) error
 				return err
 			}
 			last, due = tag, false
-			again.Reset(time.Until(usable) / 3)
+			again.Reset(usable / 3)
 		}
 		select {
 		case <-changed:
@@ -178,17 +177,13 @@ func (g gate) ask(r *Request) (fields map[string]string, wait time.Duration, err
 	return fields, wait, nil
 }
 
-// adviceTag is what answers mean together, and until when they may be used.
-func adviceTag(answers []route.Advice) (tag string, usable time.Time) {
+// adviceTag is what answers mean together, and for how long they may be used.
+func adviceTag(answers []route.Advice) (tag string, usable time.Duration) {
+	usable = time.Hour // of no table
 	tags := make([]string, len(answers))
 	for i, a := range answers {
 		tags[i] = a.Table + "\n" + a.Tag()
-		if usable.IsZero() || a.UsableUntil.Before(usable) {
-			usable = a.UsableUntil
-		}
-	}
-	if usable.IsZero() {
-		usable = time.Now().Add(time.Second).UTC() // of no table
+		usable = min(usable, a.UsableUntil.Sub(a.At))
 	}
 	slices.Sort(tags)
 	return strings.Join(tags, "\n"), usable

@@ -101,14 +101,7 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, into an
 	if err != nil {
 		return err
 	}
-	if c.Token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.Token)
-	}
-	use := c.HTTP
-	if use == nil {
-		use = http.DefaultClient
-	}
-	res, err := use.Do(req)
+	res, err := c.do(req)
 	if err != nil {
 		return fmt.Errorf("ask lockstep: %w", err)
 	}
@@ -130,4 +123,15 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, into an
 		return fmt.Errorf("ask lockstep: its answer cannot be read: %w", err)
 	}
 	return nil
+}
+
+// do sends a request with the token.
+func (c *Client) do(req *http.Request) (*http.Response, error) {
+	if c.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.Token)
+	}
+	if c.HTTP != nil {
+		return c.HTTP.Do(req)
+	}
+	return http.DefaultClient.Do(req)
 }

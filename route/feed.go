@@ -121,34 +121,32 @@ func (f *Feed) report(s *freshness.Sink, table string, t freshness.Table) Report
 	if t.Refill > 0 && (last.requests < t.Refill || r.Copying) {
 		r.Down, r.Open = "the store has lost rows of the table, which is copied again", true
 	}
-	r.Behind, r.Lacks = f.behind(table, t)
+	behind, lacks, known := f.behind(table, t)
+	r.Behind, r.Lacks, r.Known = behind, lacks, r.Known && known
 	return r
 }
 
 // behind is how late a table is in a process: as late as the capture when everything before
-// its last beat is settled, else since the last beat that is, or the last change.
-func (f *Feed) behind(table string, t freshness.Table) (behind time.Duration, lacks time.Time) {
+// its last beat is settled, else since the last beat that is, or the last change. It is not
+// known while no beat is settled and no change has come: nobody knows how old what it lacks
+// is.
+func (f *Feed) behind(table string, t freshness.Table) (behind time.Duration, lacks time.Time, known bool) {
 	last := len(f.beats) - 1
-	for i := last; i >= 0; i-- {
+	for i := last; i >= 0 && !known; i-- {
 		b := &f.beats[i]
-		if !b.settled(table, t) {
-			continue
-		}
-		if i == last {
-			return max(b.heard.Sub(b.upTo), 0), time.Time{}
+		if known = b.settled(table, t); known && i == last {
+			return max(b.heard.Sub(b.upTo), 0), time.Time{}, true
 		}
 		lacks = b.upTo
-		break
-	}
-	if lacks.IsZero() {
-		lacks = f.beats[0].upTo
 	}
 	if t.AppliedUpToMicros > 0 {
-		if applied := time.UnixMicro(t.AppliedUpToMicros).Add(f.beats[last].offset); applied.After(lacks) {
+		applied := time.UnixMicro(t.AppliedUpToMicros).Add(f.beats[last].offset)
+		if !known || applied.After(lacks) {
 			lacks = applied
 		}
+		known = true
 	}
-	return 0, lacks
+	return 0, lacks, known
 }
 
 // settled reports whether a process has settled everything of a table before the beat, in

@@ -107,6 +107,27 @@ func TestHowLateASinkIsComesFromWhatTheCaptureHasSaid(t *testing.T) {
 	want("all that is in Kafka is settled", 30*time.Second)
 }
 
+// A sink that reads a first copy has never been there: however short the copy takes, nobody
+// is sent to it before it has everything.
+func TestASinkThatWasNeverThereIsNotKnownToBeLate(t *testing.T) {
+	w := newWire(t)
+	for range 100 {
+		w.beat(0, 10, 5)
+		w.sink("p1", 1, places(7, 5))
+		if d := w.pass(250 * time.Millisecond); d.State != Degraded || d.Cause != Unheard || !strings.Contains(d.Reason, "is not known") && w.now.Unix() > 1_000_001 {
+			t.Fatalf("%+v", d)
+		}
+	}
+	for range 60 {
+		w.beat(0, 10, 5)
+		w.sink("p1", 1, places(10, 5))
+		w.pass(250 * time.Millisecond)
+	}
+	if d := w.Board.Decision(Place{"search", "shop.orders"}); d.State != OK {
+		t.Errorf("when it has everything: %+v", d)
+	}
+}
+
 func TestWhatASinkSaysBecomesTheReasonOfItsState(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

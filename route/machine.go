@@ -62,7 +62,7 @@ type finding struct {
 // NewMachine makes a machine of which nothing is known: the table is degraded until a
 // sample of it is verified.
 func NewMachine(cfg Config, now time.Time) *Machine {
-	m := &Machine{cfg: cfg, born: now, capture: now, reports: map[string]heard{}, bad: [2]map[Cause]time.Time{{}, {}}}
+	m := &Machine{cfg: cfg, born: now, reports: map[string]heard{}, bad: [2]map[Cause]time.Time{{}, {}}}
 	m.state, m.cause, m.reason, m.since = Degraded, Unheard, "nothing is known of it yet", now
 	return m
 }
@@ -350,32 +350,41 @@ func (m *Machine) look(now time.Time) (found []finding) {
 	return found
 }
 
-// unheard says of what nothing is known.
+// unheard says of what nothing is known. A table that is degraded does not get better before
+// everything is; one that is not has Config.Silence.
 func (m *Machine) unheard(now time.Time) string {
-	if quiet := now.Sub(m.capture); quiet > m.cfg.Silence {
+	strict := m.state == Degraded
+	since := func(t time.Time) time.Duration { return now.Sub(later(t, m.born)) }
+	switch quiet := since(m.capture); {
+	case quiet > m.cfg.Silence:
 		return fmt.Sprintf("the capture has said nothing for %s", rounded(quiet))
+	case strict && m.capture.IsZero():
+		return "the capture has said nothing yet"
 	}
-	if now.Sub(m.born) <= m.cfg.Silence {
-		return "" // there was no time to be told
-	}
-	if len(m.parts) == 0 {
+	if len(m.parts) == 0 && (strict || since(m.born) > m.cfg.Silence) {
 		return "no process of the sink has the table"
 	}
 	for id, p := range m.parts {
+		r, known := m.reports[p.process]
 		quiet := now.Sub(p.told)
-		if quiet <= m.cfg.Silence {
-			continue
-		}
-		switch r, known := m.reports[p.process]; {
+		switch {
+		case quiet <= m.cfg.Silence && (!strict || known && r.Known):
 		case !known:
-			return fmt.Sprintf("no process of the sink has partition %d of the table since %s", id, rounded(quiet))
-		case now.Sub(r.at) <= m.cfg.Silence:
-			return fmt.Sprintf("how far the process %s is, which has partition %d of the table, is not known since %s", p.process, id, rounded(quiet))
-		default:
+			return fmt.Sprintf("no process of the sink has partition %d of the table", id)
+		case now.Sub(r.at) > m.cfg.Silence:
 			return fmt.Sprintf("the process %s, which has partition %d of the table, has said nothing for %s", p.process, id, rounded(quiet))
+		default:
+			return fmt.Sprintf("how far the process %s is, which has partition %d of the table, is not known", p.process, id)
 		}
 	}
 	return ""
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func rounded(d time.Duration) time.Duration {

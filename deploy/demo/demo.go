@@ -68,7 +68,7 @@ tables:
 {{- end}}
 admin:
   listen: {{.Admin}}
-`))
+{{.Objectives}}`))
 
 // demo is one run. The fields of the first block are what the caller chooses.
 type demo struct {
@@ -78,6 +78,7 @@ type demo struct {
 	binary    string
 	dir       string
 	admin     string // host:port of lockstep's HTTP server
+	route     bool   // show where reads are sent when Elasticsearch breaks
 
 	began   time.Time
 	db      *sql.DB
@@ -116,7 +117,12 @@ func (d *demo) run(ctx context.Context) (err error) {
 		cancel(child.lost())
 	}()
 
-	err = d.show(ctx, child)
+	if d.route {
+		d.say("started %s run -c %s", d.binary, d.config)
+		err = d.showRoute(ctx)
+	} else {
+		err = d.show(ctx, child)
+	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
 	}
@@ -144,9 +150,14 @@ func (d *demo) prepare() error {
 	d.config = filepath.Join(d.dir, "lockstep.yaml")
 	d.spec = oracle.Spec{Database: database, Tables: tables, ElasticURL: d.servers.elastic.URL, RedisAddr: d.servers.redis.Addr}
 
+	limits := ""
+	if d.route {
+		limits = objectives
+	}
 	var text bytes.Buffer
 	if err := configuration.Execute(&text, map[string]any{
-		"Prefix": d.prefix, "Database": database, "Tables": tables, "Search": search, "Cache": cache, "Admin": d.admin,
+		"Objectives": limits,
+		"Prefix":     d.prefix, "Database": database, "Tables": tables, "Search": search, "Cache": cache, "Admin": d.admin,
 		"MySQL": d.servers.mysql, "Kafka": d.servers.kafka, "Elastic": d.servers.elastic, "Redis": d.servers.redis,
 	}); err != nil {
 		return err

@@ -25,7 +25,13 @@ func must(t *testing.T, err error) {
 }
 
 func TestTheConfigurationIsOneThatLockstepTakes(t *testing.T) {
-	d := &demo{binary: os.Args[0], dir: t.TempDir(), admin: "127.0.0.1:0"}
+	for _, route := range []bool{false, true} {
+		theConfigurationIsRight(t, &demo{binary: os.Args[0], dir: t.TempDir(), admin: "127.0.0.1:0", route: route})
+	}
+}
+
+func theConfigurationIsRight(t *testing.T, d *demo) {
+	t.Helper()
 	must(t, d.prepare())
 	c, err := config.Load(d.config, func(string) (string, bool) { return "", false })
 	must(t, err)

@@ -3,6 +3,9 @@
 // Elasticsearch and Redis, plants one row that Elasticsearch refuses, and ends by
 // comparing every row of MySQL with both stores.
 //
+// With -route it breaks Elasticsearch under load instead, and shows where a gateway is told
+// to read until everything is as it was.
+//
 // It exits with 0 when everything is equal and the refused row is listed as a dead
 // letter, with 130 when it was interrupted, and with 1 otherwise. What it writes
 // begins with "demo" in every store; what an earlier demo wrote is replaced.
@@ -27,6 +30,7 @@ func main() {
 	flag.StringVar(&d.binary, "lockstep", "bin/lockstep", "the lockstep `binary`")
 	flag.StringVar(&d.dir, "dir", ".local/demo", "`directory` for the configuration and the log")
 	flag.StringVar(&d.admin, "admin", "127.0.0.1:18080", "`address` for lockstep's metrics")
+	flag.BoolVar(&d.route, "route", false, "break Elasticsearch under load and show where reads are sent meanwhile")
 	flag.Parse()
 	if flag.NArg() > 0 || d.rate <= 0 || d.duration <= 0 || d.questions < 1 {
 		fmt.Fprintln(os.Stderr, "demo: -rate, -duration and -questions must be above 0, and there is nothing else to say")
