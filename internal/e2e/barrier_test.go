@@ -284,7 +284,15 @@ func (w *world) found(table, query string) (n int) {
 // A barrier waits for the first copy and for the sweep behind a TRUNCATE, tells of what a
 // dead letter hides, and says for whom it waits when nobody answers.
 func TestABarrierWaitsForCopiesAndSweepsAndTellsOfDeadLetters(t *testing.T) {
-	w := newWorld(t, 2000)
+	w := newWorld(t, 1000)
+	text, err := os.ReadFile(w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := strings.Replace(string(text), "server_id:", "snapshot: {rows_per_second: 500}, server_id:", 1)
+	if err := os.WriteFile(w.config, []byte(slow), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p := w.start("run")
 	expect := func(what string, code int, part string, args ...string) {
 		t.Helper()
