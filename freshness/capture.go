@@ -33,8 +33,9 @@ type Answers struct {
 	Passed func(ctx context.Context, sets map[string]string, more <-chan struct{}) (at cdc.Position, passed, copying []string, err error)
 	// AfterAcked calls fn when everything that is published now is acknowledged.
 	AfterAcked func(fn func())
-	// Ends gives the offset behind what is acknowledged of each table, by partition.
-	Ends func(ctx context.Context) (map[string][]int64, error)
+	// Ends gives the offset behind what is acknowledged of each table, by partition, as the
+	// log of an epoch is read.
+	Ends func(ctx context.Context, epoch uint16) (map[string][]int64, error)
 	// Requests is the offset behind the last request for a snapshot that is taken in.
 	Requests func() int64
 	// Committed gives what is committed in the source, and when that was, there and here.
@@ -144,7 +145,7 @@ func (a *Answers) lap(ctx context.Context) error {
 	if err := a.acked(ctx); err != nil {
 		return err
 	}
-	ends, err := a.Ends(ctx)
+	ends, err := a.Ends(ctx, at.Epoch)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,8 @@ import (
 const (
 	// soon is how often a process says how far a sink is while something changes.
 	soon = 250 * time.Millisecond
+	// manyTables of a process are told of once a second only.
+	manyTables = 200
 	// mostTargets is how many answers of the capture a report looks after at once.
 	mostTargets = 4096
 )
@@ -47,6 +49,8 @@ type Report struct {
 	changed atomic.Bool      // since the last report
 	wake    chan struct{}
 	past    []counted // what was counted within Window
+	latest  map[string]Latency
+	counted time.Time // when that was
 }
 
 type ownedTopic struct {
@@ -132,6 +136,7 @@ func (r *Report) Run(ctx context.Context) error {
 	tick := time.NewTicker(soon)
 	defer tick.Stop()
 	var last time.Time
+	tables := 0
 	for {
 		var record *Sink
 		select {
@@ -140,8 +145,9 @@ func (r *Report) Run(ctx context.Context) error {
 		case <-r.wake:
 			record = r.answer(time.Now())
 		case now := <-tick.C:
-			if changed := r.changed.Swap(false); changed || now.Sub(last) >= beat-soon/2 {
+			if now.Sub(last) >= beat-soon/2 || tables < manyTables && r.changed.Swap(false) {
 				record, last = r.whole(now), now
+				tables = len(record.Tables)
 			}
 		}
 		if record == nil {
@@ -281,6 +287,9 @@ func (r *Report) whole(now time.Time) *Sink {
 
 // window counts what was applied within the last Window.
 func (r *Report) window(now time.Time) map[string]Latency {
+	if now.Sub(r.counted) < beat-soon/2 {
+		return r.latest
+	}
 	latest := counted{now, r.Latencies()}
 	for len(r.past) > 1 && now.Sub(r.past[1].at) >= Window {
 		r.past = r.past[1:]
@@ -295,9 +304,8 @@ func (r *Report) window(now time.Time) map[string]Latency {
 		}
 		all[table] = l
 	}
-	if n := len(r.past); n == 0 || now.Sub(r.past[n-1].at) >= beat {
-		r.past = append(r.past, latest)
-	}
+	r.past = append(r.past, latest)
+	r.latest, r.counted = all, now
 	return all
 }
 
