@@ -138,7 +138,7 @@ func (a *Answers) lap(ctx context.Context) error {
 	if err != nil || len(passed) == 0 {
 		return err
 	}
-	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Requests: taken}
+	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Sweeps: sweeps(at.Snapshots), Requests: taken}
 	if c.Version, err = at.Version(); err != nil {
 		return err
 	}
@@ -153,6 +153,20 @@ func (a *Answers) lap(ctx context.Context) error {
 	c.AtMicros = time.Now().UnixMicro()
 	a.Metrics.passed(c)
 	return a.Hub.Write(ctx, Record{Capture: c})
+}
+
+// sweeps are the versions of the barriers that copies will end with.
+func sweeps(snapshots []cdc.Snapshot) map[string]cdc.Version {
+	versions := make(map[string]cdc.Version)
+	for _, sn := range snapshots {
+		if sn.Sweep == 0 || sn.State != cdc.SnapshotRunning && sn.State != cdc.SnapshotPaused {
+			continue
+		}
+		if v, other := versions[sn.Table]; !other || sn.Sweep < v {
+			versions[sn.Table] = sn.Sweep
+		}
+	}
+	return versions
 }
 
 // settle takes the wants that are passed out, and writes into c what they want to know.

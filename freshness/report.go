@@ -21,9 +21,10 @@ const (
 
 // Owned is a partition in the hands of this process.
 type Owned interface {
-	// Done gives the offset before which all is done with, as the group was told, and the
-	// generation of the group by which it is owned; not ok when that is not certain now.
-	Done() (before int64, generation int32, ok bool)
+	// Done gives the offset before which all is done with, as the group was told, the end of
+	// the log when this process began to read it, and the generation of the group by which
+	// it is owned; not ok when that is not certain now.
+	Done() (before, end int64, generation int32, ok bool)
 }
 
 // Report is the part of one sink in one process: it says how far its partitions are.
@@ -31,10 +32,10 @@ type Report struct {
 	Hub     *Hub
 	Sink    string
 	Process string
-	// SettledTo is that of the sink's Worker, Letters the open letters of a partition, -1
-	// while they are not known. Letters is asked after SettledTo.
-	SettledTo func(topic string, id int) (offset int64, ok bool)
-	Letters   func(topic string, id int) int
+	// Shown is that of the sink's Worker, Letters the open letters of a partition, -1
+	// while they are not known. Letters is asked after Shown.
+	Shown   func(topic string, id int) (s sinks.Shown, ok bool)
+	Letters func(topic string, id int) int
 	// State is the sink as an operator sees it, and Latencies those of its Worker.
 	State     func() sinks.Status
 	Latencies func() map[string][]uint64
@@ -247,14 +248,19 @@ func (r *Report) places(table string, s *Sink) map[int]Place {
 	}
 	places := make(map[int]Place, len(at.partitions))
 	for id, part := range at.partitions {
-		settled, running := r.SettledTo(at.topic, id)
-		done, generation, ok := part.Done()
-		if !running || !ok {
+		shown, running := r.Shown(at.topic, id)
+		done, end, generation, ok := part.Done()
+		if shown.Before < 0 { // nothing was read
+			shown.Before = done
+		}
+		// An owner before us may have read further than it has committed, and have passed
+		// over records for newer ones that it has not brought into the store.
+		if !running || !ok || shown.Before < end {
 			continue
 		}
 		s.Generation = max(s.Generation, generation)
 		// The letters are counted behind it: one that is written later counts, too.
-		places[id] = Place{Settled: max(settled, done), Letters: r.Letters(at.topic, id)}
+		places[id] = Place{Settled: shown.Before, Void: shown.Void, Letters: r.Letters(at.topic, id)}
 	}
 	return places
 }
