@@ -22,6 +22,7 @@ const (
 // has done its work.
 func (l *lane) barrier(barrier *item) {
 	barrier.table.barrier = max(barrier.table.barrier, barrier.change.Version)
+	l.void = max(l.void, barrier.change.Version)
 	l.met(barrier, Applied)
 	var void []*item
 	for it := l.first; it != nil; it = it.next {
