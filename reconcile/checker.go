@@ -431,6 +431,7 @@ func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspec
 				queue[s.id()] = s
 			}
 			waiting(len(queue))
+			continue
 		}
 		tick := time.NewTimer(c.pause(queue))
 		taking := more
