@@ -25,7 +25,7 @@ var imports = map[string][]string{
 	"reconcile":       {"cdc", "kafka", "sinks"},
 	"audit":           {"kafka"},
 	"admin":           {"kafka", "dlq", "audit"},
-	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "internal/nearest", "internal/secret"},
+	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "internal/nearest", "internal/secret"},
 	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "reconcile", "audit", "admin", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 

@@ -22,6 +22,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/internal/nearest"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 	"lockstep/shape"
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
@@ -63,6 +64,8 @@ type Config struct {
 	Tables []Table `yaml:"tables"`
 	// Worker tunes how changes are handed to the sinks. It holds for all of them.
 	Worker sinks.Config `yaml:"worker"`
+	// Reconcile says how rows are compared with the sinks all the time (docs/reconcile.md).
+	Reconcile reconcile.Config `yaml:"reconcile"`
 	// Admin is the HTTP server for operators.
 	Admin admin.Config `yaml:"admin"`
 	// Log says what is written to standard error.
@@ -129,9 +132,9 @@ func Default() Config {
 	return Config{
 		Source: mysql.DefaultConfig(),
 		Kafka:  kafka.DefaultConfig(),
-		Worker: sinks.DefaultConfig(),
-		Admin:  admin.DefaultConfig(),
-		Log:    Log{Level: "info", Format: "text"},
+		Worker: sinks.DefaultConfig(), Reconcile: reconcile.DefaultConfig(),
+		Admin: admin.DefaultConfig(),
+		Log:   Log{Level: "info", Format: "text"},
 	}
 }
 
@@ -300,6 +303,7 @@ func (c *Config) Check() error {
 	if half := c.Kafka.SessionTimeout / 2; c.Worker.StopWithin > half && half > 0 {
 		bad("worker.stop_within: %s is more than half of kafka.session_timeout; use at most %s, or raise the session timeout", c.Worker.StopWithin, half)
 	}
+	errs = append(errs, under("reconcile", c.Reconcile.Check())...)
 	errs = append(errs, under("admin", c.Admin.Check())...)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		bad("log.level: %q is not known; use debug, info, warn or error (default info)", c.Log.Level)

@@ -13,6 +13,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/config"
 	"lockstep/dlq"
+	"lockstep/reconcile"
 )
 
 // metricsReference is the page of all metrics, read off the metrics themselves.
@@ -27,6 +28,8 @@ func metricsReference() ([]byte, error) {
 	newCaptureLeaseMetrics(p.registry)
 	newReplaysLeaseMetrics(p.registry)
 	dlq.NewJobMetrics(p.registry)
+	newReconcileLeaseMetrics(p.registry)
+	reconcile.NewMetrics(p.registry)
 	var b bytes.Buffer
 	b.WriteString(`# Metrics
 
