@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,10 +191,10 @@ func TestWhatCannotBeComparedNowIsTriedAgain(t *testing.T) {
 		s.all()
 		k, notes := &topic{}, &strings.Builder{}
 		r := s.runner(k, notes)
-		tries := 0
+		var tries atomic.Int32
 		open := r.World.Open
 		r.World.Open = func(ctx context.Context, n cdc.TableName, where string) (Source, error) {
-			if tries++; tries < 4 {
+			if tries.Add(1) < 4 {
 				return nil, errors.New("no source")
 			}
 			return open(ctx, n, where)
