@@ -40,6 +40,15 @@ type comparison struct {
 // reconcile runs lockstep reconcile --once and gives its exit code.
 func (w *world) reconcile(args ...string) (c comparison, code int) {
 	w.t.Helper()
+	c, code, err := w.tryReconcile(args...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c, code
+}
+
+// tryReconcile is reconcile for another goroutine.
+func (w *world) tryReconcile(args ...string) (c comparison, code int, err error) {
 	cmd := exec.Command(w.binary, append([]string{"reconcile", "--once", "-c", w.config, "-o", "json"}, args...)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -47,12 +56,12 @@ func (w *world) reconcile(args ...string) (c comparison, code int) {
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		code = exit.ExitCode()
 	} else if err != nil {
-		w.t.Fatal(err)
+		return c, code, err
 	}
 	if json.Unmarshal(out, &c) != nil || code > 1 {
-		w.t.Fatalf("lockstep reconcile %s: exit code %d\n%s\n%s", strings.Join(args, " "), code, out, &stderr)
+		return c, code, fmt.Errorf("lockstep reconcile %s: exit code %d\n%s\n%s", strings.Join(args, " "), code, out, &stderr)
 	}
-	return c, code
+	return c, code, nil
 }
 
 // counts are the confirmed mismatches by table, sink and class.
@@ -314,29 +323,31 @@ func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
 	p := w.start("run")
 	w.equal(2 * time.Minute)
 	end := w.load(700, 11)
-	began := time.Now()
-	passes, rows, killed := 0, 0, false
-	for time.Since(began) < during {
-		if !killed && time.Since(began) > during/2 {
-			killed = true
-			p.kill()
-			again := time.AfterFunc(2*time.Second, func() { p = w.start("run") })
-			defer again.Stop()
-		}
-		c, code := w.reconcile()
-		for of, n := range c.counts(w) {
-			if n > 0 {
-				t.Errorf("%d of %s are reported", n, of)
+	passes, rows := 0, 0
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for began := time.Now(); time.Since(began) < during; passes++ {
+			c, code, err := w.tryReconcile()
+			for of, n := range c.counts(w) {
+				if n > 0 {
+					t.Errorf("%d of %s are reported", n, of)
+				}
+			}
+			if err != nil || code != 0 || t.Failed() {
+				t.Errorf("it exits with %d, %v: %+v", code, err, c.Findings)
+				return
+			}
+			for _, t := range c.Tables {
+				rows += t.Rows
 			}
 		}
-		if code != 0 || t.Failed() {
-			t.Fatalf("it exits with %d: %+v", code, c.Findings)
-		}
-		passes++
-		for _, t := range c.Tables {
-			rows += t.Rows
-		}
-	}
+	}()
+	waitFor(t, during/2)
+	p.kill()
+	waitFor(t, 2*time.Second)
+	p = w.start("run")
+	<-ended
 	stats := end()
 	t.Logf("%d passes over %d rows while %.0f rows a second changed: %s", passes, rows, float64(stats.Rows())/stats.Elapsed.Seconds(), stats)
 	w.equal(2 * time.Minute)
