@@ -29,7 +29,7 @@ var imports = map[string][]string{
 	"audit":           {"kafka"},
 	"admin":           {"kafka", "dlq", "freshness", "route", "audit"},
 	"client":          {}, // for other programs
-	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "admin", "route", "internal/nearest", "internal/secret"},
+	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "route", "internal/nearest", "internal/secret"},
 	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "reconcile", "freshness", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 

@@ -22,6 +22,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/internal/nearest"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 	"lockstep/route"
 	"lockstep/shape"
 	"lockstep/sinks"
@@ -67,6 +68,8 @@ type Config struct {
 	// Objectives says how late and how wrong a sink may be, table by table, until reads are
 	// sent to MySQL (docs/route.md).
 	Objectives route.Config `yaml:"objectives"`
+	// Reconcile says how rows are compared with the sinks all the time (docs/reconcile.md).
+	Reconcile reconcile.Config `yaml:"reconcile"`
 	// Admin is the HTTP server for operators.
 	Admin admin.Config `yaml:"admin"`
 	// Log says what is written to standard error.
@@ -138,6 +141,7 @@ func Default() Config {
 		Worker: sinks.DefaultConfig(),
 
 		Objectives: route.DefaultConfig(),
+		Reconcile:  reconcile.DefaultConfig(),
 		Admin:      admin.DefaultConfig(),
 		Log:        Log{Level: "info", Format: "text"},
 	}
@@ -317,6 +321,7 @@ func (c *Config) Check() error {
 		bad("worker.stop_within: %s is more than half of kafka.session_timeout; use at most %s, or raise the session timeout", c.Worker.StopWithin, half)
 	}
 	errs = append(errs, under("objectives", c.Objectives.Check())...)
+	errs = append(errs, under("reconcile", c.Reconcile.Check())...)
 	errs = append(errs, under("admin", c.Admin.Check())...)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		bad("log.level: %q is not known; use debug, info, warn or error (default info)", c.Log.Level)

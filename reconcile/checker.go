@@ -417,10 +417,13 @@ func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspec
 		}
 	}
 	add(first)
+	last := c.clock() // when the last round ended
 	for more != nil || len(queue) > 0 {
 		due := c.due(queue)
-		if len(due) > 0 {
+		wait := roundGap/2 - c.clock().Sub(last) // more may come that can be looked at together
+		if len(due) > 0 && (wait <= 0 || len(due) == roundKeys || more == nil && len(due) == len(queue)) {
 			left, err := c.look(ctx, due)
+			last = c.clock()
 			if err != nil {
 				return fmt.Errorf("look again at rows of %s in sink %s: %w", c.table(), c.Target.Name, err)
 			}
@@ -431,8 +434,9 @@ func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspec
 				queue[s.id()] = s
 			}
 			waiting(len(queue))
+			continue
 		}
-		tick := time.NewTimer(c.pause(queue))
+		tick := time.NewTimer(max(wait, c.pause(queue)))
 		taking := more
 		if len(queue) > mostSuspects {
 			taking = nil

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"lockstep/cdc"
 	"lockstep/sinks"
@@ -248,8 +249,12 @@ func (s *stage) check(ids ...int) {
 		more <- &suspect{key: keyOf(id)}
 	}
 	close(more)
+	began := time.Now()
 	if err := s.checker().Check(s.t.Context(), <-more, more, func(int) {}); err != nil {
 		s.t.Fatal(err)
+	}
+	if took := time.Since(began); took > 5*time.Minute {
+		s.t.Errorf("it took %s", took)
 	}
 }
 

@@ -85,3 +85,9 @@ func (m *Metrics) covered(table string, began time.Time, r *SinkResult) {
 	m.unclear.WithLabelValues(table, r.Sink).Set(float64(r.Unclear))
 	m.coverage.WithLabelValues(table, r.Sink).Set(float64(began.Unix()))
 }
+
+func (m *Metrics) done(table, kind string) {
+	if m != nil {
+		m.passes.WithLabelValues(table, kind).Inc()
+	}
+}

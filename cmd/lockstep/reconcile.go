@@ -61,6 +61,9 @@ behind the version guard; then they are compared again.`,
 			if err := f.check(cmd); err != nil {
 				return err
 			}
+			if !f.once {
+				return a.reconcileAlways(cmd.Context(), f)
+			}
 			return a.reconcileOnce(cmd.Context(), f)
 		},
 	}
@@ -96,6 +99,11 @@ func (f *reconcileFlags) check(cmd *cobra.Command) error {
 	for _, name := range []string{"table", "sink", "where"} { // of a script's variable that is not set
 		if given(name) && strings.TrimSpace(cmd.Flags().Lookup(name).Value.String()) == "" {
 			return wrong("--%s is empty; leave it out to compare all", name)
+		}
+	}
+	for _, name := range []string{"table", "where", "repair", "dry-run", "rate", "limit", "timeout", "reason"} {
+		if !f.once && given(name) {
+			return wrong("--%s is of one pass; add --once", name)
 		}
 	}
 	switch {
@@ -157,6 +165,22 @@ func (f *reconcileFlags) chosen(ctx context.Context, a *app, cfg *config.Config)
 		}
 	}
 	return all, names, nil
+}
+
+// reconcileAlways compares until ctx ends.
+func (a *app) reconcileAlways(ctx context.Context, f reconcileFlags) error {
+	cfg, err := a.loadConfig()
+	if err != nil {
+		return err
+	}
+	names := cfg.SinkNames()
+	if f.sink != "" {
+		if _, err := a.sinkNamed(cfg, f.sink); err != nil {
+			return err
+		}
+		names = []string{f.sink}
+	}
+	return a.serve(ctx, parts{compare: names})
 }
 
 // compared is the result of all passes of a command.

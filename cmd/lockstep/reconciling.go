@@ -3,10 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
@@ -97,6 +101,13 @@ func (w *reconcileWorld) position(ctx context.Context, age time.Duration) (cdc.P
 	return pos, err
 }
 
+// peek is position for who does not mind that there is none.
+func (w *reconcileWorld) peek(ctx context.Context) (cdc.Position, bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.positions.Load(ctx)
+}
+
 // awaitTick is how often what is waited for is looked at.
 const awaitTick = 20 * time.Millisecond
 
@@ -182,8 +193,8 @@ func (w *reconcileWorld) await(ctx context.Context, sink string, t cdc.TableName
 	}
 	return newest, w.patient(ctx, sink, func() (string, error) {
 		_, committed, err := w.progress(ctx, sink, w.stores[sink], topic)
-		if err != nil {
-			return "", err
+		if err != nil { // its store, where that says how far the sink is, may be back soon
+			return fmt.Sprintf("how far sink %s is cannot be told: %s", sink, oneLine(err.Error())), ctx.Err()
 		}
 		left := int64(0)
 		for id, end := range ends {
@@ -355,4 +366,107 @@ func (w *reconcileWorld) followed(ctx context.Context, tables []cdc.TableName) (
 		}
 	}
 	return follow, why, nil
+}
+
+// reconcileGroup is the consumer group whose members want to compare. No sink has a dot in
+// its name.
+func (p *process) reconcileGroup() string { return p.group("reconcile.runner") }
+
+func newReconcileLeaseMetrics(reg prometheus.Registerer) *kafka.LeaseMetrics {
+	return kafka.NewLeaseMetrics(reg, "reconcile", "compares rows with the sinks", "compare")
+}
+
+// runReconcile compares all the time, while no other process of the pipeline does.
+func (p *process) runReconcile(ctx context.Context, names []string, metrics *reconcile.Metrics, lease *kafka.LeaseMetrics) error {
+	log := p.log.With("part", "reconcile")
+	state := &reconcile.State{Prefix: p.cfg.Prefix, Kafka: p.newLetterLog(), Log: log}
+	err := state.Load(ctx) // which makes the topic of the lease
+	if err == nil {
+		err = (&kafka.Lease{
+			Client: p.kafka, Group: p.reconcileGroup(), Topic: reconcile.Topic(p.cfg.Prefix), Metrics: lease, Log: log,
+			Hold: func(ctx context.Context) error { return p.holdReconcile(ctx, names, metrics, log) },
+		}).Run(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("reconcile: %w", err)
+	}
+	return nil
+}
+
+// holdReconcile compares until ctx ends. The publisher outlives the runner.
+func (p *process) holdReconcile(ctx context.Context, names []string, metrics *reconcile.Metrics, log *slog.Logger) error {
+	letters := p.newLetterLog()
+	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return letters.publisher.Run(writing) })
+	g.Go(func() error {
+		defer stop()
+		w, err := p.openReconcile(ctx, names, letters)
+		if err != nil {
+			return err
+		}
+		defer w.close()
+		return (&reconcile.Runner{
+			Config: p.cfg.Reconcile, World: w.world(), Targets: w.targets(names), Metrics: metrics, Log: log,
+			State: &reconcile.State{Prefix: p.cfg.Prefix, Kafka: letters, Log: log},
+			Tables: func(ctx context.Context) ([]cdc.TableName, error) {
+				pos, found, err := w.peek(ctx)
+				if err != nil || !found {
+					return nil, err
+				}
+				var tables []cdc.TableName
+				for _, name := range pos.Copied {
+					if t := tableNamed(name); p.captured(t) && !copying(pos, name) {
+						tables = append(tables, t)
+					}
+				}
+				return tables, nil
+			},
+			Recent: w.recent,
+			Pace: func() (func() int, func(int, time.Duration)) {
+				pace := &mysql.Pace{Snapshot: p.cfg.Source.Snapshot}
+				return pace.Rows, pace.Took
+			},
+		}).Run(ctx)
+	})
+	return g.Wait()
+}
+
+// copying reports whether a copy of the table is under way.
+func copying(pos cdc.Position, table string) bool {
+	return slices.ContainsFunc(pos.Snapshots, func(sn cdc.Snapshot) bool { return sn.Table == table && sn.Keys == 0 && !ended(sn.State) })
+}
+
+// recent is reconcile.Runner.Recent.
+func (w *reconcileWorld) recent(ctx context.Context, t cdc.TableName, since reconcile.Log, most int) ([][]byte, reconcile.Log, error) {
+	topic, err := kafka.ChangeTopic(w.cfg.Prefix, t)
+	if err != nil {
+		return nil, nil, err
+	}
+	ends, _, err := w.kafka.Ends(ctx, topic)
+	if err != nil || len(ends) == 0 {
+		return nil, nil, err
+	}
+	var keys [][]byte
+	known := map[string]bool{}
+	share := int64(max(1, most/len(ends)))
+	for partition, end := range ends {
+		from := max(since[partition], end-share, 0)
+		if from >= end {
+			continue
+		}
+		_, err := w.kafka.ReadRange(ctx, topic, partition, from, end, func(r kafka.Record) error {
+			c, err := cdc.DecodeHeaders(r.Key, r.Headers)
+			if err == nil && !c.Op.OfTable() && !known[string(r.Key)] && len(keys) < most {
+				known[string(r.Key)] = true
+				keys = append(keys, slices.Clone(r.Key))
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return keys, ends, nil
 }
