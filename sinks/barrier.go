@@ -21,7 +21,8 @@ const (
 // where a barrier arrives last, it is kept until the store is swept; in the others it
 // has done its work.
 func (l *lane) barrier(barrier *item) {
-	barrier.table.barrier = max(barrier.table.barrier, barrier.change.Version)
+	t := barrier.change.Table
+	l.barriers[t] = max(l.barriers[t], barrier.change.Version)
 	l.void = max(l.void, barrier.change.Version)
 	l.met(barrier, Applied)
 	var void []*item
@@ -33,10 +34,8 @@ func (l *lane) barrier(barrier *item) {
 	for _, it := range void {
 		if it.place == ready {
 			l.ready.remove(it)
-			delete(it.table.rows, it.key)
-		} else {
-			it.table.rows[it.key].behind = nil
 		}
+		delete(l.rows, it.row)
 		l.settle(it, outcomeSuperseded)
 	}
 	if l.id != 0 {
@@ -49,7 +48,7 @@ func (l *lane) barrier(barrier *item) {
 
 // behindBarrier reports whether a row is gone by a barrier that this lane has met.
 func (l *lane) behindBarrier(it *item) bool {
-	return it.change.Version <= it.table.barrier
+	return it.change.Version <= l.barriers[it.change.Table]
 }
 
 // sweep gives the newest barrier that waits, unless a sweep is under way or a call is
@@ -60,8 +59,8 @@ func (l *lane) sweep() *item {
 		return nil
 	}
 	newest := slices.MaxFunc(l.sweeps, func(a, b *item) int { return cmp.Compare(a.change.Version, b.change.Version) })
-	for it := l.first; it != nil; it = it.next {
-		if it.place == calling && it.table == newest.table && it.change.Version <= newest.change.Version {
+	for _, it := range l.calling {
+		if it.change.Table == newest.change.Table && it.change.Version <= newest.change.Version {
 			return nil
 		}
 	}

@@ -71,7 +71,7 @@ func (w *Worker) newDriver(p Partition) *driver {
 	d := &driver{
 		Worker:  w,
 		part:    p,
-		lane:    newLane(w.Config, topic, id, &books{metrics: w.Metrics, sink: w.Name}),
+		lane:    newLane(w.Config, topic, id, &books{metrics: w.Metrics, sink: w.Name, byTable: make(map[cdc.TableName]*account)}),
 		seat:    w.pool.seat(topic),
 		share:   w.Memory.share(w.Metrics.memory.WithLabelValues(w.Name).Add),
 		log:     w.Log.With("sink", w.Name, "topic", topic, "partition", id),

@@ -18,16 +18,14 @@ type rowKey struct {
 type item struct {
 	record  kafka.Record
 	change  cdc.Change
-	broken  error  // why the record could not be decoded; nil if it could
-	key     string // of its row, a part of the record
-	table   *tableOf
+	broken  error // why the record could not be decoded; nil if it could
+	row     rowKey
 	book    *account
 	earlier int64 // the highest commit time in the partition before this one, or its own
 	counted int   // bytes that it holds
 
 	place      place
 	prev, next *item     // among what the offset waits for
-	behind     *item     // the newest change of its row that came while this one is in a call
 	standsFor  *item     // the oldest change of its row, settled, that the offset waits for until this one is
 	shows      *mark     // the oldest record whose row is as new as that only once this one is settled
 	since      time.Time // when it became ready
@@ -72,7 +70,7 @@ func decode(records []kafka.Record) (items []*item, bytes int) {
 	for i, r := range records {
 		it := &item{record: r} // one by one: one that waits must not keep the others in memory
 		if it.change, it.broken = cdc.Decode(r.Key, r.Value, r.Headers); it.broken == nil {
-			it.key = cdc.View(it.change.Key)
+			it.row = rowKey{it.change.Table, cdc.View(it.change.Key)}
 		}
 		it.counted = r.Size() + itemBytes
 		bytes += it.counted
@@ -80,9 +78,6 @@ func decode(records []kafka.Record) (items []*item, bytes int) {
 	}
 	return items, bytes
 }
-
-// row names its row.
-func (it *item) row() rowKey { return rowKey{it.table.name, it.key} }
 
 // load is about what the item adds to a call of the store.
 func (it *item) load() int {

@@ -36,13 +36,12 @@ type lane struct {
 	firstMark, lastMark *mark       // of all that the store does not show, in the order of the offsets
 	void                cdc.Version // of the newest barrier that was met
 
-	tables map[cdc.TableName]*tableOf
-	table  *tableOf // of the last record; mostly there is one
-
-	ready line
-	calls int
-	dead  []*item // refused, and no letter is begun
-	dying map[rowKey]*dying
+	ready   line
+	rows    map[rowKey]*item // ready, or behind a call
+	calling map[rowKey]*item
+	calls   int
+	dead    []*item // refused, and no letter is begun
+	dying   map[rowKey]*dying
 
 	limit  int       // changes in the next call: shrinks under pressure, grows back
 	held   bool      // the store was unavailable when it was asked last
@@ -51,22 +50,13 @@ type lane struct {
 	why    hold      // what the store said
 	pause  pause
 
-	sweeps   []*item // barriers for which the store is not swept yet
-	sweeping *item   // the one of sweeps that is being swept for
+	barriers map[cdc.TableName]cdc.Version // the newest that was met
+	sweeps   []*item                       // barriers for which the store is not swept yet
+	sweeping *item                         // the one of sweeps that is being swept for
 
 	latest    int64 // commit time, the highest that was taken in
 	next      int64 // offset behind the last record taken in; -1 before the first
 	committed int64
-}
-
-// tableOf is what a lane knows of one table.
-type tableOf struct {
-	name    cdc.TableName
-	book    *account
-	taken   bool        // by the sink
-	barrier cdc.Version // the newest that was met
-	// rows has, by its key, what is in a call of a row, or what is ready when nothing is.
-	rows map[string]*item
 }
 
 // call is what one call of the store was given.
@@ -82,10 +72,12 @@ func newLane(cfg Config, topic string, id int, books *books) *lane {
 		topic:     topic,
 		id:        id,
 		books:     books,
-		tables:    make(map[cdc.TableName]*tableOf),
+		rows:      make(map[rowKey]*item),
+		calling:   make(map[rowKey]*item),
 		dying:     make(map[rowKey]*dying),
 		limit:     cfg.BatchChanges,
 		pause:     pause{min: cfg.HoldMin, max: cfg.HoldMax},
+		barriers:  make(map[cdc.TableName]cdc.Version),
 		next:      -1,
 		committed: -1,
 	}
@@ -100,7 +92,7 @@ func (l *lane) take(now time.Time, items []*item) {
 		case it.broken != nil:
 			it.refuse(now, Outcome{Verdict: Poison, Class: ClassUndecodable, Reason: it.broken.Error()})
 			l.bury(it)
-		case !it.table.taken:
+		case l.filter != nil && !l.filter(it.change.Table):
 			l.settle(it, outcomeFiltered)
 		case it.change.Op == cdc.OpBarrier:
 			l.barrier(it)
@@ -117,8 +109,7 @@ func (l *lane) take(now time.Time, items []*item) {
 
 // enter writes a record into the books and at the end of what is not settled.
 func (l *lane) enter(it *item) {
-	it.table = l.tableOf(it)
-	it.book = it.table.book
+	it.book = l.books.of(l.topic, it)
 	it.book.received.Inc()
 	it.book.inFlight.Inc()
 	if l.next < 0 {
@@ -274,34 +265,31 @@ func (l *lane) carry(older, it *item) {
 
 // admit finds the place of a change among the others of its row.
 func (l *lane) admit(now time.Time, it *item) {
-	under := it.table.rows[it.key]
-	if under == nil {
-		l.makeReady(now, it)
-		return
-	}
-	waiting := under
-	if under.place == calling {
-		waiting = under.behind
-	}
-	switch {
-	case waiting != nil:
+	if waiting := l.rows[it.row]; waiting != nil {
 		if l.outranks(it, waiting) {
 			l.replace(waiting, it)
 		}
-	case it.change.Version > under.change.Version:
-		it.place = behind
-		under.behind = it
-	case it.change.Version == under.change.Version:
-		l.settle(it, outcomeDuplicate)
-	default:
-		l.settle(it, outcomeSuperseded)
+		return
 	}
+	if under := l.calling[it.row]; under != nil {
+		switch {
+		case it.change.Version > under.change.Version:
+			it.place = behind
+			l.rows[it.row] = it
+		case it.change.Version == under.change.Version:
+			l.settle(it, outcomeDuplicate)
+		default:
+			l.settle(it, outcomeSuperseded)
+		}
+		return
+	}
+	l.makeReady(now, it)
 }
 
 // makeReady puts a change at the end of what goes into the next call.
 func (l *lane) makeReady(now time.Time, it *item) {
 	it.place, it.since = ready, now
-	it.table.rows[it.key] = it
+	l.rows[it.row] = it
 	l.ready.push(it)
 }
 
@@ -309,14 +297,14 @@ func (l *lane) makeReady(now time.Time, it *item) {
 func (l *lane) replace(old, it *item) {
 	place, load := old.place, old.load()
 	l.supersede(old, it)
-	it.place = place
-	if place == behind {
-		it.table.rows[it.key].behind = it
-		return
+	l.rows[it.row] = it
+	switch place {
+	case ready:
+		it.place, it.since = ready, old.since
+		l.ready.replace(old, load, it)
+	case behind:
+		it.place = behind
 	}
-	it.since = old.since
-	it.table.rows[it.key] = it
-	l.ready.replace(old, load, it)
 }
 
 // outranks reports whether it is newer than other, which has not come to the store
@@ -390,24 +378,18 @@ func (l *lane) probe(now time.Time) *call {
 
 func (l *lane) begin(it *item) *item {
 	l.ready.remove(it)
+	delete(l.rows, it.row)
+	l.calling[it.row] = it
 	it.place = calling
 	return it
-}
-
-// end takes a change out of its call, for which nothing of its row is to go again. What
-// stood behind it is ready.
-func (l *lane) end(now time.Time, it *item) {
-	next := it.behind
-	if it.behind = nil; next != nil {
-		l.makeReady(now, next)
-		return
-	}
-	delete(it.table.rows, it.key)
 }
 
 // back undoes a call that was not made.
 func (l *lane) back(now time.Time, c *call) {
 	l.calls--
+	for _, it := range c.items {
+		delete(l.calling, it.row)
+	}
 	l.again(now, c.items)
 }
 
@@ -418,6 +400,7 @@ func (l *lane) again(now time.Time, items []*item) {
 	for _, it := range items {
 		if !l.overtaken(now, it) {
 			it.place, it.since = ready, now
+			l.rows[it.row] = it
 			stay = append(stay, it)
 		}
 	}
@@ -427,16 +410,25 @@ func (l *lane) again(now time.Time, items []*item) {
 // overtaken settles a change that the store has not taken, if a newer one of its row
 // has come meanwhile, or a barrier, and reports whether it did.
 func (l *lane) overtaken(now time.Time, it *item) bool {
+	newer := l.rows[it.row]
 	switch {
-	case it.behind != nil:
-		l.supersede(it, it.behind)
+	case newer != nil:
+		row := it.row
+		l.supersede(it, newer)
+		l.release(now, row)
+		return true
 	case l.behindBarrier(it):
 		l.settle(it, outcomeSuperseded)
-	default:
-		return false
+		return true
 	}
-	l.end(now, it)
-	return true
+	return false
+}
+
+// release makes ready what stood behind a call of its row.
+func (l *lane) release(now time.Time, row rowKey) {
+	if it := l.rows[row]; it != nil && it.place == behind {
+		l.makeReady(now, it)
+	}
 }
 
 // answer does what each outcome of a call asks for. What is refused is dead afterwards;
@@ -444,6 +436,9 @@ func (l *lane) overtaken(now time.Time, it *item) bool {
 // change, and it is ready again.
 func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool) error {
 	l.calls--
+	for _, it := range c.items {
+		delete(l.calling, it.row)
+	}
 	if len(outcomes) != len(c.items) {
 		l.again(now, c.items)
 		return fmt.Errorf("answered %d changes with %d outcomes", len(c.items), len(outcomes))
@@ -456,24 +451,23 @@ func (l *lane) answer(now time.Time, c *call, outcomes []Outcome, tableOpen bool
 			l.applied(it, now)
 			l.tell(it, Applied)
 			l.settle(it, outcomeApplied)
-			l.end(now, it)
+			l.release(now, it.row)
 		case Duplicate:
 			l.tell(it, Duplicate)
 			l.settle(it, outcomeDuplicate)
-			l.end(now, it)
+			l.release(now, it.row)
 		case Stale:
 			l.tell(it, Stale)
 			l.settle(it, outcomeStale)
-			l.end(now, it)
+			l.release(now, it.row)
 		case Filtered:
 			l.settle(it, outcomeFiltered)
-			l.end(now, it)
+			l.release(now, it.row)
 		case Poison, Transient:
 			switch {
 			case tableOpen:
 				again = append(again, it)
 			case !l.overtaken(now, it):
-				l.end(now, it)
 				it.refuse(now, out)
 				l.bury(it)
 			}
@@ -497,10 +491,10 @@ func (l *lane) bury(it *item) {
 	if it.broken != nil {
 		return
 	}
-	if l.dying[it.row()] == nil {
-		l.dying[it.row()] = &dying{}
+	if l.dying[it.row] == nil {
+		l.dying[it.row] = &dying{}
 	}
-	l.dying[it.row()].letters++
+	l.dying[it.row].letters++
 }
 
 // dying is a row of which letters are being written, and the newest change that the store
@@ -515,19 +509,19 @@ type dying struct {
 // yet that are being written: it is told again when it has.
 func (l *lane) tell(it *item, v Verdict) {
 	l.met(it, v)
-	if d := l.dying[it.row()]; d != nil && (d.newer == nil || d.newer.change.Version <= it.change.Version) {
+	if d := l.dying[it.row]; d != nil && (d.newer == nil || d.newer.change.Version <= it.change.Version) {
 		d.newer, d.verdict = it, v
 	}
 }
 
 // buried ends a change whose letter is safe.
 func (l *lane) buried(it *item) {
-	if d := l.dying[it.row()]; d != nil && it.broken == nil {
+	if d := l.dying[it.row]; d != nil && it.broken == nil {
 		if d.newer != nil {
 			l.met(d.newer, d.verdict)
 		}
 		if d.letters--; d.letters == 0 {
-			delete(l.dying, it.row())
+			delete(l.dying, it.row)
 		}
 	}
 	it.book.dead[it.class].Inc()
@@ -589,35 +583,30 @@ func (l *lane) leave() {
 	l.first, l.last = nil, nil
 }
 
-// books makes the accounts of tables.
+// books finds the account of a table.
 type books struct {
 	metrics *Metrics
 	sink    string
+	byTable map[cdc.TableName]*account
 }
 
-// tableOf gives the table of an item. What cannot be decoded is booked under the
+// of gives the account of an item's table. What cannot be decoded is booked under the
 // end of its topic's name, never under what it says of itself.
-func (l *lane) tableOf(it *item) *tableOf {
+func (b *books) of(topic string, it *item) *account {
 	name := it.change.Table
 	if it.broken != nil {
 		name = cdc.TableName{}
 	}
-	if l.table != nil && l.table.name == name {
-		return l.table
-	}
-	if l.table = l.tables[name]; l.table == nil {
-		name = cdc.TableName{DB: strings.Clone(name.DB), Table: strings.Clone(name.Table)} // without its record
+	a := b.byTable[name]
+	if a == nil {
 		label := name.String()
 		if it.broken != nil {
-			label = tableLabel(l.topic)
+			label = tableLabel(topic)
 		}
-		l.table = &tableOf{
-			name: name, book: l.books.metrics.account(l.books.sink, label), rows: make(map[string]*item),
-			taken: it.broken != nil || l.filter == nil || l.filter(name),
-		}
-		l.tables[name] = l.table
+		a = b.metrics.account(b.sink, label)
+		b.byTable[name] = a
 	}
-	return l.table
+	return a
 }
 
 // tableLabel is the table that a topic is named for.

@@ -70,7 +70,7 @@ func decide(t *testing.T, script string) string {
 	records := &stage{}
 	lane := func() *lane {
 		if l == nil {
-			l = newLane(cfg, "p.shop.q", id, &books{metrics: NewMetrics(reg), sink: "es"})
+			l = newLane(cfg, "p.shop.q", id, &books{metrics: NewMetrics(reg), sink: "es", byTable: make(map[cdc.TableName]*account)})
 			l.applied, l.met = func(*item, time.Time) {}, func(*item, Verdict) {}
 			l.moves = func(cdc.TableName) bool { return moves }
 		}

@@ -252,7 +252,7 @@ func TestASharedCallAnswersEachForItself(t *testing.T) {
 func TestASharedCallLeavesRoomForEach(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.BatchChanges = 10
-	l := newLane(cfg, "p.shop.q", 0, &books{metrics: NewMetrics(prometheus.NewRegistry()), sink: "es"})
+	l := newLane(cfg, "p.shop.q", 0, &books{metrics: NewMetrics(prometheus.NewRegistry()), sink: "es", byTable: make(map[cdc.TableName]*account)})
 	items, _ := decode(rows(30))
 	now := time.Now()
 	l.take(now, items)

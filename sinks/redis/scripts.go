@@ -50,9 +50,8 @@ local stored = live` + remembered
 
 	// A row of ours mostly has the fields that it had, and is written over. If it has more
 	// with those that are new, columns are NULL now or lost, and it is made anew so that they
-	// vanish. What the user may not do is found out before anything is written. unpack
-	// is limited by Lua's stack, so a wide row goes in pieces; 1000 keeps field and value
-	// together.
+	// vanish; so it is where the user may not ask how many there are. unpack is limited by
+	// Lua's stack, so a wide row goes in pieces; 1000 keeps field and value together.
 	writeHash = `
 local function write()
 	local new = 0
@@ -62,9 +61,8 @@ local function write()
 	return new
 end
 if live then
-	local fields = redis.call('HLEN', KEYS[1])
-	redis.call('PERSIST', KEYS[1])
-	if fields + write() == (#ARGV - 1) / 2 then
+	local fields, persists = redis.pcall('HLEN', KEYS[1]), redis.pcall('PERSIST', KEYS[1])
+	if type(fields) == 'number' and type(persists) == 'number' and fields + write() == (#ARGV - 1) / 2 then
 		return 0
 	end
 end
