@@ -89,7 +89,7 @@ func (t Table) KeyOf(text func(column string) (string, bool)) ([]byte, error) {
 			}
 			key = append(key, value...)
 		case KindFloat, KindDouble, KindSet, KindJSON:
-			if !gjson.Valid(value) || strings.TrimSpace(value) != value {
+			if !Valid([]byte(value)) || strings.TrimSpace(value) != value {
 				return nil, fmt.Errorf("%s: the key column %s is %s and not %q", t.Name, name, kind, value)
 			}
 			key = append(key, value...)

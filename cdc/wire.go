@@ -294,7 +294,7 @@ func Decode(key, value []byte, headers []Header) (Change, error) {
 }
 
 func isObject(b []byte) bool {
-	return len(b) > 0 && b[0] == '{' && gjson.Valid(View(b))
+	return len(b) > 0 && b[0] == '{' && Valid(b)
 }
 
 func image(r gjson.Result) []byte {

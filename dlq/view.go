@@ -152,7 +152,7 @@ func (s Seen) veil(document, recorded, present []byte) json.RawMessage {
 // Veiled is the record of a letter as it may be shown: with the images in its value veiled.
 func (s Seen) Veiled() kafka.Record {
 	r := s.Record
-	if len(s.Masked) == 0 || !gjson.ValidBytes(r.Value) {
+	if len(s.Masked) == 0 || !cdc.Valid(r.Value) {
 		return r
 	}
 	for _, image := range []string{"before", "after"} {

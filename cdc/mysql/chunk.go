@@ -11,6 +11,8 @@ import (
 
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 	"github.com/tidwall/gjson"
+
+	"lockstep/cdc"
 )
 
 // A chunk is a range of rows in the order in which the server keeps the primary
@@ -201,7 +203,7 @@ func (t *tableIn) values(key []byte) ([]string, error) {
 		named++
 		return true
 	})
-	if !parsed.IsObject() || !gjson.ValidBytes(key) || named != len(t.key) {
+	if !parsed.IsObject() || !cdc.Valid(key) || named != len(t.key) {
 		return nil, fmt.Errorf("%s is no key of %s, whose primary key is (%s)", key, t.table, t.keyNames())
 	}
 	values := make([]string, len(t.key))

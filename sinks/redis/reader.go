@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	goredis "github.com/redis/go-redis/v9"
-	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
 	"lockstep/sinks"
@@ -144,7 +143,7 @@ func withoutVersion(text string) []byte {
 	if i := strings.LastIndex(text, `,"`+jsonField+`":{"v":`); i > 0 {
 		text = text[:i] + "}"
 	}
-	if !gjson.Valid(text) { // somebody else wrote it
+	if !cdc.Valid([]byte(text)) { // somebody else wrote it
 		return cdc.AppendString(nil, strings.ToValidUTF8(text, "\uFFFD"))
 	}
 	return []byte(text)
