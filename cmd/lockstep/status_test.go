@@ -198,6 +198,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
             "stale": 0,
             "superseded": 0
           },
+          "applied_up_to": "T",
           "letters": 0
         }
       ]
