@@ -143,7 +143,11 @@ func (w *world) spoilElastic(table, field string, n int) {
 			put(hit.Version - 1)
 		case 2: // differing
 			put(hit.Version)
-		case 3: // tampered
+		case 3: // tampered, every other one under a version that nobody can outrank
+			if i%2 == 0 {
+				put(1<<53 - 1)
+				break
+			}
 			text, _ := json.Marshal(doc)
 			fmt.Fprintf(&first, "{\"index\":{\"_id\":%q}}\n%s\n", hit.ID, text)
 		}
@@ -185,7 +189,11 @@ func (w *world) spoilRedis(table, mode, field string, ids []int, n int) {
 			case 2:
 				do(client.HSet(ctx, key, field, "spoiled").Err())
 			case 3:
-				do(client.HDel(ctx, key, "_lockstep_v").Err())
+				if i%2 == 0 {
+					do(client.HSet(ctx, key, field, "spoiled", "_lockstep_v", uint64(1<<53-1)).Err())
+				} else {
+					do(client.HDel(ctx, key, "_lockstep_v").Err())
+				}
 			}
 			continue
 		}
