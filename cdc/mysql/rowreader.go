@@ -80,14 +80,6 @@ func (r *RowReader) Same() (bool, error) {
 // Close ends the connection.
 func (r *RowReader) Close() { r.done() }
 
-// Estimate is about how many rows the table has.
-func (r *RowReader) Estimate() (uint64, error) {
-	if r.in == nil {
-		return 0, nil
-	}
-	return estimateRows(r.conn, r.table.Name)
-}
-
 // Next reads the rows behind a key, in the order of the key: at most so many, and no more
 // once they have that many bytes. When it returns none there are none.
 func (r *RowReader) Next(after []byte, most, bytes int) ([]cdc.Row, error) {

@@ -249,7 +249,7 @@ func (o *office) reconcile(ctx context.Context, a *app, f reconcileFlags, tables
 	}
 	defer w.close()
 	w.patience = f.timeout
-	_, why, err := w.followed(ctx, tables)
+	why, err := w.unfollowed(ctx, tables)
 	if err != nil {
 		return err
 	}
