@@ -253,10 +253,10 @@ func (o *office) reconcile(ctx context.Context, a *app, f reconcileFlags, tables
 	if err != nil {
 		return err
 	}
-	var untold []error
+	var untold []string
 	for _, t := range tables {
 		if why[t] != "" {
-			untold = append(untold, fmt.Errorf("%s: %s", t, why[t]))
+			untold = append(untold, t.String()+": "+why[t])
 			r := &reconcile.Result{Table: t.String(), Began: time.Now(), Ended: time.Now()}
 			for _, name := range names {
 				r.Sinks = append(r.Sinks, &reconcile.SinkResult{Sink: name, Incomparable: why[t], Mismatches: map[reconcile.Class]int64{}})
@@ -283,7 +283,10 @@ func (o *office) reconcile(ctx context.Context, a *app, f reconcileFlags, tables
 			return fmt.Errorf("compare %s: %w", t, err)
 		}
 	}
-	return errors.Join(untold...)
+	if len(untold) > 0 {
+		return errors.New(strings.Join(untold, ", "))
+	}
+	return nil
 }
 
 // watchPass makes a pass and shows on standard error how far it is.
