@@ -195,8 +195,8 @@ func TestAPartitionBelongsToTheHigherGeneration(t *testing.T) {
 	old.Breaker = sinks.BreakerStatus{State: "open"}
 	for range 40 {
 		w.beat(0, 10, 5)
-		w.sink("p1", 1, old)
 		w.sink("p2", 2, places(10, 5))
+		w.sink("p1", 1, old)
 		if d := w.pass(250 * time.Millisecond); d.State != OK {
 			t.Fatalf("%+v", d)
 		}

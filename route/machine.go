@@ -201,6 +201,9 @@ func (m *Machine) turn(now time.Time, found []finding) {
 	if top.level == m.state && top.cause != "" {
 		m.cause, m.reason = top.cause, top.reason
 	}
+	if m.cause == Returning && !m.returning() {
+		m.reason = fmt.Sprintf("all keys are back since %s", clock(m.stepAt))
+	}
 	if raw.level >= m.state {
 		m.calm = time.Time{}
 		return

@@ -58,6 +58,8 @@ func (d *demo) showRoute(ctx context.Context) (err error) {
 	d.say("writing %.0f transactions/s; asking http://%s/v1/route/%s?sink=%s where to read, by long poll", d.rate, d.admin, watched, search)
 	told := make(chan direction)
 	go d.follow(ctx, told)
+	d.breaker = make(chan string)
+	go d.followBreaker(ctx)
 
 	if err := d.until(ctx, told, "the table is read from Elasticsearch", func(now direction) bool { return now.Read == "sink" }); err != nil {
 		return err
@@ -139,6 +141,8 @@ func (d *demo) until(ctx context.Context, told <-chan direction, what string, ok
 				}
 				return nil
 			}
+		case state := <-d.breaker:
+			d.say("  the breaker of Elasticsearch is %s", state)
 		case <-late.C:
 			return fmt.Errorf("waited %s until %s; see %s", 2*patience, what, filepath.Join(d.dir, "lockstep.log"))
 		case <-ctx.Done():
@@ -174,6 +178,34 @@ func (d *demo) follow(ctx context.Context, told chan<- direction) {
 		select {
 		case told <- answer.Sinks[0]:
 		case <-ctx.Done():
+		}
+	}
+}
+
+// followBreaker tells of every state of the breaker.
+func (d *demo) followBreaker(ctx context.Context) {
+	last := ""
+	for pause(ctx, 200*time.Millisecond) {
+		response, err := http.Get("http://" + d.admin + "/v1/status")
+		if err != nil {
+			continue
+		}
+		var status struct {
+			Sinks []struct {
+				Name    string
+				Breaker struct{ State string }
+			}
+		}
+		err = json.NewDecoder(response.Body).Decode(&status)
+		response.Body.Close()
+		for _, s := range status.Sinks {
+			if now := s.Breaker.State; err == nil && s.Name == search && now != last {
+				last = now
+				select {
+				case d.breaker <- now:
+				case <-ctx.Done():
+				}
+			}
 		}
 	}
 }
