@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"lockstep/cdc"
 	"lockstep/dlq"
 )
 
@@ -199,6 +200,7 @@ type inquiry struct {
 	columns []string // of the key of the one table that matters
 	pins    map[string]pin
 	refills map[string]int64                   // by table: what the requests must have come to
+	voids   map[string]cdc.Version             // by table: what the version must have come to
 	seen    map[string]map[string]map[int]seen // by sink, table and partition
 }
 
@@ -206,7 +208,18 @@ type inquiry struct {
 type pin struct {
 	copying  bool // it is not known yet
 	ends     []int64
+	version  cdc.Version // before which everything is before ends
+	sweep    cdc.Version // of a barrier that may be behind them all the same, at the end of a copy; 0 for none
 	requests int64
+}
+
+// holds reports whether a pin holds all that it must.
+func (q *inquiry) holds(table string) bool {
+	p := q.pins[table]
+	// Rows that the store has lost are in Kafka again when the capture has taken the
+	// request for them in and its copy is over; a barrier of the table that has made changes
+	// void stands in partition 0 when the capture has passed it.
+	return !p.copying && p.requests >= q.refills[table] && p.version > q.voids[table] && (p.sweep == 0 || p.sweep > q.voids[table])
 }
 
 // seen is what was said of a partition last, by who has it by the highest generation.
@@ -233,7 +246,7 @@ func (b *Barrier) inquire(ask Ask, gtids string) (*inquiry, error) {
 	q := &inquiry{
 		key: key, users: 1, takes: b.Takes, changed: make(chan struct{}),
 		want: Want{ID: uuid.NewString(), GTIDs: gtids, Sinks: slices.Clone(ask.Sinks), Table: ask.Table, Millis: (10 * askAgain).Milliseconds()},
-		pins: make(map[string]pin), refills: make(map[string]int64), seen: make(map[string]map[string]map[int]seen),
+		pins: make(map[string]pin), refills: make(map[string]int64), voids: make(map[string]cdc.Version), seen: make(map[string]map[string]map[int]seen),
 	}
 	b.inquiries[key] = q
 	ctx, cancel := context.WithCancel(context.Background())
@@ -312,11 +325,11 @@ func (q *inquiry) pass(c *Capture) {
 		tables[table] = true
 	}
 	for table := range tables {
-		was, known := q.pins[table]
-		if q.want.Table != "" && table != q.want.Table || known && !was.copying && was.requests >= q.refills[table] || !known && q.passed {
+		_, known := q.pins[table]
+		if q.want.Table != "" && table != q.want.Table || known && q.holds(table) || !known && q.passed {
 			continue
 		}
-		q.pins[table] = pin{copying: slices.Contains(c.Copying, table), ends: c.Ends[table], requests: c.Requests}
+		q.pins[table] = pin{copying: slices.Contains(c.Copying, table), ends: c.Ends[table], version: c.Version, sweep: c.Sweeps[table], requests: c.Requests}
 	}
 	for table, was := range q.pins { // its topic was not there, and its copy had no row
 		if was.copying && !tables[table] {
@@ -344,6 +357,7 @@ func (q *inquiry) see(s *Sink) {
 			if tables[table][id].generation <= s.Generation {
 				tables[table][id] = seen{place, s.Generation}
 			}
+			q.voids[table] = max(q.voids[table], place.Void)
 		}
 		q.refills[table] = max(q.refills[table], t.Refill)
 	}
@@ -371,10 +385,11 @@ func (q *inquiry) sink(ask Ask, sink string, state *State) SinkAnswer {
 			continue
 		}
 		p := q.pins[table]
-		// Rows that the store has lost are in Kafka again when the capture has taken the
-		// request for them in and its copy is over.
-		if p.copying || p.requests < q.refills[table] {
+		if !q.holds(table) {
 			a.waits(state, func() string {
+				if !p.copying && p.requests >= q.refills[table] {
+					return fmt.Sprintf("%s was emptied, and the capture has not passed that", table)
+				}
 				return fmt.Sprintf("%s is being copied, and the copy is not over (lockstep snapshot list)", table)
 			})
 			continue

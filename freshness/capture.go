@@ -33,8 +33,9 @@ type Answers struct {
 	Passed func(ctx context.Context, sets map[string]string, more <-chan struct{}) (at cdc.Position, passed, copying []string, err error)
 	// AfterAcked calls fn when everything that is published now is acknowledged.
 	AfterAcked func(fn func())
-	// Ends gives the offset behind what is acknowledged of each table, by partition.
-	Ends func(ctx context.Context) (map[string][]int64, error)
+	// Ends gives the offset behind what is acknowledged of each table, by partition, as the
+	// log of an epoch is read.
+	Ends func(ctx context.Context, epoch uint16) (map[string][]int64, error)
 	// Requests is the offset behind the last request for a snapshot that is taken in.
 	Requests func() int64
 	// Committed gives what is committed in the source, and when that was, there and here.
@@ -137,14 +138,14 @@ func (a *Answers) lap(ctx context.Context) error {
 	if err != nil || len(passed) == 0 {
 		return err
 	}
-	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Requests: taken}
+	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Sweeps: sweeps(at.Snapshots), Requests: taken}
 	if c.Version, err = at.Version(); err != nil {
 		return err
 	}
 	if err := a.acked(ctx); err != nil {
 		return err
 	}
-	ends, err := a.Ends(ctx)
+	ends, err := a.Ends(ctx, at.Epoch)
 	if err != nil {
 		return err
 	}
@@ -152,6 +153,20 @@ func (a *Answers) lap(ctx context.Context) error {
 	c.AtMicros = time.Now().UnixMicro()
 	a.Metrics.passed(c)
 	return a.Hub.Write(ctx, Record{Capture: c})
+}
+
+// sweeps are the versions of the barriers that copies will end with.
+func sweeps(snapshots []cdc.Snapshot) map[string]cdc.Version {
+	versions := make(map[string]cdc.Version)
+	for _, sn := range snapshots {
+		if sn.Sweep == 0 || sn.State != cdc.SnapshotRunning && sn.State != cdc.SnapshotPaused {
+			continue
+		}
+		if v, other := versions[sn.Table]; !other || sn.Sweep < v {
+			versions[sn.Table] = sn.Sweep
+		}
+	}
+	return versions
 }
 
 // settle takes the wants that are passed out, and writes into c what they want to know.

@@ -179,7 +179,7 @@ func newAnswers(t *testing.T, h *Hub) (*source, *Answers) {
 	a := &Answers{
 		Hub: h, Process: "p", Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), Passed: s.passed, Requests: func() int64 { return 2 },
 		AfterAcked: func(fn func()) { s.mu.Lock(); s.acks = append(s.acks, fn); s.mu.Unlock() },
-		Ends:       func(context.Context) (map[string][]int64, error) { return s.ends, nil },
+		Ends:       func(context.Context, uint16) (map[string][]int64, error) { return s.ends, nil },
 		Committed: func(context.Context) (string, time.Time, time.Time, error) {
 			return "beat", time.UnixMicro(2_000_000), time.UnixMicro(1_999_000), nil
 		},
@@ -275,17 +275,17 @@ func TestBeatsThatNeverComeDoNotStopLaterOnes(t *testing.T) {
 
 // owned is a partition in the hands of a test.
 type owned struct {
-	done int64
-	ok   bool
+	done, end int64
+	ok        bool
 }
 
-func (o *owned) Done() (int64, int32, bool) { return o.done, 4, o.ok }
+func (o *owned) Done() (before, end int64, generation int32, ok bool) { return o.done, o.end, 4, o.ok }
 
 func newReport() (*Report, map[int]int64, map[int]int) {
 	settled, letters := map[int]int64{}, map[int]int{}
 	r := &Report{
 		Sink: "s", Process: "p",
-		SettledTo: func(_ string, id int) (int64, bool) { at, ok := settled[id]; return at, ok },
+		Shown:     func(_ string, id int) (sinks.Shown, bool) { at, ok := settled[id]; return sinks.Shown{Before: at}, ok },
 		Letters:   func(_ string, id int) int { return letters[id] },
 		State:     func() sinks.Status { return sinks.Status{} },
 		Latencies: func() map[string][]uint64 { return nil },
@@ -297,7 +297,7 @@ func newReport() (*Report, map[int]int64, map[int]int) {
 
 func TestAReportAnswersWhenAllItsPartitionsAreThereAndKnowsWhatItDoesNotKnow(t *testing.T) {
 	r, settled, letters := newReport()
-	first, third := &owned{0, true}, &owned{2, true}
+	first, third := &owned{0, 4, true}, &owned{2, 3, true}
 	r.Own("p.a.b", 0, first)
 	leave := r.Own("p.a.b", 2, third)
 	wants := map[string]Want{"w": {ID: "w", Sinks: []string{"s"}, Millis: 60_000}}
@@ -316,12 +316,14 @@ func TestAReportAnswersWhenAllItsPartitionsAreThereAndKnowsWhatItDoesNotKnow(t *
 	third.ok = false
 	none("while Kafka does not answer for one")
 	third.ok = true
+	none("while one has not read what an owner before may have read")
+	third.end = 2
 	letters[0] = 1
 	s := r.answer(now)
 	if s == nil || s.Generation != 4 || s.Whole || len(s.Tables) != 1 {
 		t.Fatalf("answered %+v", s)
 	}
-	if of := s.Tables["a.b"].Partitions; len(of) != 2 || of[0] != (Place{5, 1}) || of[2] != (Place{2, 0}) {
+	if of := s.Tables["a.b"].Partitions; len(of) != 2 || of[0] != (Place{5, 0, 1}) || of[2] != (Place{2, 0, 0}) {
 		t.Errorf("answered %+v", of)
 	}
 	none("a second time")
@@ -409,7 +411,7 @@ type told struct {
 func newTold(ask Ask) told {
 	return told{&inquiry{
 		want: Want{ID: "me", Sinks: ask.Sinks, Table: ask.Table}, takes: func(_, table string) bool { return table != "a.none" }, changed: make(chan struct{}),
-		pins: map[string]pin{}, refills: map[string]int64{}, seen: map[string]map[string]map[int]seen{},
+		pins: map[string]pin{}, refills: map[string]int64{}, voids: map[string]cdc.Version{}, seen: map[string]map[string]map[int]seen{},
 	}, ask}
 }
 
@@ -435,64 +437,91 @@ func sinkSays(sink string, generation int32, table string, places map[int]Place)
 
 func TestABarrierWaitsForEverythingItDoesNotKnow(t *testing.T) {
 	q := newTold(Ask{Sinks: []string{"s", "t"}})
-	there := map[int]Place{0: {10, 0}, 1: {20, 0}}
+	there := map[int]Place{0: {10, 0, 0}, 1: {20, 0, 0}}
 	q.says(t, "at first", false, false)
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{}}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{}}})
 	q.hear(sinkSays("s", 1, "a.b", there))
 	q.says(t, "what stands before the want says nothing", false, false)
 	q.hear(Record{Want: &Want{ID: "me"}})
 	q.hear(Record{Want: &Want{ID: "other"}})
-	q.hear(Record{Capture: &Capture{Wants: []string{"other"}, Ends: map[string][]int64{}}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"other"}, Ends: map[string][]int64{}}})
 	q.says(t, "an answer to somebody else", false, false)
 	q.hear(sinkSays("t", 1, "a.b", there)) // before the capture's answer, and behind the want
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {10, 20}, "a.none": {1}}}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {10, 20}, "a.none": {1}}}})
 	q.says(t, "no word of sink s", false, false)
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {10, 0}}))
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {10, 0, 0}}))
 	q.says(t, "no word of partition 1", false, false)
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {19, 0}}))
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {19, 0, 0}}))
 	q.says(t, "partition 1 is behind", false, false)
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {20, -1}}))
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {20, 0, -1}}))
 	q.says(t, "its letters are not known", false, false)
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {20, 2}}))
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {20, 0, 2}}))
 	q.says(t, "two letters", true, false)
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {100, 200}, "a.later": {1}}}})
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {21, 0}}))
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {100, 200}, "a.later": {1}}}})
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {21, 0, 0}}))
 	q.says(t, "what was published later was not asked for", true, true)
-	q.hear(sinkSays("s", 3, "a.b", map[int]Place{1: {5, 0}}))
+	q.hear(sinkSays("s", 3, "a.b", map[int]Place{1: {5, 0, 0}}))
 	q.says(t, "the store went back under a new owner", false, false)
-	q.hear(sinkSays("s", 2, "a.b", map[int]Place{1: {30, 0}}))
+	q.hear(sinkSays("s", 2, "a.b", map[int]Place{1: {30, 0, 0}}))
 	q.says(t, "the owner of before speaks", false, false)
-	q.hear(sinkSays("s", 3, "a.b", map[int]Place{1: {30, 0}}))
+	q.hear(sinkSays("s", 3, "a.b", map[int]Place{1: {30, 0, 0}}))
 	q.says(t, "and the new one is there", true, true)
 }
 
 func TestABarrierWaitsForCopies(t *testing.T) {
 	q := newTold(Ask{Sinks: []string{"s"}})
 	q.hear(Record{Want: &Want{ID: "me"}})
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1}}, Copying: []string{"a.b", "a.new"}}})
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {100, 0}}))
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1}}, Copying: []string{"a.b", "a.new"}}})
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {100, 0, 0}}))
 	q.says(t, "while they are copied", false, false)
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {101}}, Copying: []string{"a.new"}}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {101}}, Copying: []string{"a.new"}}})
 	q.says(t, "the rows of the copy are not there", false, false)
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {101, 0}}))
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {101, 0, 0}}))
 	q.says(t, "another one is copied still", false, false)
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {500}}}}) // it had no row, so it has no topic
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {500}}}}) // it had no row, so it has no topic
 	q.says(t, "both are over", true, true)
 
-	lost := sinkSays("s", 1, "a.b", map[int]Place{0: {101, 0}})
+	lost := sinkSays("s", 1, "a.b", map[int]Place{0: {101, 0, 0}})
 	table := lost.Sink.Tables["a.b"]
 	table.Refill = 7
 	lost.Sink.Tables["a.b"] = table
 	q.hear(lost)
 	q.says(t, "the store has lost it", false, false)
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {101}}, Requests: 6}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {101}}, Requests: 6}})
 	q.says(t, "the capture has not heard of that", false, false)
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {101}}, Requests: 7, Copying: []string{"a.b"}}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {101}}, Requests: 7, Copying: []string{"a.b"}}})
 	q.says(t, "it is copied again", false, false)
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {130}}, Requests: 7}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {130}}, Requests: 7}})
 	q.says(t, "its rows are on their way", false, false)
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {130, 0}}))
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {130, 0, 0}}))
 	q.says(t, "they are there", true, true)
+}
+
+// A change that a TRUNCATE has made void is settled, and the store may show the row as it was
+// before until it is swept.
+func TestABarrierWaitsForTheSweepThatMadeAChangeVoid(t *testing.T) {
+	q := newTold(Ask{Sinks: []string{"s"}})
+	capture := func(version cdc.Version, end int64, sweeps map[string]cdc.Version) {
+		q.hear(Record{Capture: &Capture{Version: version, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {end, 10}}, Sweeps: sweeps}})
+	}
+	q.hear(Record{Want: &Want{ID: "me"}})
+	capture(50, 5, nil)
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {5, 0, 0}, 1: {10, 60, 0}}))
+	q.says(t, "a change was void by a barrier that the capture had not passed", false, false)
+	capture(60, 5, nil)
+	q.says(t, "nor has it now", false, false)
+	capture(61, 7, nil)
+	q.says(t, "the barrier is not settled in partition 0", false, false)
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {7, 0, 0}}))
+	q.says(t, "it is swept", true, true)
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{1: {10, 70, 0}}))
+	q.says(t, "the next one", false, false)
+	capture(90, 7, map[string]cdc.Version{"a.b": 70})
+	q.says(t, "which ends a copy that is under way", false, false)
+	capture(91, 8, map[string]cdc.Version{"a.b": 80})
+	q.says(t, "it is over", false, false)
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{0: {8, 0, 0}}))
+	q.says(t, "and swept for", true, true)
 }
 
 func TestABarrierForARowWaitsForItsPartitionAndTheFirst(t *testing.T) {
@@ -504,11 +533,11 @@ func TestABarrierForARowWaitsForItsPartitionAndTheFirst(t *testing.T) {
 	for _, without := range []int{-1, 0, 1, 5} {
 		q := newTold(Ask{Sinks: []string{"s"}, Table: "a.b", Key: key})
 		q.hear(Record{Want: &Want{ID: "me"}})
-		q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1, 1, 1, 1, 1, 1, 1, 1}}, Keys: map[string]string{"a.b": "id"}}})
+		q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1, 1, 1, 1, 1, 1, 1, 1}}, Keys: map[string]string{"a.b": "id"}}})
 		places := map[int]Place{}
 		for id := range rowPartitions(key, []string{"id"}, partitions) {
 			if id != without {
-				places[id] = Place{1, 0}
+				places[id] = Place{1, 0, 0}
 			}
 		}
 		q.hear(sinkSays("s", 1, "a.b", places))
@@ -546,8 +575,8 @@ func TestBarriersShareTheirWants(t *testing.T) {
 	if again.Want.ID != id || again.Want.GTIDs != "set" {
 		t.Errorf("wanted %s, then %+v", id, again.Want)
 	}
-	must(t, h.Write(ctx, Record{Capture: &Capture{Wants: []string{id}, Ends: map[string][]int64{"a.b": {4}}}}))
-	must(t, h.Write(ctx, sinkSays("s", 1, "a.b", map[int]Place{0: {4, 0}})))
+	must(t, h.Write(ctx, Record{Capture: &Capture{Version: 100, Wants: []string{id}, Ends: map[string][]int64{"a.b": {4}}}}))
+	must(t, h.Write(ctx, sinkSays("s", 1, "a.b", map[int]Place{0: {4, 0, 0}})))
 	all.Wait()
 	cancel()
 	close(answers)
@@ -584,28 +613,50 @@ func TestTheTimeoutSaysForWhomItWaits(t *testing.T) {
 		}
 	}
 	waits(row(), RowUnknown, "no capture is heard of")
-	must(t, h.Write(t.Context(), Record{Capture: &Capture{UpToMicros: 1}}))
+	beating, stop := context.WithCancel(t.Context())
+	var beats sync.WaitGroup
+	defer beats.Wait()
+	defer stop()
+	whole := make(chan Record, 1)
+	heard := heardBy(t, h)
+	beats.Go(func() {
+		var sink *Record
+		for beating.Err() == nil {
+			_ = h.Write(beating, Record{Capture: &Capture{UpToMicros: 1}})
+			select {
+			case r := <-whole:
+				sink = &r
+			case <-time.After(200 * time.Millisecond):
+			case <-beating.Done():
+			}
+			if sink != nil {
+				_ = h.Write(beating, *sink)
+			}
+		}
+	})
+	heard("the capture", func(r Record) bool { return r.Capture != nil })
 	waits(row(), RowPending, "the capture has not read up to")
 	// One answers for both from now on.
 	ends := map[string][]int64{"a.b": {9}}
 	defer h.Listen(func(r Record) {
 		if r.Want != nil {
 			go func() {
-				_ = h.Write(context.Background(), Record{Capture: &Capture{Wants: []string{r.Want.ID}, Ends: ends}})
+				_ = h.Write(context.Background(), Record{Capture: &Capture{Version: 100, Wants: []string{r.Want.ID}, Ends: ends}})
 			}()
 		}
 	})()
 	waits(row(), RowUnknown, "no process of sink s is heard of that has partition 0 of a.b")
-	whole := sinkSays("s", 1, "a.b", map[int]Place{0: {3, 0}})
-	whole.Sink.Whole, whole.Sink.Process = true, "p"
-	of := whole.Sink.Tables["a.b"]
+	says := sinkSays("s", 1, "a.b", map[int]Place{0: {3, 0, 0}})
+	says.Sink.Whole, says.Sink.Process = true, "p"
+	of := says.Sink.Tables["a.b"]
 	of.Held = &sinks.HeldStatus{By: sinks.ByStore, Reason: "it is down"}
-	whole.Sink.Tables["a.b"] = of
-	must(t, h.Write(t.Context(), whole))
+	says.Sink.Tables["a.b"] = of
+	whole <- says
+	heard("the sink", func(r Record) bool { return r.Sink != nil })
 	waits(row(), RowPending, "partition 0 of a.b is settled up to offset 3 of 9 in sink s, and its changes wait: it is down")
 	defer h.Listen(func(r Record) {
 		if r.Capture != nil {
-			go func() { _ = h.Write(context.Background(), sinkSays("s", 1, "a.b", map[int]Place{0: {9, 1}})) }()
+			go func() { _ = h.Write(context.Background(), sinkSays("s", 1, "a.b", map[int]Place{0: {9, 0, 1}})) }()
 		}
 	})()
 	if r := row(); r.State != RowDead || r.Letter == nil || r.Letter.ID != "s-1" {

@@ -13,15 +13,18 @@ import (
 const (
 	// soon is how often a process says how far a sink is while something changes.
 	soon = 250 * time.Millisecond
+	// manyTables of a process are told of once a second only.
+	manyTables = 200
 	// mostTargets is how many answers of the capture a report looks after at once.
 	mostTargets = 4096
 )
 
 // Owned is a partition in the hands of this process.
 type Owned interface {
-	// Done gives the offset before which all is done with, as the group was told, and the
-	// generation of the group by which it is owned; not ok when that is not certain now.
-	Done() (before int64, generation int32, ok bool)
+	// Done gives the offset before which all is done with, as the group was told, the end of
+	// the log when this process began to read it, and the generation of the group by which
+	// it is owned; not ok when that is not certain now.
+	Done() (before, end int64, generation int32, ok bool)
 }
 
 // Report is the part of one sink in one process: it says how far its partitions are.
@@ -29,10 +32,10 @@ type Report struct {
 	Hub     *Hub
 	Sink    string
 	Process string
-	// SettledTo is that of the sink's Worker, Letters the open letters of a partition, -1
-	// while they are not known. Letters is asked after SettledTo.
-	SettledTo func(topic string, id int) (offset int64, ok bool)
-	Letters   func(topic string, id int) int
+	// Shown is that of the sink's Worker, Letters the open letters of a partition, -1
+	// while they are not known. Letters is asked after Shown.
+	Shown   func(topic string, id int) (s sinks.Shown, ok bool)
+	Letters func(topic string, id int) int
 	// State is the sink as an operator sees it, and Latencies those of its Worker.
 	State     func() sinks.Status
 	Latencies func() map[string][]uint64
@@ -47,6 +50,8 @@ type Report struct {
 	changed atomic.Bool      // since the last report
 	wake    chan struct{}
 	past    []counted // what was counted within Window
+	latest  map[string]Latency
+	counted time.Time // when that was
 }
 
 type ownedTopic struct {
@@ -132,6 +137,7 @@ func (r *Report) Run(ctx context.Context) error {
 	tick := time.NewTicker(soon)
 	defer tick.Stop()
 	var last time.Time
+	tables := 0
 	for {
 		var record *Sink
 		select {
@@ -140,8 +146,9 @@ func (r *Report) Run(ctx context.Context) error {
 		case <-r.wake:
 			record = r.answer(time.Now())
 		case now := <-tick.C:
-			if changed := r.changed.Swap(false); changed || now.Sub(last) >= beat-soon/2 {
+			if now.Sub(last) >= beat-soon/2 || tables < manyTables && r.changed.Swap(false) {
 				record, last = r.whole(now), now
+				tables = len(record.Tables)
 			}
 		}
 		if record == nil {
@@ -241,14 +248,19 @@ func (r *Report) places(table string, s *Sink) map[int]Place {
 	}
 	places := make(map[int]Place, len(at.partitions))
 	for id, part := range at.partitions {
-		settled, running := r.SettledTo(at.topic, id)
-		done, generation, ok := part.Done()
-		if !running || !ok {
+		shown, running := r.Shown(at.topic, id)
+		done, end, generation, ok := part.Done()
+		if shown.Before < 0 { // nothing was read
+			shown.Before = done
+		}
+		// An owner before us may have read further than it has committed, and have passed
+		// over records for newer ones that it has not brought into the store.
+		if !running || !ok || shown.Before < end {
 			continue
 		}
 		s.Generation = max(s.Generation, generation)
 		// The letters are counted behind it: one that is written later counts, too.
-		places[id] = Place{Settled: max(settled, done), Letters: r.Letters(at.topic, id)}
+		places[id] = Place{Settled: shown.Before, Void: shown.Void, Letters: r.Letters(at.topic, id)}
 	}
 	return places
 }
@@ -281,6 +293,9 @@ func (r *Report) whole(now time.Time) *Sink {
 
 // window counts what was applied within the last Window.
 func (r *Report) window(now time.Time) map[string]Latency {
+	if now.Sub(r.counted) < beat-soon/2 {
+		return r.latest
+	}
 	latest := counted{now, r.Latencies()}
 	for len(r.past) > 1 && now.Sub(r.past[1].at) >= Window {
 		r.past = r.past[1:]
@@ -295,9 +310,8 @@ func (r *Report) window(now time.Time) map[string]Latency {
 		}
 		all[table] = l
 	}
-	if n := len(r.past); n == 0 || now.Sub(r.past[n-1].at) >= beat {
-		r.past = append(r.past, latest)
-	}
+	r.past = append(r.past, latest)
+	r.latest, r.counted = all, now
 	return all
 }
 

@@ -78,6 +78,9 @@ type Capture struct {
 	Keys map[string]string `json:"keys,omitempty"`
 	// Copying are tables of which rows that are older than the place are not in Kafka yet.
 	Copying []string `json:"copying,omitempty"`
+	// Sweeps gives for tables of which a copy is under way that ends with a barrier the
+	// version of that, the lowest of them.
+	Sweeps map[string]cdc.Version `json:"sweeps,omitempty"`
 	// Requests is the offset behind the last request for a snapshot that it has taken in.
 	Requests int64 `json:"requests"`
 	// AtMicros is by the clock of the process. All times are microseconds since 1970.
@@ -131,8 +134,12 @@ type Table struct {
 // Place is how far one partition is.
 type Place struct {
 	// Settled is the offset below which everything is settled: in the store, or a newer
-	// change of its row is, or a dead letter.
+	// change of its row is there, or a dead letter.
 	Settled int64 `json:"settled"`
+	// Void is the version of the newest barrier of the table (TRUNCATE) that was met. It settles
+	// changes and letters without the store, which may show an older state of their rows until
+	// it is swept: when partition 0 has settled the barrier.
+	Void cdc.Version `json:"void,omitempty"`
 	// Letters are open dead letters of it, counted when Settled was true already; -1 while
 	// they are not all known.
 	Letters int `json:"letters"`

@@ -211,7 +211,7 @@ func (c *Client) begin(ctx context.Context, end context.CancelCauseFunc, cc Cons
 	owned := make(map[string][]*Partition)
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
-			p := &Partition{Topic: topic, ID: a.ID, client: c, poller: poll, gen: gen, next: a.Offset, committed: a.Offset}
+			p := &Partition{Topic: topic, ID: a.ID, client: c, poller: poll, gen: gen, next: a.Offset, committed: a.Offset, first: -1}
 			if cc.Metrics != nil {
 				p.lag = cc.Metrics.lag
 			}
@@ -299,8 +299,9 @@ type Partition struct {
 	mu        sync.Mutex
 	committed int64
 	end       int64
-	sound     bool // the last try to fetch had an answer
-	gone      bool // the gauge is deleted and must not come back
+	sound     bool  // the last try to fetch had an answer
+	first     int64 // the end of the log when the first one had since it begins where it begins; -1 before that
+	gone      bool  // the gauge is deleted and must not come back
 }
 
 // Fetch waits up to half a second for records behind those it has returned, the
@@ -336,7 +337,7 @@ func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error
 			p.setCommitted(0)
 		}
 		f, err = p.poller.fetch(ctx, p.Topic, p.ID, p.next, bytes)
-		p.heard(err == nil)
+		p.heard(err == nil, f.end)
 		err = p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next)
 		if errors.Is(err, errBeyondEnd) {
 			if beyond++; beyond >= beyondEnd {
@@ -366,6 +367,9 @@ func (p *Partition) Place(ctx context.Context) (next, start int64, err error) {
 // GoTo makes Fetch go on with an offset, which may be one it has returned.
 func (p *Partition) GoTo(next int64) {
 	p.next = next
+	p.mu.Lock()
+	p.first = -1
+	p.mu.Unlock()
 	p.setCommitted(next)
 	p.showLag()
 }
@@ -408,19 +412,21 @@ func (p *Partition) Commit(ctx context.Context, next int64) error {
 	return nil
 }
 
-// Done gives the offset before which every record is done with, as the group was told, and
-// the generation of the group by which the partition is ours. It is not ok while Kafka does
-// not answer for the partition: the topic may have been made again, and the offset be one of
-// the old topic's.
-func (p *Partition) Done() (before int64, generation int32, ok bool) {
+// Done gives the offset before which every record is done with, as the group was told, the
+// end of the log when this process began to read it, and the generation of the group by
+// which the partition is ours. It is not ok while Kafka does not answer for the partition:
+// the topic may have been made again, and the offsets be those of the old topic.
+func (p *Partition) Done() (before, end int64, generation int32, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.committed, p.gen.ID, p.sound && p.committed >= 0
+	return p.committed, p.first, p.gen.ID, p.sound && p.committed >= 0 && p.first >= 0
 }
 
-func (p *Partition) heard(sound bool) {
+func (p *Partition) heard(sound bool, end int64) {
 	p.mu.Lock()
-	p.sound = sound
+	if p.sound = sound; sound && p.first < 0 {
+		p.first = end
+	}
 	p.mu.Unlock()
 }
 

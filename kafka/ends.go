@@ -15,6 +15,7 @@ type Ends struct {
 	topics func(ctx context.Context) ([]string, error)
 	from   time.Time
 	before map[string][]int64 // by topic, as Kafka said; nil until it was asked
+	epoch  uint16             // in which it was asked
 }
 
 // NewEnds makes one for a change log that begins now. Topics lists the topics of changes
@@ -25,10 +26,11 @@ func NewEnds(l *ChangeLog, topics func(ctx context.Context) ([]string, error)) *
 
 // Now gives for each table that has a topic the offset behind the last record that is
 // acknowledged, by partition; of what earlier change logs wrote at least all that they
-// had saved a position for. The first call waits until a topic must show that was made
-// just before the change log began.
-func (e *Ends) Now(ctx context.Context) (map[string][]int64, error) {
-	if e.before == nil {
+// had saved a position for. In another epoch Kafka is asked anew: what somebody else has
+// published may be left out by whoever reads the log of another server. The first call waits
+// until a topic must show that was made just before the change log began.
+func (e *Ends) Now(ctx context.Context, epoch uint16) (map[string][]int64, error) {
+	if e.before == nil || e.epoch != epoch {
 		select {
 		case <-time.After(time.Until(e.from)):
 		case <-ctx.Done():
@@ -38,9 +40,11 @@ func (e *Ends) Now(ctx context.Context) (map[string][]int64, error) {
 		if err != nil {
 			return nil, err
 		}
-		if e.before, err = e.log.client.EndsOf(ctx, topics); err != nil {
+		before, err := e.log.client.EndsOf(ctx, topics)
+		if err != nil {
 			return nil, err
 		}
+		e.before, e.epoch = before, epoch
 	}
 	byTopic := maps.Clone(e.before)
 	unknown := e.log.publisher.overlay(e.log.prefix, byTopic)

@@ -23,6 +23,7 @@ const (
 func (l *lane) barrier(barrier *item) {
 	t := barrier.change.Table
 	l.barriers[t] = max(l.barriers[t], barrier.change.Version)
+	l.void = max(l.void, barrier.change.Version)
 	l.met(barrier, Applied)
 	var void []*item
 	for it := l.first; it != nil; it = it.next {

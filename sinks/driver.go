@@ -202,11 +202,11 @@ func (d *driver) run(ctx, work context.Context, fetched <-chan []*item) error {
 
 // tellReach brings up to date how far the partition is.
 func (d *driver) tellReach() {
-	now := bound{micros: d.lane.upTo(), behind: d.lane.first != nil || !d.caughtUp, heard: d.heard, to: d.lane.settledTo()}
+	now := bound{micros: d.lane.upTo(), behind: d.lane.first != nil || !d.caughtUp, heard: d.heard, to: d.lane.shownTo(), void: d.lane.void}
 	if now == d.reached {
 		return
 	}
-	further := now.to != d.reached.to
+	further := now.to != d.reached.to || now.void != d.reached.void
 	d.reached = now
 	d.reach.set(d, now)
 	if further && d.Moved != nil {

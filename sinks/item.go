@@ -27,6 +27,7 @@ type item struct {
 	place      place
 	prev, next *item     // among what the offset waits for
 	standsFor  *item     // the oldest change of its row, settled, that the offset waits for until this one is
+	shows      *mark     // the oldest record whose row is as new as that only once this one is settled
 	since      time.Time // when it became ready
 	at         int       // its place in what is ready
 	probes     int       // how often it was sent to try whether a breaker may close
@@ -36,6 +37,14 @@ type item struct {
 	class     Class
 	reason    string
 	unburied  bool // its letter was refused at the first attempt
+}
+
+// mark stands for a record in what the store does not show yet. A record is settled when
+// a newer one of its row has come; the store shows it, or something newer, when that one is
+// settled.
+type mark struct {
+	offset     int64
+	prev, next *mark
 }
 
 // place is where a change stands.

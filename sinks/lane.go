@@ -33,6 +33,9 @@ type lane struct {
 	first, last *item // of all that is not settled, in the order of the offsets
 	bytes       int   // of all that is not settled
 
+	firstMark, lastMark *mark       // of all that the store does not show, in the order of the offsets
+	void                cdc.Version // of the newest barrier that was met
+
 	ready   line
 	rows    map[rowKey]*item // ready, or behind a call
 	calling map[rowKey]*item
@@ -122,11 +125,59 @@ func (l *lane) enter(it *item) {
 	}
 	l.last = it
 	l.bytes += it.counted
+	it.shows = &mark{offset: it.record.Offset, prev: l.lastMark}
+	if l.lastMark == nil {
+		l.firstMark = it.shows
+	} else {
+		l.lastMark.next = it.shows
+	}
+	l.lastMark = it.shows
+}
+
+// show notes that the store shows what a change stands for.
+func (l *lane) show(it *item) {
+	l.unmark(it.shows)
+	it.shows = nil
+}
+
+func (l *lane) unmark(m *mark) {
+	switch {
+	case m == nil:
+		return
+	case m.prev == nil:
+		l.firstMark = m.next
+	default:
+		m.prev.next = m.next
+	}
+	if m.next == nil {
+		l.lastMark = m.prev
+	} else {
+		m.next.prev = m.prev
+	}
+}
+
+// showLater has a newer change of a row stand for an older one in what the store shows.
+func (l *lane) showLater(older, it *item) {
+	if older.shows != nil && (it.shows == nil || older.shows.offset < it.shows.offset) {
+		older.shows, it.shows = it.shows, older.shows
+	}
+	l.show(older)
+}
+
+// shownTo is the offset before which the store shows every record, or a newer one of its row,
+// or its letter is written: -1 before the first. What a barrier has taken away counts as
+// shown: it is when the store is swept for void.
+func (l *lane) shownTo() int64 {
+	if l.firstMark != nil {
+		return l.firstMark.offset
+	}
+	return l.next
 }
 
 // settle ends a change: it is what the offset waits for no more.
 func (l *lane) settle(it *item, outcome string) {
 	l.book(it, outcome)
+	l.show(it)
 	l.unlink(it)
 	if it.standsFor != nil {
 		l.unlink(it.standsFor)
@@ -163,6 +214,7 @@ func (l *lane) unlink(it *item) {
 // until the newer one is settled, because whoever reads that alone again does not know
 // them.
 func (l *lane) supersede(older, it *item) {
+	l.showLater(older, it)
 	if l.moves == nil || !l.moves(it.change.Table) {
 		l.settle(older, outcomeSuperseded)
 		return

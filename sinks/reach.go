@@ -3,6 +3,8 @@ package sinks
 import (
 	"sync"
 	"time"
+
+	"lockstep/cdc"
 )
 
 // reach is up to when all that was committed in the source is applied, or settled
@@ -30,7 +32,8 @@ type bound struct {
 	micros int64 // all that was committed before is settled; 0 for unknown
 	behind bool  // there is more, or may be
 	heard  time.Time
-	to     int64 // offset before which all is settled; negative when no record was read yet
+	to     int64 // lane.shownTo
+	void   cdc.Version
 }
 
 // silence is how long after the last answer of Kafka a partition counts as one that may
@@ -58,14 +61,25 @@ func (r *reach) drop(d *driver) {
 
 func (d *driver) name() partitionName { return partitionName{d.lane.topic, d.lane.id} }
 
-// SettledTo gives the offset before which every record of a partition is settled: the
-// store has it, or a newer one of its row, or it is a dead letter or not for the store. It is negative
-// while no record was read, and not ok when this process does not run the partition.
-func (w *Worker) SettledTo(topic string, id int) (offset int64, ok bool) {
+// Shown is what the store of a sink shows of one partition.
+type Shown struct {
+	// Before is the offset before which the store has every record, or a newer one of its
+	// row, or it is a dead letter or not for the store. It is negative while no record was
+	// read: nothing is known then of records that an earlier owner has read.
+	Before int64
+	// Void is the version of the newest barrier that was met; 0 for none. Of a row that it has
+	// taken away the store may show an older state until it is swept.
+	Void cdc.Version
+}
+
+// Shown tells what the store shows of a partition. It is not ok when this process does not
+// run it.
+func (w *Worker) Shown(topic string, id int) (s Shown, ok bool) {
 	w.reach.mu.Lock()
 	defer w.reach.mu.Unlock()
 	d := w.reach.byName[partitionName{topic, id}]
-	return w.reach.of[d].to, d != nil
+	b := w.reach.of[d]
+	return Shown{b.to, b.void}, d != nil
 }
 
 // upTo is in microseconds since 1970; 0 when it is not known. With a topic it is of its

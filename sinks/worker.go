@@ -43,8 +43,8 @@ type Worker struct {
 	// and the one that the sink's group has committed. A barrier is swept for when
 	// all partitions have passed it.
 	Progress func(ctx context.Context, topic string) (ends, committed map[int]int64, err error)
-	// Moved, if set, is told when SettledTo has changed for a partition, and when one has to
-	// wait or goes on, by their goroutines. It must not wait.
+	// Moved, if set, is told when Shown has changed for a partition, and when one has to wait or
+	// goes on, by their goroutines. It must not wait.
 	Moved func()
 	// Filter reports whether the sink takes a table; nil takes every table.
 	Filter func(cdc.TableName) bool

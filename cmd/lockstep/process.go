@@ -529,7 +529,7 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		return withLetters(s, open, all)
 	}
 	p.workers.add(worker{name: name, kind: p.cfg.Sinks[name].Store(), store: store, try: crew.Try, status: status})
-	report.SettledTo, report.Letters, report.State, report.Latencies = crew.SettledTo, posts.OpenIn, status, crew.Latencies
+	report.Shown, report.Letters, report.State, report.Latencies = crew.Shown, posts.OpenIn, status, crew.Latencies
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool
 	p.ready.add("sink "+name, member.Load)

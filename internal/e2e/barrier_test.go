@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -250,4 +252,124 @@ func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
 		t.Errorf("only %d reads, and %v", h.reads.Load(), kills)
 	}
 	w.equal(2 * time.Minute)
+}
+
+// passes runs lockstep barrier, and gives its exit code, what it printed and what it said.
+func (w *world) passes(args ...string) (code int, visible bool, said string) {
+	w.t.Helper()
+	cmd := exec.Command(w.binary, append(append([]string{"barrier"}, args...), "-c", w.config, "-o", "json")...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if exit := (&exec.ExitError{}); err != nil && !errors.As(err, &exit) {
+		w.t.Fatal(err)
+	}
+	var answer struct{ Visible bool }
+	if len(out) > 0 {
+		w.decode(&answer, out)
+	}
+	return cmd.ProcessState.ExitCode(), answer.Visible, stderr.String()
+}
+
+// found is how many documents a search of an index finds.
+func (w *world) found(table, query string) (n int) {
+	w.t.Helper()
+	var answer struct{ Count int }
+	if err := ask(w.t.Context(), fmt.Sprintf("%s/%s-%s/_count?q=%s", w.spec.ElasticURL, w.name, table, url.QueryEscape(query)), &answer); err != nil {
+		w.t.Fatal(err)
+	}
+	return answer.Count
+}
+
+// A barrier waits for the first copy and for the sweep behind a TRUNCATE, tells of what a
+// dead letter hides, and says for whom it waits when nobody answers.
+func TestABarrierWaitsForCopiesAndSweepsAndTellsOfDeadLetters(t *testing.T) {
+	w := newWorld(t, 1000)
+	text, err := os.ReadFile(w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := strings.Replace(string(text), "server_id:", "snapshot: {rows_per_second: 500}, server_id:", 1)
+	if err := os.WriteFile(w.config, []byte(slow), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := w.start("run")
+	expect := func(what string, code int, part string, args ...string) {
+		t.Helper()
+		got, visible, said := w.passes(args...)
+		if got != code || visible != (code == 0) || !strings.Contains(said, part) {
+			t.Fatalf("%s: barrier %q ends with %d, visible %v and %q; want %d and %q", what, args, got, visible, said, code, part)
+		}
+	}
+	rows := func(table string) (n int) {
+		t.Helper()
+		if err := w.db.QueryRow("SELECT COUNT(*) FROM " + table).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	expect("during the first copy", 0, "", "--sink", "search", "--search", "--timeout", "2m")
+	for _, table := range []string{"questions", "tags", "question_tags"} {
+		if n := w.found(table, "*"); n != rows(table) {
+			t.Fatalf("behind the barrier a search finds %d of %d %s", n, rows(table), table)
+		}
+	}
+	expect("behind the first copy", 0, "", "--timeout", "1m")
+
+	w.sql("UPDATE questions SET title = 'heliotrope' WHERE id <= 40")
+	expect("behind an update", 0, "", "--sink", "search", "--table", w.name+".questions", "--search", "--timeout", "1m")
+	if n := w.found("questions", "title:heliotrope"); n != 40 {
+		t.Errorf("behind the barrier a search finds %d of 40", n)
+	}
+
+	w.sql("TRUNCATE question_tags")
+	expect("behind TRUNCATE", 0, "", "--sink", "search", "--search", "--timeout", "1m")
+	if n := w.found("question_tags", "*"); n != 0 {
+		t.Errorf("behind the barrier a search finds %d rows of an empty table", n)
+	}
+
+	fresh := func(sink string, id int) (state, letter string) {
+		t.Helper()
+		var row struct {
+			State  string
+			Letter struct{ ID string }
+		}
+		if err := ask(t.Context(), fmt.Sprintf("http://%s/v1/freshness/%s/%s.questions/%d?wait=20s", p.admin, sink, w.name, id), &row); err != nil {
+			t.Fatal(err)
+		}
+		return row.State, row.Letter.ID
+	}
+	w.sql(`UPDATE questions SET settings = '"checker: none"', title = 'refused' WHERE id = 5`)
+	expect("with a letter", 1, "1 dead letters of "+w.name+".questions hide", "--sink", "search", "--timeout", "1m")
+	expect("of another table", 0, "", "--sink", "search", "--table", w.name+".tags", "--timeout", "1m")
+	expect("of the other sink", 0, "", "--sink", "cache", "--timeout", "1m")
+	open := w.openLetters()["search"]
+	if len(open) != 1 {
+		t.Fatalf("letters: %v", open)
+	}
+	for id, want := range map[int]string{5: "dead-lettered", 6: "applied", 999_999: "applied"} {
+		if state, letter := fresh("search", id); state != want || (letter == open[0].ID) != (id == 5) {
+			t.Errorf("row %d is %s with letter %q; want %s", id, state, letter, want)
+		}
+	}
+	if state, _ := fresh("cache", 5); state != "applied" {
+		t.Errorf("in the cache row 5 is %s", state)
+	}
+	w.sql(`UPDATE questions SET settings = '{}' WHERE id = 5`)
+	expect("when it is mended", 0, "", "--timeout", "1m")
+	if state, _ := fresh("search", 5); state != "applied" {
+		t.Errorf("row 5 is %s", state)
+	}
+
+	expect("of no table", 2, w.name+".nothing is not captured", "--table", w.name+".nothing")
+	expect("of no transaction", 2, "names no transactions", "--gtid", "12")
+	expect("of no sink", 2, `has no sink "nowhere"`, "--sink", "nowhere")
+	expect("of a transaction that never comes", 1, "the capture has not read up to the transactions", "--gtid", "3e11fa47-71ca-11e1-9e33-c80aa9429562:1", "--timeout", "2s")
+	p.stop()
+	w.sql("UPDATE questions SET title = 'nobody' WHERE id = 6")
+	expect("when nothing runs", 1, "no capture is heard of", "--timeout", "2s")
+	capture := w.start("capture")
+	capture.awaitReady()
+	expect("when no sink runs", 1, "no process of sink cache is heard of that has partition", "--sink", "cache", "--timeout", "10s")
+	capture.stop()
 }
