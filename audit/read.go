@@ -47,7 +47,7 @@ type Filter struct {
 // Acts are those there are, by name.
 var Acts = []string{
 	"capture.epoch", "capture.skip_gtid", "dlq.cancel", "dlq.import", "dlq.patch", "dlq.replay", "dlq.replay.end", "dlq.skip",
-	"rebuild", "rebuild.drop-old", "snapshot.cancel", "snapshot.pause", "snapshot.resnapshot", "snapshot.resume", "snapshot.start",
+	"rebuild", "rebuild.drop-old", "reconcile.repair", "snapshot.cancel", "snapshot.pause", "snapshot.resnapshot", "snapshot.resume", "snapshot.start",
 }
 
 // Check says that no act is called as the filter has it.

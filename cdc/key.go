@@ -3,8 +3,11 @@ package cdc
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/tidwall/gjson"
 )
@@ -64,6 +67,75 @@ func KeyText(key []byte) (string, error) {
 		parts[i] = escapeKey.Replace(f.Text)
 	}
 	return strings.Join(parts, ":"), nil
+}
+
+// KeyOf makes the Key of a row from the texts of its columns: what KeyFields reads. It
+// refuses texts that no key of the table has.
+func (t Table) KeyOf(text func(column string) (string, bool)) ([]byte, error) {
+	key := []byte{'{'}
+	for i, name := range t.Key {
+		value, ok := text(name)
+		if !ok {
+			return nil, fmt.Errorf("%s: the key column %s is missing", t.Name, name)
+		}
+		if i > 0 {
+			key = append(key, ',')
+		}
+		key = append(AppendString(key, name), ':')
+		switch kind := t.kind(name); kind {
+		case KindInt, KindUint:
+			if !isInteger.MatchString(value) {
+				return nil, fmt.Errorf("%s: the key column %s is an integer and not %q", t.Name, name, value)
+			}
+			key = append(key, value...)
+		case KindFloat, KindDouble, KindSet, KindJSON:
+			if !gjson.Valid(value) || strings.TrimSpace(value) != value {
+				return nil, fmt.Errorf("%s: the key column %s is %s and not %q", t.Name, name, kind, value)
+			}
+			key = append(key, value...)
+		default:
+			if !utf8.ValidString(value) {
+				return nil, fmt.Errorf("%s: the key column %s is no text", t.Name, name)
+			}
+			key = AppendString(key, value)
+		}
+	}
+	return append(key, '}'), nil
+}
+
+var isInteger = regexp.MustCompile(`^(0|-?[1-9][0-9]*)$`)
+
+func (t Table) kind(column string) Kind {
+	for _, c := range t.Columns {
+		if c.Name == column {
+			return c.Kind
+		}
+	}
+	return ""
+}
+
+var unescapeKey = strings.NewReplacer("%3A", ":", "%25", "%")
+
+// ParseKey is the Key that KeyText has made a text of. It refuses one that no key of the
+// table has.
+func (t Table) ParseKey(text string) ([]byte, error) {
+	parts := []string{text}
+	if len(t.Key) != 1 {
+		if parts = strings.Split(text, ":"); len(parts) != len(t.Key) {
+			return nil, fmt.Errorf("%s: %q has not the %d columns of a key", t.Name, text, len(t.Key))
+		}
+		for i := range parts {
+			parts[i] = unescapeKey.Replace(parts[i])
+		}
+	}
+	key, err := t.KeyOf(func(column string) (string, bool) { return parts[slices.Index(t.Key, column)], true })
+	if err != nil {
+		return nil, err
+	}
+	if again, err := KeyText(key); err != nil || again != text {
+		return nil, fmt.Errorf("%s: %q is not how a key is written", t.Name, text)
+	}
+	return key, nil
 }
 
 // KeyTemplate is a parsed template such as "question:{id}".
@@ -367,6 +439,88 @@ func madeOf(text string, row map[string]string) bool {
 		}
 	}
 	return len(parts) > 1
+}
+
+// ErrAmbiguous is wrapped by the error of Read for a key that several rows could have.
+var ErrAmbiguous = errors.New("can be read in several ways")
+
+// Read gives the columns of a row that has this key, as the texts that a key has of them:
+// those that the template names, and with {pk} the whole primary key. It refuses a text
+// that the template does not give, or could give of several rows (ErrAmbiguous).
+func (t KeyTemplate) Read(table Table, key string) (map[string]string, error) {
+	var found []map[string]string
+	var read func(i int, rest string, columns map[string]string)
+	read = func(i int, rest string, columns map[string]string) {
+		rest, ok := strings.CutPrefix(rest, t.parts[i])
+		if !ok || len(found) > 1 {
+			return
+		}
+		if i == len(t.names) {
+			if rest == "" {
+				found = append(found, columns)
+			}
+			return
+		}
+		for end := 0; end <= len(rest); end++ {
+			if !strings.HasPrefix(rest[end:], t.parts[i+1]) || i == len(t.names)-1 && end+len(t.parts[i+1]) != len(rest) {
+				continue
+			}
+			if more, ok := t.take(table, t.names[i], rest[:end], columns); ok {
+				read(i+1, rest[end:], more)
+			}
+		}
+	}
+	read(0, key, map[string]string{})
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("key template %q does not give %q", t.text, key)
+	case 1:
+		return found[0], nil
+	}
+	return nil, fmt.Errorf("key %q of the template %q: %w", key, t.text, ErrAmbiguous)
+}
+
+// take reads the text of one placeholder and returns columns with what it says; false
+// when it cannot stand there.
+func (t KeyTemplate) take(table Table, name, text string, columns map[string]string) (map[string]string, bool) {
+	switch name {
+	case "db":
+		return columns, text == table.Name.DB
+	case "table":
+		return columns, text == table.Name.Table
+	}
+	more := maps.Clone(columns)
+	set := func(column, value string) bool {
+		was, known := more[column]
+		more[column] = value
+		return !known || was == value
+	}
+	if name != "pk" {
+		if t.values > 1 {
+			plain := unescapeKey.Replace(text)
+			if escapeKey.Replace(plain) != text {
+				return nil, false
+			}
+			text = plain
+		}
+		if slices.Contains(table.Key, name) {
+			if _, err := (Table{Name: table.Name, Columns: table.Columns, Key: []string{name}}).KeyOf(func(string) (string, bool) { return text, true }); err != nil {
+				return nil, false
+			}
+		}
+		return more, set(name, text)
+	}
+	key, err := table.ParseKey(text)
+	if err != nil {
+		return nil, false
+	}
+	fields, err := KeyFields(key)
+	for _, f := range fields {
+		if !set(f.Column, f.Text) {
+			return nil, false
+		}
+	}
+	return more, err == nil
 }
 
 func indexField(fields []KeyField, name string) int {

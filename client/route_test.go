@@ -89,7 +89,10 @@ func TestAGatewayFollowsTheRouteKeyByKey(t *testing.T) {
 	back := map[string]bool{}
 	for _, share := range []int32{1, 10, 50, 100} {
 		l.share.Store(share)
-		await(t, fmt.Sprint(share, " %"), func() bool { n := sinks(r); return n > int(share)*4 && n < int(share)*16 && n >= len(back) && (share < 100 || n == 1000) })
+		await(t, fmt.Sprint(share, " %"), func() bool {
+			n := sinks(r)
+			return n > int(share)*4 && n < int(share)*16 && n >= len(back) && (share < 100 || n == 1000)
+		})
 		for key := range back {
 			if !r.ReadsSink(key) {
 				t.Fatalf("%s was back and is not at %d %%", key, share)

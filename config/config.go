@@ -22,6 +22,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/internal/nearest"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 	"lockstep/route"
 	"lockstep/shape"
 	"lockstep/sinks"
@@ -64,6 +65,8 @@ type Config struct {
 	Tables []Table `yaml:"tables"`
 	// Worker tunes how changes are handed to the sinks. It holds for all of them.
 	Worker sinks.Config `yaml:"worker"`
+	// Reconcile says how rows are compared with the sinks all the time (docs/reconcile.md).
+	Reconcile reconcile.Config `yaml:"reconcile"`
 	// Objectives says how late and how wrong a sink may be, table by table, until reads are
 	// sent to MySQL (docs/route.md).
 	Objectives route.Config `yaml:"objectives"`
@@ -135,11 +138,9 @@ func Default() Config {
 	return Config{
 		Source: mysql.DefaultConfig(),
 		Kafka:  kafka.DefaultConfig(),
-		Worker: sinks.DefaultConfig(),
-
-		Objectives: route.DefaultConfig(),
-		Admin:      admin.DefaultConfig(),
-		Log:        Log{Level: "info", Format: "text"},
+		Worker: sinks.DefaultConfig(), Reconcile: reconcile.DefaultConfig(), Objectives: route.DefaultConfig(),
+		Admin: admin.DefaultConfig(),
+		Log:   Log{Level: "info", Format: "text"},
 	}
 }
 
@@ -316,6 +317,7 @@ func (c *Config) Check() error {
 	if half := c.Kafka.SessionTimeout / 2; c.Worker.StopWithin > half && half > 0 {
 		bad("worker.stop_within: %s is more than half of kafka.session_timeout; use at most %s, or raise the session timeout", c.Worker.StopWithin, half)
 	}
+	errs = append(errs, under("reconcile", c.Reconcile.Check())...)
 	errs = append(errs, under("objectives", c.Objectives.Check())...)
 	errs = append(errs, under("admin", c.Admin.Check())...)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {

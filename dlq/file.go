@@ -15,6 +15,7 @@ import (
 
 	"lockstep/cdc"
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // A file of letters has one in each line: its record, whole, so that what is put back is
@@ -362,7 +363,7 @@ func (p *Import) parse(text []byte) (kafka.Record, Letter, error) {
 // ofKey reports whether a row has the primary key.
 func ofKey(row, key []byte) bool {
 	same := true
-	each(key, func(column string) { same = same && equal(get(row, column), get(key, column)) })
+	sinks.EachField(key, func(column string) { same = same && sinks.Same(sinks.Field(row, column), sinks.Field(key, column)) })
 	return same
 }
 

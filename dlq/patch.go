@@ -82,7 +82,7 @@ func (p *Patching) Fields(masked map[string]bool) []Field {
 	before, after := s.veil(p.Before, p.Before, nil), s.veil(p.After, p.After, nil)
 	fields := []Field{}
 	for _, name := range p.Columns {
-		fields = append(fields, Field{Name: name, Recorded: get(before, name), Now: get(after, name), Differs: true})
+		fields = append(fields, Field{Name: name, Recorded: sinks.Field(before, name), Now: sinks.Field(after, name), Differs: true})
 	}
 	return fields
 }
@@ -138,13 +138,13 @@ func patchRow(c cdc.Change, patch []byte, columns []cdc.Column, masked map[strin
 	}
 	before, after := names(c.After), names(row)
 	for _, name := range slices.Concat(before, after) {
-		was, is := get(c.After, name), get(row, name)
-		if equal(was, is) || slices.Contains(changed, name) {
+		was, is := sinks.Field(c.After, name), sinks.Field(row, name)
+		if sinks.Same(was, is) || slices.Contains(changed, name) {
 			continue
 		}
 		i := slices.IndexFunc(columns, func(c cdc.Column) bool { return c.Name == name })
 		switch has := i >= 0; {
-		case get(c.Key, name) != nil:
+		case sinks.Field(c.Key, name) != nil:
 			return nil, nil, unfit("%s changes %s, a column of the primary key, by which the row is known", by(name), name)
 		case !has && is != nil:
 			return nil, nil, unfit("%s is of a column %s that the table %s does not have; it has %s", by(name), name, c.Table, strings.Join(columnNames(columns), ", "))
@@ -247,6 +247,6 @@ func columnOf(path string) string {
 }
 
 func names(row []byte) (names []string) {
-	each(json.RawMessage(bytes.TrimSpace(row)), func(name string) { names = append(names, name) })
+	sinks.EachField(json.RawMessage(bytes.TrimSpace(row)), func(name string) { names = append(names, name) })
 	return names
 }

@@ -128,7 +128,7 @@ func (s Seen) veil(document, recorded, present []byte) json.RawMessage {
 		return document
 	}
 	if !gjson.ParseBytes(document).IsObject() {
-		if !equal(document, present) {
+		if !sinks.Same(document, present) {
 			return hidden
 		}
 		return document
@@ -139,8 +139,8 @@ func (s Seen) veil(document, recorded, present []byte) json.RawMessage {
 			b = append(b, ',')
 		}
 		raw := []byte(value.Raw)
-		open := !s.Masked[strings.ToLower(name.Str)] && (get(s.Now.Row, name.Str) != nil || get(recorded, name.Str) != nil)
-		if !open && value.Type != gjson.Null && !equal(raw, get(present, name.Str)) {
+		open := !s.Masked[strings.ToLower(name.Str)] && (sinks.Field(s.Now.Row, name.Str) != nil || sinks.Field(recorded, name.Str) != nil)
+		if !open && value.Type != gjson.Null && !sinks.Same(raw, sinks.Field(present, name.Str)) {
 			raw = hidden
 		}
 		b = append(append(append(b, name.Raw...), ':'), raw...)
@@ -164,39 +164,6 @@ func (s Seen) Veiled() kafka.Record {
 	return r
 }
 
-// get is a field of an object, nil when it has none of that name.
-func get(object []byte, name string) json.RawMessage {
-	var found json.RawMessage
-	gjson.ParseBytes(object).ForEach(func(n, value gjson.Result) bool {
-		if n.Str == name {
-			found = json.RawMessage(value.Raw)
-		}
-		return found == nil
-	})
-	return found
-}
-
-// equal compares values: numbers by their digits, objects whatever the order.
-func equal(a, b json.RawMessage) bool {
-	if bytes.Equal(a, b) {
-		return true
-	}
-	canonical := func(raw json.RawMessage) string {
-		d := json.NewDecoder(bytes.NewReader(raw))
-		d.UseNumber()
-		var v any
-		if d.Decode(&v) != nil {
-			return string(raw)
-		}
-		text, err := json.Marshal(v)
-		if err != nil {
-			return string(raw)
-		}
-		return string(text)
-	}
-	return canonical(a) == canonical(b)
-}
-
 // compare puts three sides beside each other: the columns of the rows, and the fields of
 // the documents that are no columns. wantedThen and wantedNow are the documents that the
 // store would have of the rows.
@@ -204,7 +171,7 @@ func compare(recorded, wantedThen, now, wantedNow, stored json.RawMessage) []Fie
 	var names []string
 	known := map[string]bool{}
 	for _, object := range []json.RawMessage{recorded, now, wantedThen, wantedNow, stored} {
-		each(object, func(name string) {
+		sinks.EachField(object, func(name string) {
 			if !known[name] {
 				known[name] = true
 				names = append(names, name)
@@ -217,35 +184,15 @@ func compare(recorded, wantedThen, now, wantedNow, stored json.RawMessage) []Fie
 	}
 	fields := []Field{}
 	for _, name := range names {
-		f := Field{Name: name, Recorded: pick(recorded, name), Now: pick(now, name), Sink: pick(stored, name)}
+		f := Field{Name: name, Recorded: sinks.Field(recorded, name), Now: sinks.Field(now, name), Sink: sinks.Field(stored, name)}
 		if f.Recorded == nil && f.Now == nil {
-			f.Recorded, f.Now = pick(wantedThen, name), pick(wantedNow, name)
+			f.Recorded, f.Now = sinks.Field(wantedThen, name), sinks.Field(wantedNow, name)
 		}
-		f.Differs = recorded != nil && now != nil && !equal(f.Recorded, f.Now) ||
-			stored != nil && wanted != nil && !equal(f.Sink, pick(wanted, name))
+		f.Differs = recorded != nil && now != nil && !sinks.Same(f.Recorded, f.Now) ||
+			stored != nil && wanted != nil && !sinks.Same(f.Sink, sinks.Field(wanted, name))
 		fields = append(fields, f)
 	}
 	return fields
-}
-
-// whole is the name of a document that has no fields.
-const whole = "(value)"
-
-func each(document json.RawMessage, fn func(name string)) {
-	switch parsed := gjson.ParseBytes(document); {
-	case len(document) == 0:
-	case parsed.IsObject():
-		parsed.ForEach(func(name, _ gjson.Result) bool { fn(name.Str); return true })
-	default:
-		fn(whole)
-	}
-}
-
-func pick(document json.RawMessage, name string) json.RawMessage {
-	if name == whole && len(document) > 0 && !gjson.ParseBytes(document).IsObject() {
-		return document
-	}
-	return get(document, name)
 }
 
 var meanings = map[sinks.Class]string{

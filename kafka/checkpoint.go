@@ -62,40 +62,77 @@ func PeekCheckpoint(ctx context.Context, c *Client, prefix string) (cdc.Position
 }
 
 func findCheckpoint(ctx context.Context, c *Client, prefix string) (pos cdc.Position, found bool, err error) {
-	began := map[uint16]string{} // the run of each epoch
-	err = c.readCheckpoints(ctx, prefix, func(_ []byte, saved cdc.Position) {
-		if first, known := began[saved.Epoch]; known && first != saved.Run {
-			return
-		}
-		began[saved.Epoch] = saved.Run
-		if !found || !older(saved, pos) {
-			pos, found = saved, true
-		}
-	})
+	var newest newestPosition
+	err = c.readCheckpoints(ctx, prefix, func(_ []byte, saved cdc.Position) { newest.note(saved) })
 	if err != nil {
 		return cdc.Position{}, false, err
 	}
-	return pos, found, nil
+	return newest.pos, newest.found, nil
+}
+
+// newestPosition finds the position that counts among all that were saved.
+type newestPosition struct {
+	began map[uint16]string // the run of each epoch
+	pos   cdc.Position
+	found bool
+}
+
+func (n *newestPosition) note(saved cdc.Position) {
+	if first, known := n.began[saved.Epoch]; known && first != saved.Run {
+		return
+	}
+	if n.began == nil {
+		n.began = map[uint16]string{}
+	}
+	n.began[saved.Epoch] = saved.Run
+	if !n.found || !older(saved, n.pos) {
+		n.pos, n.found = saved, true
+	}
+}
+
+// Positions follows the saved positions of a pipeline. It is for one goroutine.
+type Positions struct {
+	client *Client
+	prefix string
+	next   int64
+	newest newestPosition
+}
+
+// NewPositions follows the positions from the beginning of their topic, which must be
+// there (EnsureCheckpoint).
+func NewPositions(c *Client, prefix string) *Positions { return &Positions{client: c, prefix: prefix} }
+
+// Load is LoadCheckpoint that reads only what is new since it was called before.
+func (p *Positions) Load(ctx context.Context) (pos cdc.Position, found bool, err error) {
+	next, err := p.client.ReadFrom(ctx, CheckpointTopic(p.prefix), 0, p.next, func(r Record) error {
+		return decodeCheckpoint(r, func(_ []byte, saved cdc.Position) { p.newest.note(saved) })
+	})
+	if err == nil {
+		p.next = next
+	}
+	return p.newest.pos, p.newest.found, err
 }
 
 // readCheckpoints calls fn with every position that is saved and its key, in the
 // order in which they were.
 func (c *Client) readCheckpoints(ctx context.Context, prefix string, fn func(key []byte, saved cdc.Position)) error {
-	return c.ReadAll(ctx, CheckpointTopic(prefix), func(r Record) error {
-		if r.Value == nil {
-			return nil
-		}
-		var saved cdc.Position
-		if err := json.Unmarshal(r.Value, &saved); err != nil {
-			return fmt.Errorf("saved position at %s/%d offset %d: %w", r.Topic, r.Partition, r.Offset, err)
-		}
-		if saved.Format < 1 || saved.Format > cdc.PositionFormat {
-			return fmt.Errorf("saved position at %s/%d offset %d has format %d and this program knows only %d; run the program that wrote it, or a newer one",
-				r.Topic, r.Partition, r.Offset, saved.Format, cdc.PositionFormat)
-		}
-		fn(r.Key, saved)
+	return c.ReadAll(ctx, CheckpointTopic(prefix), func(r Record) error { return decodeCheckpoint(r, fn) })
+}
+
+func decodeCheckpoint(r Record, fn func(key []byte, saved cdc.Position)) error {
+	if r.Value == nil {
 		return nil
-	})
+	}
+	var saved cdc.Position
+	if err := json.Unmarshal(r.Value, &saved); err != nil {
+		return fmt.Errorf("saved position at %s/%d offset %d: %w", r.Topic, r.Partition, r.Offset, err)
+	}
+	if saved.Format < 1 || saved.Format > cdc.PositionFormat {
+		return fmt.Errorf("saved position at %s/%d offset %d has format %d and this program knows only %d; run the program that wrote it, or a newer one",
+			r.Topic, r.Partition, r.Offset, saved.Format, cdc.PositionFormat)
+	}
+	fn(r.Key, saved)
+	return nil
 }
 
 // superseded lists the keys whose last position pos has made useless: those of its

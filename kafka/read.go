@@ -118,3 +118,18 @@ func (c *Client) ReadFrom(ctx context.Context, topic string, partition int, from
 	}
 	return end, c.readRange(ctx, topic, partition, from, end, fn)
 }
+
+// ReadRange calls fn with the records of a partition at the offsets from up to and without
+// to, which must be within the log's end, in order, and stops at fn's first error. Those
+// that are gone from the beginning of the log are left out, and cut says that there were some.
+func (c *Client) ReadRange(ctx context.Context, topic string, partition int, from, to int64, fn func(Record) error) (cut bool, err error) {
+	var start int64
+	err = c.retry(ctx, fmt.Sprintf("offsets of %s/%d", topic, partition), func() (err error) {
+		start, _, err = c.bounds(ctx, topic, partition)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return start > from, c.readRange(ctx, topic, partition, max(from, start), to, fn)
+}

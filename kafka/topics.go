@@ -328,16 +328,22 @@ func (c *Client) Topics(ctx context.Context) ([]string, error) {
 // Used reports whether anything was ever published to a topic: not when there is none, nor
 // when it was deleted and made again.
 func (c *Client) Used(ctx context.Context, topic string) (bool, error) {
-	ends, err := c.EndOffsets(ctx, topic)
-	if missing(err) {
-		return false, nil
-	}
+	ends, _, err := c.Ends(ctx, topic)
 	for _, end := range ends {
 		if end > 0 {
 			return true, err
 		}
 	}
 	return false, err
+}
+
+// Ends is EndOffsets of a topic that need not be there.
+func (c *Client) Ends(ctx context.Context, topic string) (ends map[int]int64, there bool, err error) {
+	ends, err = c.EndOffsets(ctx, topic)
+	if missing(err) {
+		return nil, false, nil
+	}
+	return ends, err == nil, err
 }
 
 // DeleteTopics deletes topics with all they hold. Those that do not exist are

@@ -7,8 +7,8 @@ import (
 )
 
 // Reader tells what a store has of rows and what it would do with changes, and changes
-// nothing in it. Both methods return exactly one answer per change, in their order; the
-// changes of one call have distinct (table, key) pairs, and none is a barrier.
+// nothing in it. Stored, Would and Expect return exactly one answer per change, in their
+// order; the changes of one call have distinct (table, key) pairs, and none is a barrier.
 type Reader interface {
 	// Stored looks where the row of each change is, by its key and, where more than that
 	// says so, by its images. It brings documents of at most that many bytes together;
@@ -17,12 +17,53 @@ type Reader interface {
 	// Would says what Apply would answer now. It sees neither other changes that are
 	// under way nor, in Elasticsearch, a delete that is remembered without a document.
 	Would(ctx context.Context, changes []cdc.Change) []Prospect
+	// Keeps returns nil when the store keeps the rows of a table as documents, and else, as an
+	// Incomparable, why there is nothing to compare with its rows.
+	Keeps(table cdc.TableName) error
+	// Expect says what the store has of each row once its change is applied. It does not
+	// ask the store.
+	Expect(ctx context.Context, changes []cdc.Change) []Expected
+	// Scan hands over the rows of a table that the store has, those that are there from its
+	// beginning to its end at least once, save those in places that are known. Table is as
+	// the source has it. It stops at each's first error.
+	Scan(ctx context.Context, table cdc.Table, known func(place string) bool, each func([]Found) error) error
+	// Again is Stored for rows that a Scan has found, each looked for where it was.
+	Again(ctx context.Context, found []Found, most int) []Stored
+}
+
+// Incomparable says why nothing that a store has of a table can be compared with its rows.
+type Incomparable struct{ Reason string }
+
+func (e *Incomparable) Error() string { return e.Reason }
+
+// Expected is what a store is to have of a row.
+type Expected struct {
+	// Problem is why no document can be made of the row, as a sentence: a change of it
+	// becomes a dead letter, or waits.
+	Problem string
+	// Document is as in Stored; nil for none.
+	Document []byte
+	// Place says in one text where it is; empty when the row is nowhere.
+	Place string
+}
+
+// Found is a row that a store has.
+type Found struct {
+	// Change is its delete: Key and Before lead to where it was found. Without a Key no row
+	// of the table can be there, unless there is a Problem.
+	Change cdc.Change
+	// Place is as in Expected.
+	Place string
+	// Problem is why its key cannot be told from where it is, as a sentence.
+	Problem string
 }
 
 // Stored is what a store has of a row. The zero value is for nothing.
 type Stored struct {
 	// Problem is why it cannot be told, as a sentence; then only Place may be known.
 	Problem string
+	// Away says that the Problem is of the store, which did not answer, and not of the row.
+	Away bool
 	// Version is the one by which the guard judges; 0 when it has none.
 	Version cdc.Version
 	// Deleted says that the store remembers the delete of the row, at Version.
@@ -32,6 +73,9 @@ type Stored struct {
 	Document []byte
 	// Omitted says that there is a document, and it was too large to bring along.
 	Omitted bool
+	// Foreign says that somebody else has written what is there: the store's own marks of
+	// a write of ours are missing, or are not what we have left.
+	Foreign bool
 	// Place says where in the store that is: index, _id and routing, or key and member.
 	Place map[string]string
 }
@@ -90,4 +134,22 @@ func (s ShapedReader) Would(ctx context.Context, changes []cdc.Change) []Prospec
 		prospects[at[i]] = p
 	}
 	return prospects
+}
+
+// Expect is Reader.Expect for changes as they come from the source.
+func (s ShapedReader) Expect(ctx context.Context, changes []cdc.Change) []Expected {
+	out := make([]Expected, len(changes))
+	shaped := make([]cdc.Change, 0, len(changes))
+	at := make([]int, 0, len(changes))
+	for i, c := range changes {
+		if no := s.Shape(ctx, &c); no != nil {
+			out[i].Problem = no.Sentence()
+			continue
+		}
+		shaped, at = append(shaped, c), append(at, i)
+	}
+	for i, e := range s.Reader.Expect(ctx, shaped) {
+		out[at[i]] = e
+	}
+	return out
 }

@@ -171,6 +171,22 @@ func (r *reads) Would(_ context.Context, changes []cdc.Change) []Prospect {
 	return prospects
 }
 
+func (r *reads) Expect(_ context.Context, changes []cdc.Change) []Expected {
+	expected := make([]Expected, len(changes))
+	for i, c := range changes {
+		expected[i] = Expected{Document: c.After, Place: string(c.Key)}
+	}
+	return expected
+}
+
+func (r *reads) Keeps(cdc.TableName) error { return nil }
+
+func (r *reads) Scan(context.Context, cdc.Table, func(string) bool, func([]Found) error) error {
+	return nil
+}
+
+func (r *reads) Again(ctx context.Context, found []Found, most int) []Stored { return nil }
+
 func TestAShapedReaderAsksForDocuments(t *testing.T) {
 	shaped := ShapedReader{Reader: &reads{}, Shape: func(_ context.Context, c *cdc.Change) *Outcome {
 		switch string(c.Key) {
@@ -190,6 +206,11 @@ func TestAShapedReaderAsksForDocuments(t *testing.T) {
 	for i, want := range []string{"d poison  of 9", "c a ROW A of 9", "d gone  of 9"} {
 		if got := shaped.Stored(t.Context(), changes, 9)[i].Problem; got != want {
 			t.Errorf("stored: %s; want %s", got, want)
+		}
+	}
+	for i, want := range []string{"no", "ROW A", ""} {
+		if e := shaped.Expect(t.Context(), changes)[i]; e.Problem+string(e.Document) != want {
+			t.Errorf("expected: %+v; want %s", e, want)
 		}
 	}
 	for i, want := range []string{"no", "c a ROW A", "d gone "} {

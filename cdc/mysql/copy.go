@@ -634,15 +634,21 @@ func (s *Source) adapt(j *job, rows int, took time.Duration) {
 	if cfg.RowsPerSecond > 0 {
 		s.snaps.paceAt = later(s.snaps.paceAt, time.Now()).Add(time.Duration(float64(rows) / float64(cfg.RowsPerSecond) * float64(time.Second)))
 	}
-	if took < cfg.ChunkTime/2 && 2*rows < j.size {
-		return // a small rest says nothing
+	j.size = cfg.nextSize(j.size, rows, took)
+}
+
+// nextSize is how many rows a chunk should have after one of that size that had so many
+// rows and took so long.
+func (cfg Snapshot) nextSize(size, rows int, took time.Duration) int {
+	if took < cfg.ChunkTime/2 && 2*rows < size {
+		return size // a small rest says nothing
 	}
 	factor := float64(cfg.ChunkTime) / float64(max(took, time.Millisecond))
-	j.size = int(float64(j.size) * min(2, max(0.5, factor)))
+	size = int(float64(size) * min(2, max(0.5, factor)))
 	if cfg.RowsPerSecond > 0 {
-		j.size = min(j.size, cfg.RowsPerSecond)
+		size = min(size, cfg.RowsPerSecond)
 	}
-	j.size = max(1, min(j.size, cfg.ChunkRows))
+	return max(1, min(size, cfg.ChunkRows))
 }
 
 // errFull ends a SELECT whose rows are more than a chunk may hold.

@@ -198,14 +198,21 @@ func (s *Source) busy(conn *client.Conn) (string, error) {
 			return fmt.Sprintf("the capture is %s behind", lag.Round(time.Second)), nil
 		}
 	}
-	if limit := s.Config.Snapshot.MaxThreadsRunning; limit > 0 {
-		rows, err := queryRows(conn, "SHOW GLOBAL STATUS LIKE 'Threads_running'")
-		if err != nil || len(rows) != 1 {
-			return "", err
-		}
-		if n, err := strconv.Atoi(rows[0][1]); err != nil || n > limit {
-			return fmt.Sprintf("the source has %s threads running", rows[0][1]), err
-		}
+	return threadsRunning(conn, s.Config.Snapshot.MaxThreadsRunning)
+}
+
+// threadsRunning says that the server has more than so many threads running; 0 is no limit.
+func threadsRunning(conn *client.Conn, limit int) (string, error) {
+	if limit <= 0 {
+		return "", nil
+	}
+	rows, err := queryRows(conn, "SHOW GLOBAL STATUS LIKE 'Threads_running'")
+	if err != nil || len(rows) != 1 {
+		return "", err
+	}
+	n, err := strconv.Atoi(rows[0][1])
+	if err != nil || n > limit {
+		return fmt.Sprintf("the source has %s threads running", rows[0][1]), err
 	}
 	return "", nil
 }

@@ -13,6 +13,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/config"
 	"lockstep/dlq"
+	"lockstep/reconcile"
 )
 
 // metricsReference is the page of all metrics, read off the metrics themselves.
@@ -28,6 +29,8 @@ func metricsReference() ([]byte, error) {
 	newReplaysLeaseMetrics(p.registry)
 	newConfigMapLeaseMetrics(p.registry)
 	dlq.NewJobMetrics(p.registry)
+	newReconcileLeaseMetrics(p.registry)
+	reconcile.NewMetrics(p.registry)
 	var b bytes.Buffer
 	b.WriteString(`# Metrics
 

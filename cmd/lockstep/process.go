@@ -26,6 +26,7 @@ import (
 	"lockstep/dlq"
 	"lockstep/freshness"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 	"lockstep/route"
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
@@ -84,6 +85,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 type parts struct {
 	capture *captureFlags // nil: no capture
 	sinks   []string
+	compare []string // the sinks that are compared with the source
 }
 
 // serve runs the parts until ctx ends or one of them cannot go on; its error
@@ -134,6 +136,10 @@ func (a *app) serve(ctx context.Context, what parts) error {
 		replays, lease := dlq.NewJobMetrics(p.registry), newReplaysLeaseMetrics(p.registry)
 		g.Go(func() error { return p.runSinks(ctx, what.sinks) })
 		g.Go(func() error { return p.runReplays(ctx, replays, lease) })
+	}
+	if len(what.compare) > 0 {
+		metrics, lease := reconcile.NewMetrics(p.registry), newReconcileLeaseMetrics(p.registry)
+		g.Go(func() error { return p.runReconcile(ctx, what.compare, metrics, lease) })
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- g.Wait() }()

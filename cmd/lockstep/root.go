@@ -82,6 +82,7 @@ state replaces a newer one.`,
 		newBarrierCommand(a),
 		newSnapshotCommand(a),
 		newRebuildCommand(a),
+		newReconcileCommand(a),
 		newDLQCommand(a),
 		newAuditCommand(a),
 		newConfigCommand(a),
@@ -174,8 +175,14 @@ func (a *app) report(err error) int {
 	if _, ok := errors.AsType[unwellError](err); ok {
 		return 3
 	}
+	if _, ok := errors.AsType[differsError](err); ok {
+		return 1
+	}
 	if _, ok := errors.AsType[usageError](err); ok || !a.started {
 		return 2
+	}
+	if _, ok := errors.AsType[untoldError](err); ok {
+		return 3
 	}
 	return 1
 }

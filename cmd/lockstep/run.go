@@ -79,7 +79,11 @@ goes on where the last one was.`,
 			if err != nil {
 				return err
 			}
-			return a.serve(cmd.Context(), parts{&flags, cfg.SinkNames()})
+			what := parts{capture: &flags, sinks: cfg.SinkNames()}
+			if cfg.Reconcile.Enabled {
+				what.compare = what.sinks
+			}
+			return a.serve(cmd.Context(), what)
 		},
 	}
 	flags.add(cmd)

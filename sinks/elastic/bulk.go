@@ -40,8 +40,7 @@ func appendChange(b []byte, c *cdc.Change, t *table, routing string, maxBytes in
 		return b, no
 	}
 	if len(c.After) > maxBytes {
-		return b, &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassTooLarge,
-			Reason: fmt.Sprintf("the document has %d bytes; max_document_bytes is %d", len(c.After), maxBytes)}
+		return b, tooLarge(c, maxBytes)
 	}
 	a := action{index: t.alias, id: id, routing: routing, version: c.Version}
 	switch {
@@ -53,6 +52,11 @@ func appendChange(b []byte, c *cdc.Change, t *table, routing string, maxBytes in
 		b = a.append(b, verbDelete)
 	}
 	return b, nil
+}
+
+func tooLarge(c *cdc.Change, most int) *sinks.Outcome {
+	return &sinks.Outcome{Verdict: sinks.Poison, Class: sinks.ClassTooLarge,
+		Reason: fmt.Sprintf("the document has %d bytes; max_document_bytes is %d", len(c.After), most)}
 }
 
 // appendLeft appends the delete of a row under a routing that it has left.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
 	"github.com/tidwall/gjson"
@@ -17,7 +18,7 @@ import (
 )
 
 // getDocs is how many documents are asked for at once.
-const getDocs = 100
+const getDocs = 1000
 
 // Stored is sinks.Reader.Stored. It asks for documents by their _id, so that it sees what
 // a search does not see yet.
@@ -35,7 +36,7 @@ func (s *Sink) Stored(ctx context.Context, changes []cdc.Change, most int) []sin
 		c, t := &changes[i], places[i].table
 		if t == nil {
 			if outcomes[i].Verdict != sinks.Applied { // else it is nowhere
-				out[i].Problem = problem(outcomes[i])
+				out[i].Problem, out[i].Away = problem(outcomes[i]), outcomes[i].Verdict == sinks.Unavailable && !outcomes[i].Unasked
 			}
 			continue
 		}
@@ -86,7 +87,7 @@ func (s *Sink) fetch(ctx context.Context, docs []*document, most int, out []sink
 	if err != nil || res.status != http.StatusOK || len(found) != len(docs) {
 		no := away(fmt.Sprintf("ask for %d documents", len(docs)), res, err)
 		for _, d := range docs {
-			out[d.at].Problem = no.Reason
+			out[d.at].Problem, out[d.at].Away = no.Reason, true
 		}
 		return most
 	}
@@ -104,7 +105,7 @@ func (s *Sink) fetch(ctx context.Context, docs []*document, most int, out []sink
 		}
 		o.Version = h.version
 		o.Place["index"] = doc.Get("_index").Str
-		if h.foreign() {
+		if o.Foreign = h.foreign(); o.Foreign {
 			o.Place["_version"] = h.compared.String() // somebody else has written it
 		}
 		switch o.Deleted = doc.Get("_source." + guardField + ".deleted").Bool(); {
@@ -121,6 +122,11 @@ func (s *Sink) fetch(ctx context.Context, docs []*document, most int, out []sink
 
 // withoutGuard is a document without the guard's field.
 func withoutGuard(source gjson.Result) []byte {
+	if i := strings.LastIndex(source.Raw, `,"`+guardField+`":{"v":`); i > 0 { // as we write it
+		if digits, ok := strings.CutSuffix(source.Raw[i+len(`,"`+guardField+`":{"v":`):], "}}"); ok && strings.Trim(digits, "0123456789") == "" {
+			return append([]byte(source.Raw[:i]), '}')
+		}
+	}
 	b := []byte{'{'}
 	source.ForEach(func(name, value gjson.Result) bool {
 		if name.Str == guardField {
@@ -133,6 +139,102 @@ func withoutGuard(source gjson.Result) []byte {
 		return true
 	})
 	return append(b, '}')
+}
+
+// Keeps is sinks.Reader.Keeps.
+func (s *Sink) Keeps(name cdc.TableName) error {
+	switch t := s.table(name); {
+	case t == nil:
+		return &sinks.Incomparable{Reason: "the sink does not take this table"}
+	case t.wrong != nil:
+		return &sinks.Incomparable{Reason: t.wrong.Error()}
+	}
+	return nil
+}
+
+// Expect is sinks.Reader.Expect.
+func (s *Sink) Expect(_ context.Context, changes []cdc.Change) []sinks.Expected {
+	out := make([]sinks.Expected, len(changes))
+	for i := range changes {
+		c := &changes[i]
+		t := s.table(c.Table)
+		if t == nil || c.Op == cdc.OpDelete {
+			continue
+		}
+		id, no := idOf(c)
+		p := t.config.place(c)
+		if no == nil {
+			no = p.no
+		}
+		if no == nil && len(c.After) > s.config.MaxDocumentBytes {
+			no = tooLarge(c, s.config.MaxDocumentBytes)
+		}
+		if no != nil {
+			out[i].Problem = no.Sentence()
+			continue
+		}
+		out[i] = sinks.Expected{Document: c.After, Place: placeText(id, p.routing)}
+	}
+	return out
+}
+
+// placeText is a place in an index in one text. No routing has a zero byte.
+func placeText(id, routing string) string {
+	if routing == "" {
+		return id
+	}
+	return id + "\x00" + routing
+}
+
+// Scan is sinks.Reader.Scan. Tombstones are no rows.
+func (s *Sink) Scan(ctx context.Context, table cdc.Table, known func(place string) bool, each func([]sinks.Found) error) error {
+	if err := s.Keeps(table.Name); err != nil {
+		return err
+	}
+	t := s.table(table.Name)
+	index, err := s.look(ctx, t)
+	if err != nil || index == nil {
+		return err // no index, no rows
+	}
+	return s.pages(ctx, index.name, map[string]any{"bool": map[string]any{"must_not": hidden}}, false, func(page []gjson.Result) error {
+		var found []sinks.Found
+		for _, hit := range page {
+			id, routing := hit.Get("_id").Str, ""
+			if t.config.Routing != "" { // else it is found by its id alone, whoever has given it one
+				routing = hit.Get("_routing").Str
+			}
+			place := placeText(id, routing)
+			if known(place) {
+				continue
+			}
+			f := sinks.Found{Place: place, Change: cdc.Change{Table: table.Name, Op: cdc.OpDelete}}
+			if key, err := table.ParseKey(id); err == nil {
+				f.Change.Key = key
+			}
+			if routing != "" {
+				f.Change.Before = cdc.AppendString(append(cdc.AppendString([]byte{'{'}, t.config.Routing), ':'), routing)
+				f.Change.Before = append(f.Change.Before, '}')
+			}
+			found = append(found, f)
+		}
+		if len(found) == 0 {
+			return nil
+		}
+		return each(found)
+	})
+}
+
+// Again is sinks.Reader.Again.
+func (s *Sink) Again(ctx context.Context, found []sinks.Found, most int) []sinks.Stored {
+	return s.Stored(ctx, deletes(found), most)
+}
+
+func deletes(found []sinks.Found) []cdc.Change {
+	changes := make([]cdc.Change, len(found))
+	for i := range found {
+		changes[i] = found[i].Change
+	}
+	return changes
 }
 
 // Would is sinks.Reader.Would. What the mapping says of a document is asked by a simulated

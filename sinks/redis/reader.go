@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/tidwall/gjson"
@@ -83,12 +85,13 @@ func (s *Sink) Stored(ctx context.Context, changes []cdc.Change, most int) []sin
 			o := &out[r.i]
 			switch {
 			case r.err != nil:
-				o.Problem = r.err.Error()
+				o.Problem, o.Away = r.err.Error(), true
 			case r.wrong != nil:
-				o.Problem = r.wrong.Error()
+				o.Problem, o.Foreign = r.wrong.Error(), true
 				o.Version = r.version
 			default:
 				o.Version, o.Deleted = r.version, !r.there && r.version > 0
+				o.Foreign = r.there && r.version == 0
 				o.Omitted = r.there && r.size > r.most
 				o.Document = r.document()
 				most -= len(o.Document)
@@ -280,6 +283,176 @@ func (s *Sink) Would(ctx context.Context, changes []cdc.Change) []sinks.Prospect
 	return out
 }
 
+// Keeps is sinks.Reader.Keeps.
+func (s *Sink) Keeps(name cdc.TableName) error {
+	switch t, err := s.target(name); {
+	case err != nil:
+		return &sinks.Incomparable{Reason: err.Error()}
+	case t == nil:
+		return &sinks.Incomparable{Reason: "the sink does not take this table"}
+	case t.cfg.Mode == ModeInvalidate:
+		return &sinks.Incomparable{Reason: "its rows are only invalidated there (redis.mode: " + ModeInvalidate + "), so there is nothing to compare with them"}
+	}
+	return nil
+}
+
+// Expect is sinks.Reader.Expect.
+func (s *Sink) Expect(_ context.Context, changes []cdc.Change) []sinks.Expected {
+	out := make([]sinks.Expected, len(changes))
+	a := attempt{Sink: s, scratch: new(scratch)}
+	for i := range changes {
+		c := &changes[i]
+		t, err := s.target(c.Table)
+		if err != nil {
+			out[i].Problem = err.Error()
+		}
+		if t == nil || c.Op == cdc.OpDelete {
+			continue
+		}
+		row := bytes.TrimSpace(c.After)
+		at, null, _, err := t.place(c, row)
+		if err != nil {
+			out[i].Problem = err.Error()
+			continue
+		}
+		if t.cfg.Score != "" && null == "" {
+			if _, isNull, _ := cdc.ColumnText(row, t.cfg.Score); isNull {
+				null = t.cfg.Score
+			}
+		}
+		if null != "" {
+			continue // it is nowhere
+		}
+		_, no := a.put(t, c, at, row)
+		a.args, a.texts = a.args[:0], a.texts[:0]
+		if no != nil {
+			out[i].Problem = no.Sentence()
+			continue
+		}
+		out[i] = sinks.Expected{Document: t.documentAt(c, at, row), Place: at.text()}
+	}
+	return out
+}
+
+// text is the place in one text. No key that is in use has a zero byte before its member.
+func (p place) text() string {
+	if p.member == "" {
+		return p.key
+	}
+	return p.key + "\x00" + p.member
+}
+
+// Scan is sinks.Reader.Scan. A key is taken for a row only when the row in it gives that
+// key, or when the table's companions name it.
+func (s *Sink) Scan(ctx context.Context, table cdc.Table, known func(place string) bool, each func([]sinks.Found) error) error {
+	if err := s.Keeps(table.Name); err != nil {
+		return err
+	}
+	t, err := s.target(table.Name)
+	if err != nil {
+		return err
+	}
+	var one sync.Mutex // masters answer at once
+	deliver := func(found []sinks.Found) error {
+		if len(found) == 0 {
+			return nil
+		}
+		one.Lock()
+		defer one.Unlock()
+		return each(found)
+	}
+	return s.names(ctx, t, func(ctx context.Context, names []string) error {
+		if t.inside() {
+			found, err := s.foundInside(ctx, t, table, slices.DeleteFunc(names, func(key string) bool { return own(key) || known(key) }))
+			if err != nil {
+				return err
+			}
+			return deliver(found)
+		}
+		var found []sinks.Found
+		add := func(at place) {
+			if !known(at.text()) {
+				found = append(found, t.foundAt(table, at))
+			}
+		}
+		for _, name := range names {
+			key, ok := besideWhat(t.beside, name)
+			if !ok {
+				continue
+			}
+			if !t.cfg.sets() {
+				add(place{key: key})
+				continue
+			}
+			err := s.eachMember(ctx, name, func(members map[string]string) error {
+				for member := range members {
+					add(place{key, member})
+				}
+				err := deliver(found)
+				found = nil
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return deliver(found)
+	})
+}
+
+// foundInside looks into keys that may be rows of a table.
+func (s *Sink) foundInside(ctx context.Context, t *target, table cdc.Table, keys []string) (found []sinks.Found, err error) {
+	_, err = s.choose(ctx, keys, t.readRow, func(key string, cmd goredis.Cmder) bool {
+		row, ok := t.rowIn(cmd)
+		if !ok || !t.places[0].Gives(t.name, key, row) {
+			return false
+		}
+		f := sinks.Found{Place: key, Change: cdc.Change{Table: table.Name, Op: cdc.OpDelete, Before: textsOf(row)}}
+		f.Change.Key, _ = table.KeyOf(func(column string) (string, bool) { text, ok := row[column]; return text, ok })
+		found = append(found, f)
+		return false
+	})
+	return found, err
+}
+
+// foundAt is a row of which only the place is known.
+func (t *target) foundAt(table cdc.Table, at place) sinks.Found {
+	f := sinks.Found{Place: at.text(), Change: cdc.Change{Table: table.Name, Op: cdc.OpDelete}}
+	columns := map[string]string{}
+	for i, text := range []string{at.key, at.member}[:len(t.places)] {
+		some, err := t.places[i].Read(table, text)
+		if err != nil {
+			f.Problem = err.Error()
+			return f
+		}
+		maps.Copy(columns, some)
+	}
+	key, err := table.KeyOf(func(column string) (string, bool) { text, ok := columns[column]; return text, ok })
+	if err != nil {
+		f.Problem = err.Error()
+		return f
+	}
+	f.Change.Key, f.Change.Before = key, textsOf(columns)
+	return f
+}
+
+func textsOf(columns map[string]string) []byte {
+	var texts []string
+	for _, name := range slices.Sorted(maps.Keys(columns)) {
+		texts = append(texts, name, columns[name])
+	}
+	return textsJSON(texts)
+}
+
+// Again is sinks.Reader.Again.
+func (s *Sink) Again(ctx context.Context, found []sinks.Found, most int) []sinks.Stored {
+	changes := make([]cdc.Change, len(found))
+	for i := range found {
+		changes[i] = found[i].Change
+	}
+	return s.Stored(ctx, changes, most)
+}
+
 // place is what a call is about.
 func (c call) place(t *target) (keys []string, member string) {
 	n := c.args[2].(int)
@@ -300,6 +473,10 @@ func (t *target) document(c *cdc.Change) []byte {
 	if err != nil || null != "" {
 		return nil
 	}
+	return t.documentAt(c, at, row)
+}
+
+func (t *target) documentAt(c *cdc.Change, at place, row []byte) []byte {
 	switch t.cfg.Mode {
 	case ModeHash:
 		texts, _ := fields(nil, row)

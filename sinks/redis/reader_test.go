@@ -2,6 +2,7 @@ package redis
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"lockstep/cdc"
@@ -49,13 +50,24 @@ func TestEveryShapeTellsWhatItHas(t *testing.T) {
 			is := f.Stored(t.Context(), []cdc.Change{move}, 1<<20)[0]
 			expect(t, "there", told(is), want[0])
 			expect(t, "as it was foreseen", string(is.Document), string(would.Document))
+			expected := f.Expect(t.Context(), []cdc.Change{move})[0]
+			expect(t, "as it was expected", string(expected.Document), string(would.Document))
+			if mode != ModeInvalidate {
+				expect(t, "found", f.found(t), expected.Place+" "+string(move.Key)+" "+string(would.Document))
+			} else {
+				expect(t, "nothing to compare", f.Keeps(questions) != nil, true)
+			}
 			expect(t, "where it was before", f.Stored(t.Context(), []cdc.Change{create}, 1<<20)[0].Deleted, true)
 			gone := at(1, base+3, image(1, "b", 7), nil)
 			expect(t, "a delete", f.Would(t.Context(), []cdc.Change{gone})[0].Outcome, sinks.Outcome{Verdict: sinks.Applied})
 			expect(t, "applied", f.verdicts(t, gone), "applied")
+			if mode != ModeInvalidate {
+				expect(t, "found after the delete", f.found(t), "")
+			}
 			expect(t, "deleted", told(f.Stored(t.Context(), []cdc.Change{gone}, 1<<20)[0]), want[1])
 			expect(t, "late", f.Would(t.Context(), []cdc.Change{move})[0].Verdict, sinks.Stale)
 
+			expect(t, "nowhere", f.Expect(t.Context(), []cdc.Change{at(2, base+1, nil, image(2, null, 7))})[0].Place, "")
 			nowhere := at(2, base+1, nil, image(2, null, 7))
 			expect(t, "a row without a place", told(f.Stored(t.Context(), []cdc.Change{nowhere}, 1<<20)[0]), "map[] nothing")
 			for _, c := range []cdc.Change{nowhere, at(3, base+1, nil, []byte(`{"id":3}`)), at(4, base+1, nil, nil)} {
@@ -74,6 +86,28 @@ func TestEveryShapeTellsWhatItHas(t *testing.T) {
 			expect(t, "it is told", f.Stored(t.Context(), []cdc.Change{wrong}, 1<<20)[0].Problem != "", true)
 		})
 	}
+}
+
+// found spells what a scan finds that is there still.
+func (f fixture) found(t *testing.T) string {
+	t.Helper()
+	table := cdc.Table{Name: questions, Columns: []cdc.Column{{Name: "id", Kind: cdc.KindInt}, {Name: "level", Kind: cdc.KindKeyword}, {Name: "points", Kind: cdc.KindInt}}, Key: []string{"id"}}
+	var all []string
+	err := f.Scan(t.Context(), table, func(string) bool { return false }, func(found []sinks.Found) error {
+		for i, is := range f.Again(t.Context(), found, 1<<20) {
+			if found[i].Problem != "" || is.Problem != "" {
+				t.Errorf("%+v: %+v", found[i], is)
+			}
+			if is.Document != nil {
+				all = append(all, found[i].Place+" "+string(found[i].Change.Key)+" "+string(is.Document))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(all, "; ")
 }
 
 func TestAServerWithoutRoomWouldTakeDeletesOnly(t *testing.T) {

@@ -109,6 +109,10 @@ func (s store) Would(ctx context.Context, changes []cdc.Change) []sinks.Prospect
 	return s.Sink.Would(ctx, s.complete(changes))
 }
 
+func (s store) Expect(ctx context.Context, changes []cdc.Change) []sinks.Expected {
+	return s.Sink.Expect(ctx, s.complete(changes))
+}
+
 func (s store) complete(changes []cdc.Change) []cdc.Change {
 	changes = slices.Clone(changes)
 	for i, c := range changes {

@@ -29,26 +29,36 @@ func (s *Sink) Sweep(ctx context.Context, name cdc.TableName, v cdc.Version) (re
 	if err != nil || t == nil {
 		return 0, err
 	}
-	pattern := glob(t.cfg.Key, name.DB, name.Table)
+	sw := sweep{Sink: s, t: t, v: v}
+	err = s.names(ctx, t, sw.page)
+	if err != nil {
+		err = fmt.Errorf("sweep %s: %w", name, err)
+	}
+	return int(sw.removed.Load()), err
+}
+
+// names hands over the names of the keys that tell of a table's rows, page by page: of
+// the rows, where the version lives in them, else of their companions. Among them may be
+// keys that are none of the table's.
+func (s *Sink) names(ctx context.Context, t *target, each func(ctx context.Context, names []string) error) error {
+	pattern := glob(t.cfg.Key, t.name.DB, t.name.Table)
 	if !t.inside() {
 		pattern = escapeGlob.Replace(t.beside) + "*"
 	}
-	sw := sweep{Sink: s, t: t, v: v}
-	err = s.eachMaster(ctx, func(ctx context.Context, server *goredis.Client) error {
+	return s.eachMaster(ctx, func(ctx context.Context, server *goredis.Client) error {
 		for cursor := uint64(0); ; {
 			keys, next, err := server.Scan(ctx, cursor, pattern, sweepPage).Result()
 			if err != nil {
 				return fmt.Errorf("redis %s: scan %q: %w", server.Options().Addr, pattern, err)
 			}
-			if err := sw.page(ctx, keys); err != nil {
-				return fmt.Errorf("redis %s: sweep %s: %w", server.Options().Addr, name, err)
+			if err := each(ctx, keys); err != nil {
+				return fmt.Errorf("redis %s: %w", server.Options().Addr, err)
 			}
 			if cursor = next; cursor == 0 {
 				return nil
 			}
 		}
 	})
-	return int(sw.removed.Load()), err
 }
 
 // sweep is one Sweep under way.
@@ -83,7 +93,7 @@ func (s *sweep) page(ctx context.Context, names []string) error {
 
 // rows removes those of keys that are old rows of the table.
 func (s *sweep) rows(ctx context.Context, keys []string) error {
-	keys = slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, ownPrefix) })
+	keys = slices.DeleteFunc(keys, own)
 	old, err := s.choose(ctx, keys, s.t.readVersion, func(_ string, cmd goredis.Cmder) bool {
 		stored, ok := s.t.versionIn(cmd)
 		return ok && stored <= s.v
@@ -105,8 +115,25 @@ func (s *sweep) rows(ctx context.Context, keys []string) error {
 	return s.takeOut(ctx, places)
 }
 
+// own tells keys that are no rows.
+func own(key string) bool { return strings.HasPrefix(key, ownPrefix) }
+
 // members removes the old members of one set, whose versions are in the hash.
 func (s *sweep) members(ctx context.Context, hash, key string) error {
+	return s.eachMember(ctx, hash, func(members map[string]string) error {
+		var old []place
+		for member, version := range members {
+			if stored, err := cdc.ParseVersion(version); err == nil && stored <= s.v {
+				old = append(old, place{key, member})
+			}
+		}
+		return s.takeOut(ctx, old)
+	})
+}
+
+// eachMember hands over the members that a hash of versions names, page by page, each
+// with its version.
+func (s *Sink) eachMember(ctx context.Context, hash string, each func(members map[string]string) error) error {
 	for cursor := uint64(0); ; {
 		pairs, next, err := s.client.HScan(ctx, hash, cursor, "", sweepPage).Result()
 		if code(err) == "WRONGTYPE" {
@@ -115,13 +142,11 @@ func (s *sweep) members(ctx context.Context, hash, key string) error {
 		if err != nil {
 			return err
 		}
-		var old []place
+		members := map[string]string{}
 		for i := 0; i+1 < len(pairs); i += 2 {
-			if stored, err := cdc.ParseVersion(pairs[i+1]); err == nil && stored <= s.v {
-				old = append(old, place{key, pairs[i]})
-			}
+			members[pairs[i]] = pairs[i+1]
 		}
-		if err := s.takeOut(ctx, old); err != nil {
+		if err := each(members); err != nil {
 			return err
 		}
 		if cursor = next; cursor == 0 {

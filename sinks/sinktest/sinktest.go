@@ -6,8 +6,10 @@
 package sinktest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -357,13 +359,91 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		}
 	})
 
+	claim("what is expected of a row is what the store has once it is applied", func(t *testing.T, s suite) {
+		changes := []cdc.Change{Upsert(1, 1, `quote " and \ é`), Upsert(2, 1, ""), Upsert(3, 1, "three"), Delete(3, 2)}
+		changes[1].After = []byte(`{"id":2,"title":null,"body":"b","views":18446744073709551615,"price":"1.50","meta":{"b":1.0,"a":[1,null]}}`)
+		for _, c := range changes {
+			expected := s.Expect(t.Context(), []cdc.Change{c})[0]
+			s.expect(t, sinks.Applied, c)
+			got := s.Stored(t.Context(), []cdc.Change{c}, 1<<20)[0]
+			if expected.Problem != "" || got.Foreign || !sameJSON(got.Document, expected.Document) || (expected.Place == "") != (c.Op == cdc.OpDelete) {
+				t.Errorf("%s %s: expected %+v of %s and got %+v of %s", c.Op, c.Key, expected, expected.Document, got, got.Document)
+			}
+		}
+	})
+
+	claim("a scan finds each row where it is expected, and its key", func(t *testing.T, s suite) {
+		if err := s.Keeps(Questions.Name); err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{}
+		var changes []cdc.Change
+		for id := -3; id < 1500; id++ { // more than a page
+			changes = append(changes, Upsert(id, 1, fmt.Sprint("row ", id)))
+		}
+		for i, e := range s.Expect(t.Context(), changes) {
+			want[e.Place] = string(changes[i].Key)
+		}
+		s.expect(t, sinks.Applied, changes...)
+		s.expect(t, sinks.Applied, Delete(7, 2), Delete(8, 2))
+		known := s.Expect(t.Context(), changes[:2])
+		delete(want, known[0].Place)
+		got := map[string]string{}
+		err := s.Scan(t.Context(), Questions, func(place string) bool { return place == known[0].Place }, func(found []sinks.Found) error {
+			stored := s.Again(t.Context(), found, 1<<20)
+			for i, f := range found {
+				if f.Problem != "" || f.Change.Op != cdc.OpDelete {
+					t.Errorf("it finds %+v", f)
+				}
+				if stored[i].Document != nil {
+					got[f.Place] = string(f.Change.Key)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, gone := range s.Expect(t.Context(), []cdc.Change{Upsert(7, 1, ""), Upsert(8, 1, "")}) {
+			delete(want, gone.Place)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("want (-), found (+):\n%s", diff)
+		}
+		stop := fmt.Errorf("enough")
+		if err := s.Scan(t.Context(), Questions, func(string) bool { return false }, func([]sinks.Found) error { return stop }); !errors.Is(err, stop) {
+			t.Errorf("it ends with %v", err)
+		}
+	})
+
+	claim("the keys of any text are found again", func(t *testing.T, s suite) {
+		want := map[string]bool{}
+		for i, name := range []string{"a", "A", "a b", "a:b", "a%3Ab", `a"b`, `a\b`, "a\nb", "ключ", "..", "{a}", "*"} {
+			key := append(cdc.AppendString([]byte(`{"name":`), name), '}')
+			want[string(key)] = true
+			s.expect(t, sinks.Applied, cdc.Change{Table: Tags.Name, Op: cdc.OpCreate, Version: Version(1), Key: key, After: fmt.Appendf(bytes.TrimSuffix(bytes.Clone(key), []byte("}")), `,"uses":%d}`, i)})
+		}
+		err := s.Scan(t.Context(), Tags, func(string) bool { return false }, func(found []sinks.Found) error {
+			for _, f := range found {
+				if !want[string(f.Change.Key)] {
+					t.Errorf("it finds %s: %+v", f.Change.Key, f)
+				}
+				delete(want, string(f.Change.Key))
+			}
+			return nil
+		})
+		if err != nil || len(want) > 0 {
+			t.Errorf("%v; it has not found %v", err, want)
+		}
+	})
+
 	claim("reading that is called off says so", func(t *testing.T, s suite) {
 		s.expect(t, sinks.Applied, Upsert(1, 1, "one"))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		asked := []cdc.Change{Upsert(1, 2, "two"), Upsert(2, 2, "two")}
 		for i, got := range s.Stored(ctx, asked, 1<<20) {
-			if got.Problem == "" {
+			if got.Problem == "" || !got.Away {
 				t.Errorf("row %d: %+v", i, got)
 			}
 		}

@@ -1,0 +1,347 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// comparison is what lockstep reconcile --once prints.
+type comparison struct {
+	Equal, Certain bool
+	Tables         []struct {
+		Table string
+		Rows  int
+		Sinks []struct {
+			Sink, Incomparable, Reason                      string
+			Compared, Letters, Unclear, Repaired, Remaining int
+			Mismatches                                      map[string]int
+		}
+	}
+	Findings []struct {
+		Table, Sink, Class, Repair string
+		Key                        json.RawMessage
+		Fields                     []struct{ Field string }
+	}
+	Left int `json:"findings_left_out"`
+}
+
+// reconcile runs lockstep reconcile --once and gives its exit code.
+func (w *world) reconcile(args ...string) (c comparison, code int) {
+	w.t.Helper()
+	cmd := exec.Command(w.binary, append([]string{"reconcile", "--once", "-c", w.config, "-o", "json"}, args...)...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		code = exit.ExitCode()
+	} else if err != nil {
+		w.t.Fatal(err)
+	}
+	if json.Unmarshal(out, &c) != nil || code > 1 {
+		w.t.Fatalf("lockstep reconcile %s: exit code %d\n%s\n%s", strings.Join(args, " "), code, out, &stderr)
+	}
+	return c, code
+}
+
+// counts are the confirmed mismatches by table, sink and class.
+func (c *comparison) counts(w *world) map[string]int {
+	counts := map[string]int{}
+	for _, t := range c.Tables {
+		for _, s := range t.Sinks {
+			for class, n := range s.Mismatches {
+				counts[strings.TrimPrefix(t.Table, w.name+".")+" "+s.Sink+" "+class] += n
+			}
+			if s.Letters+s.Unclear > 0 || s.Incomparable != "" {
+				counts[t.Table+" "+s.Sink+" "+s.Incomparable+s.Reason] += s.Letters + s.Unclear
+			}
+		}
+	}
+	return counts
+}
+
+// elastic sends a request past the pipeline.
+func (w *world) elastic(method, path, body string) []byte {
+	w.t.Helper()
+	req, err := http.NewRequest(method, w.spec.ElasticURL+path, strings.NewReader(body))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-ndjson")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		w.t.Fatalf("%s %s: %d %v\n%.2000s", method, path, res.StatusCode, err, text)
+	}
+	return text
+}
+
+// spoilElastic plants n faults of each class in the index of a table, into documents in the
+// order in which a search gives them.
+func (w *world) spoilElastic(table, field string, n int) {
+	w.t.Helper()
+	index := w.name + "-" + table
+	w.elastic(http.MethodPut, "/"+index+"/_settings", `{"index":{"gc_deletes":"0s"}}`)
+	w.elastic(http.MethodPost, "/"+index+"/_refresh", "")
+	var found struct {
+		Hits struct {
+			Hits []struct {
+				ID      string          `json:"_id"`
+				Version uint64          `json:"_version"`
+				Source  json.RawMessage `json:"_source"`
+			}
+		}
+	}
+	if err := json.Unmarshal(w.elastic(http.MethodPost, "/"+index+"/_search", fmt.Sprintf(`{"size":%d,"version":true,"sort":["id"]}`, 4*n)), &found); err != nil || len(found.Hits.Hits) < 4*n {
+		w.t.Fatalf("%d documents, %v", len(found.Hits.Hits), err)
+	}
+	var first, then strings.Builder
+	for i, hit := range found.Hits.Hits {
+		var doc map[string]json.RawMessage
+		if err := json.Unmarshal(hit.Source, &doc); err != nil {
+			w.t.Fatal(err)
+		}
+		doc[field] = json.RawMessage(`"spoiled"`)
+		put := func(version uint64) {
+			doc["_lockstep"] = fmt.Appendf(nil, `{"v":%d}`, version)
+			text, _ := json.Marshal(doc)
+			fmt.Fprintf(&then, "{\"index\":{\"_id\":%q,\"version\":%d,\"version_type\":\"external_gte\"}}\n%s\n", hit.ID, version, text)
+		}
+		if i < 3*n {
+			fmt.Fprintf(&first, "{\"delete\":{\"_id\":%q}}\n", hit.ID)
+		}
+		switch i / n {
+		case 0: // missing, and an orphan elsewhere
+			hit.ID = fmt.Sprint(5_000_000 + i)
+			doc["id"] = json.RawMessage(hit.ID)
+			put(hit.Version)
+		case 1: // stale
+			put(hit.Version - 1)
+		case 2: // differing
+			put(hit.Version)
+		case 3: // tampered
+			text, _ := json.Marshal(doc)
+			fmt.Fprintf(&first, "{\"index\":{\"_id\":%q}}\n%s\n", hit.ID, text)
+		}
+	}
+	w.elastic(http.MethodPost, "/"+index+"/_bulk?refresh=true", first.String())
+	await(w.t, time.Minute, "Elasticsearch to forget the deletes", func() bool {
+		w.elastic(http.MethodPost, "/"+index+"/_refresh", "")
+		return !bytes.Contains(w.elastic(http.MethodPost, "/"+index+"/_bulk?refresh=true", then.String()), []byte(`"errors":true`))
+	})
+	w.elastic(http.MethodPut, "/"+index+"/_settings", `{"index":{"gc_deletes":"1h"}}`)
+}
+
+// spoilRedis plants n faults of each class among the rows of a table with these ids.
+func (w *world) spoilRedis(table, mode, field string, ids []int, n int) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	client := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
+	defer client.Close()
+	do := func(err error) {
+		w.t.Helper()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	for i, id := range ids[:4*n] {
+		key := fmt.Sprintf("%s:%s:%d", w.name, table, id)
+		if mode == "hash" {
+			doc, err := client.HGetAll(ctx, key).Result()
+			do(err)
+			v, err := strconv.ParseUint(doc["_lockstep_v"], 10, 64)
+			do(err)
+			switch i / n {
+			case 0:
+				do(client.Del(ctx, key).Err())
+				doc["id"] = fmt.Sprint(5_000_000 + i)
+				do(client.HSet(ctx, fmt.Sprintf("%s:%s:%d", w.name, table, 5_000_000+i), doc).Err())
+			case 1:
+				do(client.HSet(ctx, key, field, "spoiled", "_lockstep_v", v-1).Err())
+			case 2:
+				do(client.HSet(ctx, key, field, "spoiled").Err())
+			case 3:
+				do(client.HDel(ctx, key, "_lockstep_v").Err())
+			}
+			continue
+		}
+		text, err := client.Get(ctx, key).Result()
+		do(err)
+		var doc map[string]json.RawMessage
+		do(json.Unmarshal([]byte(text), &doc))
+		v, err := strconv.ParseUint(strings.Trim(string(doc["_lockstep"]), `{}v":`), 10, 64)
+		do(err)
+		delete(doc, "_lockstep")
+		set := func(key string, end string) {
+			text, err := json.Marshal(doc)
+			do(err)
+			do(client.Set(ctx, key, strings.TrimSuffix(string(text), "}")+end, 0).Err())
+		}
+		switch i / n {
+		case 0:
+			do(client.Del(ctx, key).Err())
+			doc["id"] = json.RawMessage(fmt.Sprint(5_000_000 + i))
+			set(fmt.Sprintf("%s:%s:%d", w.name, table, 5_000_000+i), fmt.Sprintf(`,"_lockstep":{"v":%d}}`, v))
+		case 1:
+			doc[field] = json.RawMessage(`"spoiled"`)
+			set(key, fmt.Sprintf(`,"_lockstep":{"v":%d}}`, v-1))
+		case 2:
+			doc[field] = json.RawMessage(`"spoiled"`)
+			set(key, fmt.Sprintf(`,"_lockstep":{"v":%d}}`, v))
+		case 3:
+			set(key, "}")
+		}
+	}
+}
+
+func (w *world) ids(table string) (ids []int) {
+	w.t.Helper()
+	rows, err := w.db.Query("SELECT id FROM " + table + " ORDER BY id")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int
+		if err := rows.Scan(&id); err != nil {
+			w.t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+var classes = []string{"missing", "stale", "differing", "orphan", "tampered"}
+
+// A thousand faults of each class (LOCKSTEP_RECONCILE_FAULTS sets another number) are planted in Elasticsearch and in hashes and JSON of
+// Redis. One pass finds these and no others, and a repair mends them all.
+func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
+	n := 1000
+	if text := os.Getenv("LOCKSTEP_RECONCILE_FAULTS"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWorld(t, 4*n+200)
+	p := w.start("run")
+	w.equal(3 * time.Minute)
+	w.sql("UPDATE questions SET views = views + 1") // so that there are older versions
+	w.sql("UPDATE test_cases SET weight = weight + 1")
+	if c, code := w.reconcile(); code != 0 || !c.Equal || len(c.Findings) > 0 {
+		t.Fatalf("nothing is planted, and it exits with %d: %v", code, c.counts(w))
+	}
+	w.spoilElastic("questions", "title", n)
+	w.spoilRedis("questions", "hash", "title", w.ids("questions"), n)
+	w.spoilRedis("test_cases", "json", "input", w.ids("test_cases"), n)
+	c, code := w.reconcile("--limit", "20")
+	want := map[string]int{}
+	for _, class := range classes {
+		want["questions search "+class], want["questions cache "+class], want["test_cases cache "+class] = n, n, n
+	}
+	same := func(got map[string]int) {
+		t.Helper()
+		for of, m := range want {
+			if got[of] != m {
+				t.Errorf("%s: %d found, want %d", of, got[of], m)
+			}
+			delete(got, of)
+		}
+		for of, m := range got {
+			if m > 0 {
+				t.Errorf("%s: %d found that nobody planted", of, m)
+			}
+		}
+	}
+	if same(c.counts(w)); code != 1 || c.Equal || len(c.Findings) != 20 || c.Left != 15*n-20 {
+		t.Errorf("it exits with %d, equal %v, and lists %d of the findings, %d not", code, c.Equal, len(c.Findings), c.Left)
+	}
+	for _, f := range c.Findings {
+		if f.Class == "differing" && (len(f.Fields) != 1 || f.Fields[0].Field != "title" && f.Fields[0].Field != "input") {
+			t.Errorf("it shows %+v", f)
+		}
+	}
+	if c, code = w.reconcile("--repair", "--dry-run"); code != 1 {
+		t.Errorf("a dry run exits with %d", code)
+	}
+	same(c.counts(w))
+	if c, code = w.reconcile("--repair", "--reason", "planted"); code != 0 || !c.Equal {
+		t.Errorf("a repair exits with %d", code)
+	}
+	if same(c.counts(w)); len(c.Findings) != 100 {
+		t.Errorf("it lists %d", len(c.Findings))
+	}
+	for _, f := range c.Findings {
+		if f.Repair != "repaired" {
+			t.Errorf("it lists %+v", f)
+		}
+	}
+	if c, code = w.reconcile(); code != 0 {
+		t.Errorf("after the repair it exits with %d: %v", code, c.counts(w))
+	}
+	w.equal(time.Minute)
+	p.balanced("search")
+	p.balanced("cache")
+	p.stop()
+}
+
+// Under a load of deletes, rows made again and keys that change, with a kill in the middle,
+// nothing is reported. LOCKSTEP_RECONCILE_FOR makes it longer, such as 5m.
+func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
+	during := 30 * time.Second
+	if text := os.Getenv("LOCKSTEP_RECONCILE_FOR"); text != "" {
+		var err error
+		if during, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWorld(t, 2000)
+	p := w.start("run")
+	w.equal(2 * time.Minute)
+	end := w.load(700, 11)
+	began := time.Now()
+	passes, rows, killed := 0, 0, false
+	for time.Since(began) < during {
+		if !killed && time.Since(began) > during/2 {
+			killed = true
+			p.kill()
+			again := time.AfterFunc(2*time.Second, func() { p = w.start("run") })
+			defer again.Stop()
+		}
+		c, code := w.reconcile()
+		for of, n := range c.counts(w) {
+			if n > 0 {
+				t.Errorf("%d of %s are reported", n, of)
+			}
+		}
+		if code != 0 || t.Failed() {
+			t.Fatalf("it exits with %d: %+v", code, c.Findings)
+		}
+		passes++
+		for _, t := range c.Tables {
+			rows += t.Rows
+		}
+	}
+	stats := end()
+	t.Logf("%d passes over %d rows while %.0f rows a second changed: %s", passes, rows, float64(stats.Rows())/stats.Elapsed.Seconds(), stats)
+	w.equal(2 * time.Minute)
+	if c, code := w.reconcile(); code != 0 {
+		t.Errorf("at the end it exits with %d: %v", code, c.counts(w))
+	}
+	p.stop()
+}

@@ -1,0 +1,93 @@
+package reconcile
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are those of a Runner. A nil one counts nothing.
+type Metrics struct {
+	mismatches *prometheus.CounterVec
+	classes    *prometheus.CounterVec
+	keys       *prometheus.CounterVec
+	suspects   *prometheus.GaugeVec
+	standing   *prometheus.GaugeVec
+	ratio      *prometheus.GaugeVec
+	coverage   *prometheus.GaugeVec
+	unclear    *prometheus.GaugeVec
+	passes     *prometheus.CounterVec
+}
+
+// NewMetrics makes the metrics and registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	of := []string{"table", "sink"}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "lockstep_reconcile_" + name, Help: help}, labels)
+	}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lockstep_reconcile_" + name, Help: help}, labels)
+	}
+	m := &Metrics{
+		mismatches: counter("mismatch_total", "Rows that were confirmed to differ, each time that they were.", of...),
+		classes:    counter("mismatch_class_total", "The same by class: missing, stale, differing, orphan or tampered.", "table", "sink", "class"),
+		keys:       counter("keys_compared_total", "Rows that were compared.", of...),
+		suspects:   gauge("suspects", "Rows that differ and are looked at again now; most have only changed meanwhile.", of...),
+		standing:   gauge("mismatches", "Mismatches that the last full pass has found and that were not repaired.", of...),
+		ratio:      gauge("mismatch_ratio", "The same as a part of the rows that it has compared.", of...),
+		coverage:   gauge("coverage_timestamp_seconds", "When the last full pass began that has compared the whole table, in seconds since 1970; time() minus this is the age of the coverage.", of...),
+		unclear:    gauge("unclear", "Rows of which the last full pass could not say whether they are equal.", of...),
+		passes:     counter("passes_total", "Comparisons that came to their end: full and sample.", "table", "kind"),
+	}
+	reg.MustRegister(m.mismatches, m.classes, m.keys, m.suspects, m.standing, m.ratio, m.coverage, m.unclear, m.passes)
+	return m
+}
+
+func (m *Metrics) compared(table, sink string, n int) {
+	if m != nil {
+		m.keys.WithLabelValues(table, sink).Add(float64(n))
+	}
+}
+
+func (m *Metrics) suspected(table, sink string, n int) {
+	if m != nil {
+		m.suspects.WithLabelValues(table, sink).Set(float64(n))
+	}
+}
+
+func (m *Metrics) mismatch(f Finding) {
+	if m != nil {
+		m.mismatches.WithLabelValues(f.Table, f.Sink).Inc()
+		m.classes.WithLabelValues(f.Table, f.Sink, string(f.Class)).Inc()
+	}
+}
+
+// begin makes the metrics of a table in a sink, so that they are there from the start.
+func (m *Metrics) begin(table, sink string) {
+	if m == nil {
+		return
+	}
+	m.mismatches.WithLabelValues(table, sink)
+	m.keys.WithLabelValues(table, sink)
+	for _, class := range Classes {
+		m.classes.WithLabelValues(table, sink, string(class))
+	}
+}
+
+// covered notes what a full pass has found in a sink.
+func (m *Metrics) covered(table string, began time.Time, r *SinkResult) {
+	if m == nil {
+		return
+	}
+	left := r.Differ() - r.Repaired
+	m.standing.WithLabelValues(table, r.Sink).Set(float64(left))
+	m.ratio.WithLabelValues(table, r.Sink).Set(float64(left) / float64(max(1, r.Compared)))
+	m.unclear.WithLabelValues(table, r.Sink).Set(float64(r.Unclear))
+	m.coverage.WithLabelValues(table, r.Sink).Set(float64(began.Unix()))
+}
+
+func (m *Metrics) done(table, kind string) {
+	if m != nil {
+		m.passes.WithLabelValues(table, kind).Inc()
+	}
+}

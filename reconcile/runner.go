@@ -1,0 +1,308 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"lockstep/cdc"
+)
+
+const (
+	// saveEvery is how often the cursor of a full pass is saved at most, and settle how long
+	// ago its rows were read then: suspects among them are done with.
+	saveEvery = 10 * time.Second
+	settle    = time.Minute
+	// retryAfter is how long a comparison that could not be made is left alone.
+	retryAfter = 30 * time.Second
+)
+
+// Runner compares all the time: samples, and full passes.
+type Runner struct {
+	Config  Config
+	World   *World
+	Targets []Target
+	State   *State
+	// Tables are those that can be compared now.
+	Tables func(ctx context.Context) ([]cdc.TableName, error)
+	// Recent gives keys of rows that changed last, at most so many, behind one end of the log
+	// and up to the present one, which it returns.
+	Recent func(ctx context.Context, table cdc.TableName, since Log, most int) (keys [][]byte, now Log, err error)
+	// Pace gives Pass.ChunkRows and Pass.Took.
+	Pace    func() (rows func() int, took func(rows int, took time.Duration))
+	Metrics *Metrics
+	Log     *slog.Logger
+
+	turn int                   // of the tables, in samples
+	seen map[cdc.TableName]Log // ends of the last sample
+}
+
+// Run compares until ctx ends. What cannot be compared now is tried again later.
+func (r *Runner) Run(ctx context.Context) error {
+	if err := r.State.Load(ctx); err != nil {
+		return err
+	}
+	for _, t := range r.State.tables {
+		if t.Last != nil {
+			for _, s := range t.Last.Sinks {
+				r.Metrics.covered(t.Table, t.Last.Began, s)
+			}
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.repeat(ctx, r.Config.SampleEvery, "sample", r.sample) })
+	g.Go(func() error { return r.repeat(ctx, time.Second, "full", r.full) })
+	return g.Wait()
+}
+
+// repeat makes laps until ctx ends. One that cannot be made is told of, and the next one waits.
+func (r *Runner) repeat(ctx context.Context, every time.Duration, kind string, lap func(context.Context) error) error {
+	failed := false
+	for {
+		wait := every
+		if err := lap(ctx); ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			r.Log.Warn("rows could not be compared; trying again", "comparison", kind, "error", err, "wait", max(wait, retryAfter))
+			wait, failed = max(wait, retryAfter), true
+		} else if failed {
+			r.Log.Info("rows are compared again", "comparison", kind)
+			failed = false
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// report writes a finding into the log.
+func (r *Runner) report(f *Finding) bool {
+	args := []any{"table", f.Table, "sink", f.Sink, "class", f.Class, "key", string(f.Key), "version", f.Version}
+	if f.Letter != "" {
+		return false // it is told of elsewhere
+	}
+	if f.Reason != "" {
+		args = append(args, "reason", f.Reason)
+	}
+	r.Log.Warn("a row is not as it is in the source", args...)
+	return false
+}
+
+// limited is report for the first findings of a pass; of thousands the metrics tell.
+func (r *Runner) limited() func(*Finding) bool {
+	left := 20
+	return func(f *Finding) bool {
+		if left--; left < 0 {
+			return false
+		}
+		return r.report(f)
+	}
+}
+
+// begin makes the metrics of tables.
+func (r *Runner) begin(tables []cdc.TableName) {
+	for _, t := range tables {
+		for _, target := range r.Targets {
+			if target.Store.Keeps(t) == nil {
+				r.Metrics.begin(t.String(), target.Name)
+			}
+		}
+	}
+}
+
+// sample compares some rows: of each table those that changed since the last sample, and
+// of one after the other, as far as there is room, those with the highest keys.
+func (r *Runner) sample(ctx context.Context) error {
+	tables, err := r.Tables(ctx)
+	if err != nil || len(tables) == 0 {
+		return err
+	}
+	r.begin(tables)
+	if r.seen == nil {
+		r.seen = map[cdc.TableName]Log{}
+	}
+	room := r.Config.SampleRows
+	r.turn++
+	for i := range tables {
+		t := tables[(r.turn+i)%len(tables)]
+		if room <= 0 {
+			break
+		}
+		keys, now, err := r.Recent(ctx, t, r.seen[t], room)
+		if err != nil {
+			return err
+		}
+		if i == 0 && len(keys) < room {
+			more, err := r.highest(ctx, t, min(200, room-len(keys)))
+			if err != nil {
+				return err
+			}
+			keys = union(keys, more)
+		}
+		if len(keys) == 0 {
+			continue
+		}
+		room -= len(keys)
+		pass := &Pass{World: r.World, Table: t, Targets: r.Targets, Keys: keys, Report: r.limited(), Metrics: r.Metrics}
+		if _, err := pass.Run(ctx); err != nil {
+			return err
+		}
+		r.seen[t] = now
+		r.Metrics.done(t.String(), "sample")
+	}
+	return nil
+}
+
+func union(keys, more [][]byte) [][]byte {
+	known := map[string]bool{}
+	for _, k := range keys {
+		known[string(k)] = true
+	}
+	for _, k := range more {
+		if !known[string(k)] {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+func (r *Runner) highest(ctx context.Context, t cdc.TableName, most int) (keys [][]byte, err error) {
+	source, err := r.World.Open(ctx, t, "")
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	rows, err := source.Last(most)
+	for _, row := range rows {
+		keys = append(keys, row.Key)
+	}
+	return keys, err
+}
+
+// full makes the full pass that is due for the longest time, if one is.
+func (r *Runner) full(ctx context.Context) error {
+	tables, err := r.Tables(ctx)
+	if err != nil {
+		return err
+	}
+	var due *TableState
+	var table cdc.TableName
+	for _, t := range tables {
+		s := r.State.of(t.String())
+		switch {
+		case !s.Began.IsZero(): // it is to go on
+		case s.Last != nil && time.Since(s.Last.Began) < r.Config.FullEvery:
+			continue
+		}
+		if due == nil || dueSince(s).Before(dueSince(due)) {
+			due, table = s, t
+		}
+	}
+	if due == nil {
+		return nil
+	}
+	return r.pass(ctx, table, due)
+}
+
+func dueSince(s *TableState) time.Time {
+	if s.Last == nil {
+		return time.Time{}
+	}
+	return s.Last.Began
+}
+
+// pass makes a full pass over a table, or goes on with it.
+func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableState) error {
+	resumed := len(state.After) > 0
+	if state.Began.IsZero() {
+		state.Began = time.Now()
+	}
+	rows, took := r.Pace()
+	cursor := &trail{}
+	pass := &Pass{
+		World: r.World, Table: table, Targets: r.Targets, After: state.After, ChunkRows: rows, Took: took,
+		Report: r.limited(), Metrics: r.Metrics, Reached: cursor.reached,
+		Rest: func(ctx context.Context, source Source, took time.Duration) error {
+			if err := cursor.save(func(key []byte) error {
+				state.After = key
+				return r.State.save(ctx, state)
+			}); err != nil {
+				return err
+			}
+			return r.rest(ctx, source, took)
+		},
+	}
+	r.Log.Info("comparing all rows of a table", "table", table.String(), "goes_on", resumed)
+	result, err := pass.Run(ctx)
+	if err != nil {
+		return err // and it goes on behind the cursor
+	}
+	result.Began = state.Began
+	state.Began, state.After, state.Last = time.Time{}, nil, result
+	for _, s := range result.Sinks {
+		if s.Incomparable == "" {
+			r.Metrics.covered(table.String(), result.Began, s)
+		}
+		r.Log.Info("all rows of a table are compared", "table", table.String(), "sink", s.Sink, "compared", s.Compared, "mismatches", s.Differ(), "letters", s.Letters, "unclear", s.Unclear, "took", result.Ended.Sub(result.Began).Round(time.Millisecond))
+	}
+	r.Metrics.done(table.String(), "full")
+	return r.State.save(ctx, state)
+}
+
+// rest leaves the source alone for as long as Load says, and for as long as it is busy.
+func (r *Runner) rest(ctx context.Context, source Source, took time.Duration) error {
+	wait := min(time.Duration(float64(took)*(1/r.Config.Load-1)), time.Minute)
+	for {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		busy, err := source.Busy()
+		if err != nil || busy == "" {
+			return err
+		}
+		wait = time.Second
+	}
+}
+
+// trail remembers when a pass has reached which key.
+type trail struct {
+	mu    sync.Mutex
+	steps []step
+	saved time.Time
+}
+
+type step struct {
+	key []byte
+	at  time.Time
+}
+
+func (t *trail) reached(key []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.steps = append(t.steps, step{key, time.Now()})
+}
+
+// save gives do the last key that was reached long enough ago, when it is time for that.
+func (t *trail) save(do func(key []byte) error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.saved) < saveEvery {
+		return nil
+	}
+	var key []byte
+	for len(t.steps) > 0 && time.Since(t.steps[0].at) >= settle {
+		key, t.steps = t.steps[0].key, t.steps[1:]
+	}
+	if key == nil {
+		return nil
+	}
+	t.saved = time.Now()
+	return do(key)
+}

@@ -1,0 +1,244 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"lockstep/cdc"
+	"lockstep/kafka"
+)
+
+// topic is the state's topic in memory.
+type topic struct{ records []kafka.Record }
+
+func (k *topic) EnsureTopic(context.Context, kafka.TopicSpec) error { return nil }
+
+func (k *topic) Produce(_ context.Context, r kafka.Record) error {
+	k.records = append(k.records, r)
+	return nil
+}
+
+func (k *topic) ReadFrom(_ context.Context, _ string, _ int, from int64, fn func(kafka.Record) error) (int64, error) {
+	for _, r := range k.records[from:] {
+		if err := fn(r); err != nil {
+			return from, err
+		}
+	}
+	return int64(len(k.records)), nil
+}
+
+// runner compares the table of a stage; its log is written to notes.
+func (s *stage) runner(k *topic, notes *strings.Builder) *Runner {
+	log := slog.New(slog.NewTextHandler(notes, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	return &Runner{
+		Config: DefaultConfig(), World: s.world(), Targets: []Target{{Name: "search", Store: s}},
+		State:  &State{Prefix: "shop", Kafka: k, Log: log},
+		Tables: func(context.Context) ([]cdc.TableName, error) { return []cdc.TableName{table.Name}, nil },
+		Recent: func(_ context.Context, _ cdc.TableName, since Log, most int) (keys [][]byte, now Log, err error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, c := range s.log[max(since[0], int64(len(s.log)-most)):] {
+				keys = union(keys, [][]byte{c.Key})
+			}
+			return keys, Log{0: int64(len(s.log))}, nil
+		},
+		Pace: func() (func() int, func(int, time.Duration)) {
+			return func() int { return 5 }, func(int, time.Duration) {}
+		},
+		Metrics: NewMetrics(prometheus.NewRegistry()), Log: log,
+	}
+}
+
+// runFor lets a runner run for a time.
+func runFor(t *testing.T, r *Runner, d time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	if err := r.Run(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+}
+
+func TestARunnerMakesAFullPassADayAndTellsWhatItFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		for id := range 12 {
+			s.write(id, "a")
+		}
+		s.all()
+		delete(s.docs, string(keyOf(3)))
+		k, notes := &topic{}, &strings.Builder{}
+		r := s.runner(k, notes)
+		r.Config.SampleEvery = 23 * time.Hour
+		runFor(t, r, 12*time.Hour)
+		full := func(r *Runner) float64 {
+			return testutil.ToFloat64(r.Metrics.passes.WithLabelValues("shop.orders", "full"))
+		}
+		if n := full(r); n != 1 {
+			t.Errorf("%v full passes in 12 hours", n)
+		}
+		if n := testutil.ToFloat64(r.Metrics.standing.WithLabelValues("shop.orders", "search")); n != 1 {
+			t.Errorf("%v mismatches stand", n)
+		}
+		if !strings.Contains(notes.String(), `class=missing key="{\"id\":3}"`) {
+			t.Errorf("the log says\n%s", notes)
+		}
+		again := s.runner(k, notes)
+		runFor(t, again, 11*time.Hour)
+		if n := full(again); n != 0 {
+			t.Errorf("started again after 12 hours it makes %v full passes before a day is over", n)
+		}
+		if n := testutil.ToFloat64(again.Metrics.standing.WithLabelValues("shop.orders", "search")); n != 1 {
+			t.Errorf("started again it does not know what the last pass has found: %v", n)
+		}
+		runFor(t, again, 2*time.Hour)
+		if n := full(again); n != 1 {
+			t.Errorf("%v full passes after a day", n)
+		}
+	})
+}
+
+func TestAFullPassGoesOnWhereItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		for id := range 90 {
+			s.write(100+id, "a")
+		}
+		s.all()
+		k, notes := &topic{}, &strings.Builder{}
+		var firsts []string
+		r := s.runner(k, notes)
+		r.Config.SampleEvery = 24 * time.Hour
+		r.World.Open = func(context.Context, cdc.TableName, string) (Source, error) { return slow{s, &firsts}, nil }
+		runFor(t, r, 150*time.Second) // each chunk of five takes ten seconds
+		again := s.runner(k, notes)
+		again.Config.SampleEvery = 24 * time.Hour
+		again.World.Open = r.World.Open
+		before := len(firsts)
+		runFor(t, again, time.Hour)
+		if firsts[0] != "" || firsts[before] <= string(keyOf(120)) || firsts[before] >= firsts[before-1] {
+			t.Errorf("it has read behind %q, and then began behind %q", firsts[:before], firsts[before])
+		}
+		if n := testutil.ToFloat64(again.Metrics.passes.WithLabelValues("shop.orders", "full")); n != 1 {
+			t.Errorf("%v passes came to their end", n)
+		}
+	})
+}
+
+// slow is a source that takes its time.
+type slow struct {
+	*stage
+	after *[]string
+}
+
+func (s slow) Next(after []byte, most, bytes int) ([]cdc.Row, error) {
+	time.Sleep(time.Second) // rests nine times as long
+	*s.after = append(*s.after, string(after))
+	return s.stage.Next(after, most, bytes)
+}
+
+func TestASampleFindsWhatWasLostJustNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		for id := range 50 {
+			s.write(id, "a")
+		}
+		s.all()
+		k, notes := &topic{}, &strings.Builder{}
+		r := s.runner(k, notes)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.Run(ctx) }()
+		time.Sleep(time.Minute) // the full pass is over
+		s.mu.Lock()
+		s.lost[string(keyOf(7))] = true
+		s.write(7, "b")
+		s.write(8, "b")
+		s.all()
+		s.mu.Unlock()
+		time.Sleep(20 * time.Second)
+		found := testutil.ToFloat64(r.Metrics.classes.WithLabelValues("shop.orders", "search", "stale"))
+		cancel()
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		if found != 1 {
+			t.Errorf("%v stale rows after a sample; the log says\n%s", found, notes)
+		}
+	})
+}
+
+func TestWhatCannotBeComparedNowIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.write(1, "a")
+		s.all()
+		k, notes := &topic{}, &strings.Builder{}
+		r := s.runner(k, notes)
+		var tries atomic.Int32
+		open := r.World.Open
+		r.World.Open = func(ctx context.Context, n cdc.TableName, where string) (Source, error) {
+			if tries.Add(1) < 4 {
+				return nil, errors.New("no source")
+			}
+			return open(ctx, n, where)
+		}
+		runFor(t, r, 10*time.Minute)
+		if n := testutil.ToFloat64(r.Metrics.passes.WithLabelValues("shop.orders", "full")); n != 1 || !strings.Contains(notes.String(), "are compared again") {
+			t.Errorf("%v full passes; the log says\n%s", n, notes)
+		}
+	})
+}
+
+func TestARepairMendsAndIsLookedAtAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		for id := range 10 {
+			s.write(id, "a")
+		}
+		s.write(9, "")
+		s.all()
+		delete(s.docs, string(keyOf(1)))
+		s.docs[string(keyOf(2))] = s.docs[string(keyOf(3))]
+		orphan := s.docs[string(keyOf(4))]
+		s.docs[string(keyOf(9))] = orphan
+		s.docs[string(keyOf(5))] = s.docs[string(keyOf(6))]
+		s.lost[string(keyOf(5))] = true // it stays as it is
+		var findings []*Finding
+		p := &Pass{World: s.world(), Table: table.Name, Targets: []Target{{Name: "search", Store: s}}, Repair: true, Rate: 2,
+			Report: func(f *Finding) bool { findings = append(findings, f); return true }}
+		began := time.Now()
+		r, err := p.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range findings {
+			got = append(got, fmt.Sprintf("%s %s %s", f.Key, f.Class, f.Repair))
+		}
+		slices.Sort(got)
+		want := []string{`{"id":1} missing repaired`, `{"id":2} tampered repaired`, `{"id":5} tampered remains`, `{"id":9} orphan repaired`}
+		if !slices.Equal(got, want) || r.Equal() || r.Sinks[0].Repaired != 3 || r.Sinks[0].Remaining != 1 {
+			t.Errorf("it says %q and %+v; want %q", got, r.Sinks[0], want)
+		}
+		if took := time.Since(began); took < 2*time.Second {
+			t.Errorf("4 rows at 2 a second took %s", took)
+		}
+	})
+}
