@@ -138,9 +138,9 @@ type Decision struct {
 // Stops is what a state forbids. The stream is never stopped: to be late makes nothing
 // worse than not to come at all.
 type Stops struct {
-	Replays bool // of dead letters
-	Repairs bool // of what the reconciler has found
-	Deletes bool // of documents without a row
+	Replays bool `json:"replays,omitempty"` // of dead letters
+	Repairs bool `json:"repairs,omitempty"` // of what the reconciler has found
+	Deletes bool `json:"deletes,omitempty"` // of documents without a row
 }
 
 // stops says what a cause forbids. What is needed for the way back is not: missing rows
