@@ -383,3 +383,29 @@ func TestAPartitionWhoseLettersAreStillReadIsGivenBackAtOnce(t *testing.T) {
 		must(t, err)
 	})
 }
+
+func TestLettersThatAreNotAllKnownAreNotCounted(t *testing.T) {
+	if n := (&Posts{}).OpenIn("p.shop.items", 0); n != -1 {
+		t.Errorf("a partition without a post has %d letters", n)
+	}
+	p := newPost(&Posts{}, 0)
+	if n := p.openIn("p.shop.items"); n != -1 {
+		t.Errorf("before they are read there are %d letters", n)
+	}
+	p.whole = true
+	for i, topic := range []string{"p.shop.items", "p.shop.items", "p.shop.others"} {
+		p.index.put(identity{byte(i)}, &Letter{Table: "shop.items", Version: cdc.Version(10 + i), Source: Place{Topic: topic}})
+	}
+	if n, others := p.openIn("p.shop.items"), p.openIn("p.shop.others"); n != 2 || others != 1 {
+		t.Errorf("%d and %d letters are open; want 2 and 1", n, others)
+	}
+	p.closing[identity{0}] = news{version: 9} // older than the letter
+	p.closing[identity{1}], p.ending = news{version: 11}, map[identity]news{{1}: {version: 11}, {2}: {version: 40}}
+	if n, others := p.openIn("p.shop.items"), p.openIn("p.shop.others"); n != 1 || others != 0 {
+		t.Errorf("%d and %d letters are open while two are closed; want 1 and 0", n, others)
+	}
+	p.astray = []identity{{0}}
+	if n := p.openIn("p.shop.items"); n != -1 {
+		t.Errorf("while one is on its way to another partition there are %d letters", n)
+	}
+}

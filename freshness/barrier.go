@@ -103,7 +103,11 @@ type SinkAnswer struct {
 func (b *Barrier) Await(ctx context.Context, ask Ask) (answer Answer, err error) {
 	began := time.Now()
 	if answer.GTIDs = ask.GTIDs; answer.GTIDs == "" {
-		if answer.GTIDs, err = b.committed.do(ctx, b.Committed); err != nil {
+		answer.GTIDs, err = b.committed.do(ctx, b.Committed)
+		if ctx.Err() != nil {
+			return b.unasked(ask, began), nil
+		}
+		if err != nil {
 			return answer, fmt.Errorf("what is committed is not known: %w", err)
 		}
 	}
@@ -137,6 +141,16 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (answer Answer, err error)
 	answer.Visible = !slices.ContainsFunc(answer.Sinks, func(s SinkAnswer) bool { return !s.Visible })
 	answer.Millis = millis(began)
 	return answer, nil
+}
+
+// unasked is the answer when the source has not said in time what is committed.
+func (b *Barrier) unasked(ask Ask, began time.Time) Answer {
+	answer := Answer{Millis: millis(began)}
+	for _, sink := range ask.Sinks {
+		answer.Sinks = append(answer.Sinks, SinkAnswer{Sink: sink, WaitsFor: []string{"the source has not said in time what is committed"}})
+	}
+	b.Metrics.ended(&answer, began)
+	return answer
 }
 
 func millis(since time.Time) float64 { return float64(time.Since(since).Microseconds()) / 1000 }

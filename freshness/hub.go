@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"lockstep/cdc"
 	"lockstep/kafka"
 )
 
@@ -72,8 +73,13 @@ func (h *Hub) Write(ctx context.Context, r Record) error {
 			return err
 		}
 		err = publisher.Publish(ctx, record)
-		if !errors.Is(err, kafka.ErrStopped) || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, cdc.ErrTooLarge) {
 			return err
+		}
+		select { // it has failed, and another one takes its place in a moment
+		case <-time.After(again / 10):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

@@ -137,7 +137,7 @@ func (r *Report) Run(ctx context.Context) error {
 	tick := time.NewTicker(soon)
 	defer tick.Stop()
 	var last time.Time
-	tables := 0
+	tables, failing := 0, false
 	for {
 		var record *Sink
 		select {
@@ -154,11 +154,14 @@ func (r *Report) Run(ctx context.Context) error {
 		if record == nil {
 			continue
 		}
-		if err := r.Hub.Write(ctx, Record{Sink: record}); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+		switch err := r.Hub.Write(ctx, Record{Sink: record}); {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !failing:
+			failing = true
+			r.Hub.Log.Warn("how far a sink is cannot be said, so barriers wait for it", "sink", r.Sink, "error", err)
+		case err == nil:
+			failing = false
 		}
 	}
 }

@@ -26,9 +26,6 @@ const (
 	RowUnknown RowState = "unknown"
 )
 
-// RowStates lists every RowState.
-var RowStates = []RowState{RowApplied, RowPending, RowDead, RowUnknown}
-
 // Row is how fresh a row is.
 type Row struct {
 	State RowState `json:"state" doc:"applied, pending, dead-lettered or unknown"`

@@ -3,7 +3,6 @@ package freshness
 import (
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"time"
 )
@@ -109,6 +108,3 @@ func (s State) awaitsPartition(sink, table string, id int, end int64) string {
 	}
 	return sentence
 }
-
-// Processes are the names of those who run a sink, sorted.
-func (s State) Processes(sink string) []string { return slices.Sorted(maps.Keys(s.Sinks[sink])) }

@@ -94,15 +94,24 @@ func CheckGTIDs(s string) error {
 type Clock struct {
 	Config Config
 
-	mu   sync.Mutex
-	conn *client.Conn
+	mu     sync.Mutex
+	conn   *client.Conn
+	opened time.Time
 }
+
+// clockAge is how long a connection is kept: it has the settings that the server had when it
+// was opened, and shows them to whoever looks at its sessions.
+const clockAge = time.Minute
 
 // Committed gives the transactions that are committed, those that are not in the log any
 // more left out, and the time on the server just before that, with the one here.
 func (c *Clock) Committed(ctx context.Context) (gtids string, there, here time.Time, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.conn != nil && time.Since(c.opened) > clockAge {
+		c.conn.Close()
+		c.conn = nil
+	}
 	fresh := c.conn == nil
 	gtids, there, here, err = c.ask(ctx)
 	if err != nil && !fresh && ctx.Err() == nil { // it may have been closed while it was idle
@@ -120,7 +129,7 @@ func (c *Clock) ask(ctx context.Context) (gtids string, there, here time.Time, e
 			c.conn = nil
 			return "", there, here, err
 		}
-		c.conn.ReadTimeout = c.Config.ReadTimeout
+		c.conn.ReadTimeout, c.opened = c.Config.ReadTimeout, time.Now()
 	}
 	defer func() {
 		if err != nil {
