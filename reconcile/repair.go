@@ -33,6 +33,11 @@ func (p *Pass) repair(ctx context.Context, sides []*side) error {
 	slices.SortFunc(keys, func(a, b []byte) int { return slices.Compare(a, b) })
 	keys = slices.CompactFunc(keys, func(a, b []byte) bool { return string(a) == string(b) })
 	p.progress.doing.Store("repairs")
+	for _, s := range sides {
+		if err := s.free(ctx); err != nil {
+			return fmt.Errorf("repair %s in sink %s: %w", p.Table, s.target.Name, err)
+		}
+	}
 	batch := repairBatch
 	if p.Rate > 0 {
 		batch = min(batch, p.Rate)
@@ -57,6 +62,46 @@ func (p *Pass) repair(ctx context.Context, sides []*side) error {
 		}
 	}
 	return nil
+}
+
+// free lets go of what has a version that no repair could outrank.
+func (s *side) free(ctx context.Context) error {
+	store, ok := s.target.Store.(sinks.Freer)
+	if !ok || len(s.result.repair) == 0 {
+		return nil
+	}
+	source, err := s.World.Open(ctx, s.Table, "")
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	c := &Checker{World: s.World, Target: s.target, Source: source}
+	newest, err := c.settled(ctx)
+	if err != nil {
+		return err
+	}
+	var of []*suspect
+	var versions []cdc.Version
+	for _, f := range s.result.repair {
+		if f.Version > newest {
+			of, versions = append(of, &suspect{key: f.Key, found: f.found}), append(versions, f.Version)
+		}
+	}
+	if len(of) == 0 {
+		return nil
+	}
+	rows, err := c.rows(of)
+	if err != nil {
+		return err
+	}
+	_, layout := source.Table()
+	changes := make([]cdc.Change, len(of))
+	for i, one := range of {
+		if changes[i] = changeOf(s.Table, layout, cdc.Row{Key: one.key, Row: rows[string(one.key)]}); one.found != nil {
+			changes[i] = one.found.Change
+		}
+	}
+	return store.Free(ctx, changes, versions)
 }
 
 // verify compares the rows that were repaired again.

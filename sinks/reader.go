@@ -31,6 +31,14 @@ type Reader interface {
 	Again(ctx context.Context, found []Found, most int) []Stored
 }
 
+// Freer is a Reader that can let go of what somebody else has written.
+type Freer interface {
+	// Free sees to it that the guard lets the next change of each row in, where the store
+	// still has that version of it, which nobody can have published. Until then the row may
+	// be missing there. Changes are as for Stored, and versions stand beside them.
+	Free(ctx context.Context, changes []cdc.Change, versions []cdc.Version) error
+}
+
 // Incomparable says why nothing that a store has of a table can be compared with its rows.
 type Incomparable struct{ Reason string }
 
@@ -105,6 +113,11 @@ type ShapedReader struct {
 // Stored is Reader.Stored for changes as they come from the source. The row of one of
 // which no document can be made is looked for by its key alone.
 func (s ShapedReader) Stored(ctx context.Context, changes []cdc.Change, most int) []Stored {
+	return s.Reader.Stored(ctx, s.places(ctx, changes), most)
+}
+
+// places are changes that lead to where rows are.
+func (s ShapedReader) places(ctx context.Context, changes []cdc.Change) []cdc.Change {
 	shaped := make([]cdc.Change, len(changes))
 	for i, c := range changes {
 		if s.Shape(ctx, &c) != nil {
@@ -112,7 +125,16 @@ func (s ShapedReader) Stored(ctx context.Context, changes []cdc.Change, most int
 		}
 		shaped[i] = c
 	}
-	return s.Reader.Stored(ctx, shaped, most)
+	return shaped
+}
+
+// Free is Freer.Free for changes as they come from the source, of a Reader that is a Freer.
+func (s ShapedReader) Free(ctx context.Context, changes []cdc.Change, versions []cdc.Version) error {
+	inner, ok := s.Reader.(Freer)
+	if !ok {
+		return nil
+	}
+	return inner.Free(ctx, s.places(ctx, changes), versions)
 }
 
 // Would is Reader.Would for changes as they come from the source.

@@ -124,6 +124,13 @@ func TestAMistakeInTheCommandLineIsExitCodeTwoAndOneLine(t *testing.T) {
 		"an argument too many":              {[]string{"version", "now"}, "lockstep: unknown command \"now\" for \"lockstep version\""},
 		"an output that is not known":       {[]string{"version", "-o", "xml"}, "lockstep: --output \"xml\" is not known; use table, json or yaml"},
 		"a log level that is not known":     {[]string{"version", "--log-level", "loud"}, "lockstep: --log-level \"loud\" is not known; use debug, info, warn or error"},
+		"a condition for all tables":        {[]string{"reconcile", "--once", "--where", "id > 1"}, "lockstep: --where is about the columns of one table; name it with --table"},
+		"a condition that is empty":         {[]string{"reconcile", "--once", "--table", "a.b", "--where", " "}, "lockstep: --where is empty; leave it out to compare all"},
+		"a repair that never ends":          {[]string{"reconcile", "--repair"}, "lockstep: --repair is of one pass; add --once"},
+		"a dry run of nothing":              {[]string{"reconcile", "--once", "--dry-run"}, "lockstep: --dry-run says what --repair would do, and without --repair nothing is changed; leave it out, or add --repair"},
+		"a rate without a repair":           {[]string{"reconcile", "--once", "--rate", "5"}, "lockstep: --rate is of a repair; add --repair"},
+		"a rate below nothing":              {[]string{"reconcile", "--once", "--repair", "--rate", "-1"}, "lockstep: --rate -1 is too small; use 1 or more rows a second, or 0 for no bound"},
+		"a sink that is not there":          {[]string{"reconcile", "--once", "--sink", "serach"}, "lockstep: " + good + " has no sink \"serach\"; it has cache, search"},
 		"a configuration that is not there": {[]string{"config", "check", "-c", "nowhere.yaml"}, "nowhere.yaml: there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -40,6 +40,15 @@ type comparison struct {
 // reconcile runs lockstep reconcile --once and gives its exit code.
 func (w *world) reconcile(args ...string) (c comparison, code int) {
 	w.t.Helper()
+	c, code, err := w.tryReconcile(args...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c, code
+}
+
+// tryReconcile is reconcile for another goroutine.
+func (w *world) tryReconcile(args ...string) (c comparison, code int, err error) {
 	cmd := exec.Command(w.binary, append([]string{"reconcile", "--once", "-c", w.config, "-o", "json"}, args...)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -47,12 +56,12 @@ func (w *world) reconcile(args ...string) (c comparison, code int) {
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		code = exit.ExitCode()
 	} else if err != nil {
-		w.t.Fatal(err)
+		return c, code, err
 	}
 	if json.Unmarshal(out, &c) != nil || code > 1 {
-		w.t.Fatalf("lockstep reconcile %s: exit code %d\n%s\n%s", strings.Join(args, " "), code, out, &stderr)
+		return c, code, fmt.Errorf("lockstep reconcile %s: exit code %d\n%s\n%s", strings.Join(args, " "), code, out, &stderr)
 	}
-	return c, code
+	return c, code, nil
 }
 
 // counts are the confirmed mismatches by table, sink and class.
@@ -314,34 +323,94 @@ func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
 	p := w.start("run")
 	w.equal(2 * time.Minute)
 	end := w.load(700, 11)
-	began := time.Now()
-	passes, rows, killed := 0, 0, false
-	for time.Since(began) < during {
-		if !killed && time.Since(began) > during/2 {
-			killed = true
-			p.kill()
-			again := time.AfterFunc(2*time.Second, func() { p = w.start("run") })
-			defer again.Stop()
-		}
-		c, code := w.reconcile()
-		for of, n := range c.counts(w) {
-			if n > 0 {
-				t.Errorf("%d of %s are reported", n, of)
+	passes, rows := 0, 0
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for began := time.Now(); time.Since(began) < during; passes++ {
+			c, code, err := w.tryReconcile()
+			for of, n := range c.counts(w) {
+				if n > 0 {
+					t.Errorf("%d of %s are reported", n, of)
+				}
+			}
+			if err != nil || code != 0 || t.Failed() {
+				t.Errorf("it exits with %d, %v: %+v", code, err, c.Findings)
+				return
+			}
+			for _, t := range c.Tables {
+				rows += t.Rows
 			}
 		}
-		if code != 0 || t.Failed() {
-			t.Fatalf("it exits with %d: %+v", code, c.Findings)
-		}
-		passes++
-		for _, t := range c.Tables {
-			rows += t.Rows
-		}
-	}
+	}()
+	waitFor(t, during/2)
+	p.kill()
+	waitFor(t, 2*time.Second)
+	p = w.start("run")
+	<-ended
 	stats := end()
 	t.Logf("%d passes over %d rows while %.0f rows a second changed: %s", passes, rows, float64(stats.Rows())/stats.Elapsed.Seconds(), stats)
 	w.equal(2 * time.Minute)
 	if c, code := w.reconcile(); code != 0 {
 		t.Errorf("at the end it exits with %d: %v", code, c.counts(w))
 	}
+	p.stop()
+}
+
+// A reconciler that runs beside the pipeline finds a spoiled row by a sample. Another one
+// stands by, and knows after a kill of the first what that has compared.
+func TestTheReconcilerRunsAllTheTime(t *testing.T) {
+	w := newWorld(t, 30)
+	text, err := os.ReadFile(w.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(w.config, append(text, "reconcile: {sample_every: 1s}\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := w.start("run")
+	w.equal(2 * time.Minute)
+	active := w.start("reconcile")
+	covered := func(p *process) func() bool {
+		return func() bool {
+			for _, table := range tables {
+				for _, sink := range []string{"search", "cache"} {
+					if p.metric("lockstep_reconcile_coverage_timestamp_seconds", fmt.Sprintf("table=%q", w.name+"."+table.name), fmt.Sprintf("sink=%q", sink)) == 0 {
+						return false
+					}
+				}
+			}
+			return true
+		}
+	}
+	await(t, 2*time.Minute, "a full pass over every table", covered(active))
+	if n := active.metric("lockstep_reconcile_mismatch_total"); n != 0 {
+		t.Errorf("%v mismatches, and nothing is wrong", n)
+	}
+	standby := w.start("reconcile")
+	client := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
+	defer client.Close()
+	if err := client.HSet(t.Context(), w.name+":questions:7", "title", "spoiled").Err(); err != nil {
+		t.Fatal(err)
+	}
+	of := []string{fmt.Sprintf("table=%q", w.name+".questions"), `sink="cache"`}
+	await(t, time.Minute, "a sample to find the spoiled row", func() bool { return active.metric("lockstep_reconcile_mismatch_total", of...) > 0 })
+	if n := active.metric("lockstep_reconcile_mismatch_class_total", append(of, `class="differing"`)...); n == 0 || active.metric("lockstep_reconcile_mismatch_total", `sink="search"`) != 0 {
+		t.Errorf("%v are differing", n)
+	}
+	if n := standby.metric("lockstep_reconcile_active"); n != 0 {
+		t.Errorf("both are active")
+	}
+	active.kill()
+	await(t, time.Minute, "the other one to take over", func() bool { return standby.metric("lockstep_reconcile_active") == 1 })
+	await(t, time.Minute, "it to know what the first has compared", covered(standby))
+	if n := standby.metric("lockstep_reconcile_passes_total", `kind="full"`); n != 0 {
+		t.Errorf("it has made %v full passes again", n)
+	}
+	if c, code := w.reconcile("--repair", "--reason", "spoiled"); code != 0 || c.counts(w)["questions cache differing"] != 1 {
+		t.Errorf("a repair exits with %d: %v", code, c.counts(w))
+	}
+	w.equal(time.Minute)
+	standby.stop()
 	p.stop()
 }

@@ -69,10 +69,11 @@ func appendLeft(b []byte, c *cdc.Change, t *table, routing string) []byte {
 	return a.append(b, verbDelete)
 }
 
-// The two verbs of a bulk request.
+// The verbs of a bulk request.
 const (
 	verbIndex  = "index"
 	verbDelete = "delete"
+	verbUpdate = "update"
 )
 
 // action is the first line of a write in a bulk request.

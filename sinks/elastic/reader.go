@@ -152,6 +152,47 @@ func (s *Sink) Keeps(name cdc.TableName) error {
 	return nil
 }
 
+// Free is sinks.Freer.Free: the version inside the documents becomes 0, and then they are
+// somebody else's, which the next change is written over.
+func (s *Sink) Free(ctx context.Context, changes []cdc.Change, versions []cdc.Version) error {
+	outcomes := make([]sinks.Outcome, len(changes))
+	places := s.places(ctx, changes, outcomes, func(_ context.Context, t *table, _ uint32) *sinks.Outcome { return nil })
+	var docs []*document
+	for i := range changes {
+		if _, no := idOf(&changes[i]); places[i].table != nil && no == nil {
+			docs = append(docs, &document{at: i, change: &changes[i], table: places[i].table, routing: places[i].routing})
+		}
+	}
+	for some := range slices.Chunk(docs, max(1, s.config.BulkDocs)) {
+		has := s.ask(ctx, some)
+		if has == nil {
+			return errors.New(some[0].outcome.Reason)
+		}
+		var body []byte
+		for i, d := range some {
+			if !has[i].found || has[i].version != versions[d.at] {
+				continue
+			}
+			id, _ := cdc.KeyText(d.change.Key)
+			body = action{index: d.table.alias, id: id, routing: d.routing, over: &has[i]}.append(body, verbUpdate)
+			body = append(body, `{"doc":{"`+guardField+`":{"v":0}}}`+"\n"...)
+		}
+		if len(body) == 0 {
+			continue
+		}
+		res, err := s.do(ctx, esapi.BulkRequest{Body: bytes.NewReader(body), FilterPath: []string{"items.*.status", "items.*.error"}})
+		if err := s.good(res, err, "free documents"); err != nil {
+			return err
+		}
+		for _, a := range readBulk(res.body) {
+			if a.kind != "" && a.status != http.StatusConflict { // touched since: it is looked at again
+				return fmt.Errorf("free a document: %w", a)
+			}
+		}
+	}
+	return nil
+}
+
 // Expect is sinks.Reader.Expect.
 func (s *Sink) Expect(_ context.Context, changes []cdc.Change) []sinks.Expected {
 	out := make([]sinks.Expected, len(changes))

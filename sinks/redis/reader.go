@@ -283,6 +283,43 @@ func (s *Sink) Would(ctx context.Context, changes []cdc.Change) []sinks.Prospect
 	return out
 }
 
+// Free is sinks.Freer.Free: the rows are deleted, and nothing is remembered of them.
+func (s *Sink) Free(ctx context.Context, changes []cdc.Change, versions []cdc.Version) error {
+	if err := s.Probe(ctx); err != nil { // which loads the scripts
+		return err
+	}
+	pipe := s.client.Pipeline()
+	for i := range changes {
+		c := &changes[i]
+		t, err := s.target(c.Table)
+		if err != nil || t == nil {
+			continue
+		}
+		image := c.Before
+		if c.Op != cdc.OpDelete {
+			image = bytes.TrimSpace(c.After)
+		}
+		at, null, _, err := t.place(c, image)
+		if err != nil || null != "" {
+			continue
+		}
+		keys, no := s.keysOf(t, at.key)
+		if no != nil {
+			continue
+		}
+		args := []any{"evalsha", t.verbs.free.digest, len(keys)}
+		for _, key := range keys {
+			args = append(args, key)
+		}
+		pipe.Do(ctx, append(args, versions[i].String(), "", at.member)...)
+	}
+	if pipe.Len() == 0 {
+		return nil
+	}
+	_, err := pipe.Exec(ctx)
+	return err
+}
+
 // Keeps is sinks.Reader.Keeps.
 func (s *Sink) Keeps(name cdc.TableName) error {
 	switch t, err := s.target(name); {

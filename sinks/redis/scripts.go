@@ -3,6 +3,7 @@ package redis
 import (
 	"crypto/sha1"
 	"encoding/hex"
+	"strings"
 )
 
 // Every script reads the stored version, leaves a version that is not older
@@ -304,6 +305,31 @@ return {stored or '0', redis.call('EXISTS', KEYS[1]), 0, {}}
 `
 )
 
+// What somebody else has written under a version that no change can outrank is let go of,
+// as long as it is that version.
+const (
+	freeRow = `
+if stored == ARGV[1] then
+	redis.call('DEL', KEYS[1], KEYS[2])
+end
+return 0
+`
+	freeStream = streamLast + `
+if redis.call('EXISTS', KEYS[1]) == 1 and string.format('%.0f', last() or 0) == ARGV[1] then
+	redis.call('DEL', KEYS[1])
+end
+return 0
+`
+	freeMember = `
+if stored == ARGV[1] then
+	redis.call('HDEL', KEYS[2], ARGV[3])
+	redis.call('ZREM', KEYS[3], ARGV[3])
+	redis.call(LEAVE, KEYS[1], ARGV[3])
+end
+return 0
+`
+)
+
 // script is a Lua script and the digest by which EVALSHA calls it.
 type script struct {
 	text   string
@@ -321,7 +347,7 @@ func newScript(text string) script {
 }
 
 // verbs are the scripts of a shape.
-type verbs struct{ upsert, remove, sweep, read script }
+type verbs struct{ upsert, remove, sweep, read, free script }
 
 var shapes = map[string]verbs{
 	ModeHash: {
@@ -329,42 +355,49 @@ var shapes = map[string]verbs{
 		newScript(deleteHead + hashVersion + guard + writeDelete),
 		newScript(deleteHead + hashVersion + sweepGuard + writeDelete),
 		newScript(readHead + hashVersion + readHash),
+		newScript(deleteHead + hashVersion + freeRow),
 	},
 	ModeJSON: {
 		newScript(upsertHead + jsonVersion + guard + writeJSON),
 		newScript(deleteHead + jsonVersion + guard + writeDelete),
 		newScript(deleteHead + jsonVersion + sweepGuard + writeDelete),
 		newScript(readHead + jsonVersion + readText),
+		newScript(deleteHead + jsonVersion + freeRow),
 	},
 	ModeString: {
 		newScript(upsertHead + textVersion + guard + writeText),
 		newScript(deleteHead + textVersion + guard + writeDelete),
 		newScript(deleteHead + textVersion + sweepGuard + onlyLive + writeDelete),
 		newScript(readHead + textVersion + readText),
+		newScript(deleteHead + textVersion + freeRow),
 	},
 	ModeStream: {
 		newScript(upsertHead + writeEntry + keepStream),
 		newScript(deleteHead + writeEntry + endStream),
 		newScript(deleteHead + sweepEntry),
 		newScript(readHead + readEntry),
+		newScript(deleteHead + freeStream),
 	},
 	ModeSet: {
 		newScript(upsertHead + memberVersion + guard + clock + joinSet + keepVersions),
 		newScript(deleteHead + memberVersion + guard + leaveSet + keepVersions),
 		newScript(deleteHead + memberVersion + sweepGuard + sweepSet + keepVersions),
 		newScript(readHead + memberVersion + readSet),
+		newScript(deleteHead + memberVersion + strings.Replace(freeMember, "LEAVE", "'SREM'", 1)),
 	},
 	ModeZset: {
 		newScript(upsertHead + memberVersion + guard + clock + joinSorted + keepVersions),
 		newScript(deleteHead + memberVersion + guard + leaveSorted + keepVersions),
 		newScript(deleteHead + memberVersion + sweepGuard + sweepSorted + keepVersions),
 		newScript(readHead + memberVersion + readSorted),
+		newScript(deleteHead + memberVersion + strings.Replace(freeMember, "LEAVE", "'ZREM'", 1)),
 	},
 	ModeInvalidate: {
 		newScript(deleteHead + besideVersion + guard + invalidateKey),
 		newScript(deleteHead + besideVersion + guard + invalidateKey),
 		newScript(deleteHead + besideVersion + sweepGuard + sweepCached),
 		newScript(readHead + besideVersion + readCached),
+		newScript(deleteHead + besideVersion + freeRow),
 	},
 }
 

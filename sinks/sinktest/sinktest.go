@@ -437,6 +437,29 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		}
 	})
 
+	claim("a row whose version nobody can outrank is let go of, when it is that version", func(t *testing.T, s suite) {
+		last := Upsert(1, 0, "foreign")
+		last.Version = 1<<53 - 1
+		s.expect(t, sinks.Applied, last, Upsert(2, 5, "ours"))
+		s.expect(t, sinks.Stale, Upsert(1, 9, "nine"))
+		rows := []cdc.Change{Upsert(1, 0, ""), Upsert(2, 0, "")}
+		free := func(versions ...cdc.Version) {
+			t.Helper()
+			if err := s.Store.(sinks.Freer).Free(t.Context(), rows, versions); err != nil {
+				t.Fatal(err)
+			}
+		}
+		free(Version(7), Version(7)) // it is another one
+		s.expect(t, sinks.Stale, Upsert(1, 9, "nine"))
+		free(last.Version, Version(4))
+		s.expect(t, sinks.Applied, Upsert(1, 9, "nine"))
+		if got := s.Stored(t.Context(), rows, 1<<20); got[0].Version != Version(9) || got[1].Version != Version(5) || s.Stored(t.Context(), []cdc.Change{Upsert(3, 0, "")}, 1)[0].Document != nil {
+			t.Errorf("the store has %+v", got)
+		}
+		s.expect(t, sinks.Stale, Upsert(1, 8, "eight"))
+		s.expect(t, sinks.Applied, Upsert(1, 10, "ten"))
+	})
+
 	claim("reading that is called off says so", func(t *testing.T, s suite) {
 		s.expect(t, sinks.Applied, Upsert(1, 1, "one"))
 		ctx, cancel := context.WithCancel(t.Context())
