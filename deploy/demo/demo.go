@@ -79,7 +79,7 @@ type demo struct {
 	dir       string
 	admin     string // host:port of lockstep's HTTP server
 	route     bool   // show where reads are sent when Elasticsearch breaks
-	breaker   chan string
+	breaker   chan string // what is to be told of it
 
 	began   time.Time
 	db      *sql.DB
