@@ -146,16 +146,14 @@ type Stops struct {
 // stops says what a cause forbids. What is needed for the way back is not: missing rows
 // come by repairs, and dead letters end by replays. A store that does not take changes is
 // found to be back by whoever calls it, so replays go on then as far as its breakers let
-// them.
+// them; and they need no capture when they send what was recorded.
 func stops(c Cause) Stops {
 	switch c {
-	case Unheard:
-		return Stops{Replays: true, Repairs: true, Deletes: true}
 	case Mismatch:
 		return Stops{Replays: true, Repairs: true, Deletes: true}
 	case Missing:
 		return Stops{Deletes: true}
-	case Unavailable:
+	case Unavailable, Unheard:
 		return Stops{Repairs: true, Deletes: true}
 	case Late, Slow:
 		return Stops{Replays: true, Repairs: true}
