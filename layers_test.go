@@ -22,15 +22,15 @@ var imports = map[string][]string{
 	"sinks/elastic":   {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"sinks/redis":     {"cdc", "sinks", "internal/certs", "internal/secret"},
 	"dlq":             {"cdc", "kafka", "sinks"},
-	"reconcile":       {"cdc", "kafka", "sinks"},
 	"freshness":       {"cdc", "kafka", "sinks", "dlq"},
+	"reconcile":       {"cdc", "kafka", "sinks"},
 	"route":           {"freshness", "sinks"},
 	"route/configmap": {},
 	"audit":           {"kafka"},
 	"admin":           {"kafka", "dlq", "freshness", "route", "audit"},
 	"client":          {}, // for other programs
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "route", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "reconcile", "freshness", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.

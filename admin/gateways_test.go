@@ -227,7 +227,7 @@ func TestAStreamOfEventsTellsOfEveryChange(t *testing.T) {
 	g := newGateways()
 	url := g.serve(t, false) + "/v1/route/shop.orders?sink=search"
 	g.pass(50*time.Second, route.Report{})
-	ctx, leave := context.WithCancel(t.Context())
+	ctx, leave := context.WithTimeout(t.Context(), 15*time.Second)
 	defer leave()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

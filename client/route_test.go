@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"hash/crc32"
 	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
@@ -89,10 +90,13 @@ func TestAGatewayFollowsTheRouteKeyByKey(t *testing.T) {
 	back := map[string]bool{}
 	for _, share := range []int32{1, 10, 50, 100} {
 		l.share.Store(share)
-		await(t, fmt.Sprint(share, " %"), func() bool {
-			n := sinks(r)
-			return n > int(share)*4 && n < int(share)*16 && n >= len(back) && (share < 100 || n == 1000)
-		})
+		want := 0
+		for i := range 1000 {
+			if int(crc32.ChecksumIEEE(fmt.Append(nil, "user-", i))%100) < int(share) {
+				want++
+			}
+		}
+		await(t, fmt.Sprint(share, " %"), func() bool { return sinks(r) == want })
 		for key := range back {
 			if !r.ReadsSink(key) {
 				t.Fatalf("%s was back and is not at %d %%", key, share)

@@ -65,11 +65,11 @@ type Config struct {
 	Tables []Table `yaml:"tables"`
 	// Worker tunes how changes are handed to the sinks. It holds for all of them.
 	Worker sinks.Config `yaml:"worker"`
+	// Reconcile says how rows are compared with the sinks all the time (docs/reconcile.md).
+	Reconcile reconcile.Config `yaml:"reconcile"`
 	// Objectives says how late and how wrong a sink may be, table by table, until reads are
 	// sent to MySQL (docs/route.md).
 	Objectives route.Config `yaml:"objectives"`
-	// Reconcile says how rows are compared with the sinks all the time (docs/reconcile.md).
-	Reconcile reconcile.Config `yaml:"reconcile"`
 	// Admin is the HTTP server for operators.
 	Admin admin.Config `yaml:"admin"`
 	// Log says what is written to standard error.
@@ -320,8 +320,8 @@ func (c *Config) Check() error {
 	if half := c.Kafka.SessionTimeout / 2; c.Worker.StopWithin > half && half > 0 {
 		bad("worker.stop_within: %s is more than half of kafka.session_timeout; use at most %s, or raise the session timeout", c.Worker.StopWithin, half)
 	}
-	errs = append(errs, under("objectives", c.Objectives.Check())...)
 	errs = append(errs, under("reconcile", c.Reconcile.Check())...)
+	errs = append(errs, under("objectives", c.Objectives.Check())...)
 	errs = append(errs, under("admin", c.Admin.Check())...)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		bad("log.level: %q is not known; use debug, info, warn or error (default info)", c.Log.Level)

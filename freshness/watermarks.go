@@ -40,6 +40,23 @@ type Record struct {
 	Want    *Want    `json:"want,omitempty"`
 	Capture *Capture `json:"capture,omitempty"`
 	Sink    *Sink    `json:"sink,omitempty"`
+	// Compared is for whoever judges how far a sink can be trusted.
+	Compared *Compared `json:"compared,omitempty"`
+}
+
+// Compared is what the reconciler has found in a part of a table.
+type Compared struct {
+	Sink  string `json:"sink"`
+	Table string `json:"table"`
+	// BeganMicros is before the first row was read, AtMicros when it was over, both by the
+	// clock of the process.
+	BeganMicros int64 `json:"began_us"`
+	AtMicros    int64 `json:"at_us"`
+	// Keys are how many rows were compared, and Whole says that they are all.
+	Keys  int64 `json:"keys"`
+	Whole bool  `json:"whole"`
+	// Confirmed are the differences that remain, by class.
+	Confirmed map[string]int64 `json:"confirmed,omitempty"`
 }
 
 // Want asks the capture and the sinks to say how far they are as soon as they are there.

@@ -34,7 +34,9 @@ type Runner struct {
 	// Pace gives Pass.ChunkRows and Pass.Took.
 	Pace    func() (rows func() int, took func(rows int, took time.Duration))
 	Metrics *Metrics
-	Log     *slog.Logger
+	// Found, if set, is told of every pass; whole says that it was over all rows.
+	Found func(ctx context.Context, r *Result, whole bool)
+	Log   *slog.Logger
 
 	turn int                   // of the tables, in samples
 	seen map[cdc.TableName]Log // ends of the last sample
@@ -149,9 +151,11 @@ func (r *Runner) sample(ctx context.Context) error {
 		}
 		room -= len(keys)
 		pass := &Pass{World: r.World, Table: t, Targets: r.Targets, Keys: keys, Report: r.limited(), Metrics: r.Metrics}
-		if _, err := pass.Run(ctx); err != nil {
+		result, err := pass.Run(ctx)
+		if err != nil {
 			return err
 		}
+		r.found(ctx, result, false)
 		r.seen[t] = now
 		r.Metrics.done(t.String(), "sample")
 	}
@@ -242,6 +246,7 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 	if err != nil {
 		return err // and it goes on behind the cursor
 	}
+	r.found(ctx, result, !resumed)
 	result.Began = state.Began
 	state.Began, state.After, state.Last = time.Time{}, nil, result
 	for _, s := range result.Sinks {
@@ -252,6 +257,12 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 	}
 	r.Metrics.done(table.String(), "full")
 	return r.State.save(ctx, state)
+}
+
+func (r *Runner) found(ctx context.Context, result *Result, whole bool) {
+	if r.Found != nil {
+		r.Found(ctx, result, whole)
+	}
 }
 
 // rest leaves the source alone for as long as Load says, and for as long as it is busy.

@@ -283,15 +283,37 @@ func (b *Board) Save(now time.Time) []byte {
 	return text
 }
 
+// Forbidden tells of a saved board what must not be done in a place, and why; nothing of one
+// that was saved too long ago.
+func Forbidden(now time.Time, text []byte, p Place) (Stops, string, error) {
+	all, err := readSaved(text)
+	if err != nil || now.Sub(all.At) > savedFor {
+		return Stops{}, "", err
+	}
+	for _, one := range all.Places {
+		if one.Place == p {
+			return one.Stops, one.Reason, nil
+		}
+	}
+	return Stops{}, "", nil
+}
+
+func readSaved(text []byte) (all saved, err error) {
+	if err := json.Unmarshal(text, &all); err != nil {
+		return all, fmt.Errorf("the saved routes: %w", err)
+	}
+	if all.Format != savedFormat {
+		return all, fmt.Errorf("the saved routes have format %d and this program knows %d; run the same version of lockstep everywhere", all.Format, savedFormat)
+	}
+	return all, nil
+}
+
 // Restore goes on where another board was. One that was saved too long ago says nothing:
 // its tables begin anew.
 func (b *Board) Restore(now time.Time, text []byte) error {
-	var all saved
-	if err := json.Unmarshal(text, &all); err != nil {
-		return fmt.Errorf("the saved routes: %w", err)
-	}
-	if all.Format != savedFormat {
-		return fmt.Errorf("the saved routes have format %d and this program knows %d; run the same version of lockstep everywhere", all.Format, savedFormat)
+	all, err := readSaved(text)
+	if err != nil {
+		return err
 	}
 	if now.Sub(all.At) > savedFor {
 		return nil

@@ -48,7 +48,20 @@ func (f *Feed) Hear(now time.Time, r freshness.Record) {
 		f.capture(now, r.Capture)
 	case r.Sink != nil && r.Sink.Whole:
 		f.sink(now, r.Sink)
+	case r.Compared != nil:
+		f.compared(now, r.Compared)
 	}
+}
+
+func (f *Feed) compared(now time.Time, c *freshness.Compared) {
+	if !slices.Contains(f.Sinks(c.Table), c.Sink) {
+		return
+	}
+	s := Sample{Began: now.Add(-micros(c.AtMicros - c.BeganMicros)), Compared: int(c.Keys), Whole: c.Whole, Confirmed: map[Class]int{}}
+	for class, n := range c.Confirmed {
+		s.Confirmed[Class(class)] = int(n)
+	}
+	f.Board.Verify(now, Place{c.Sink, c.Table}, s)
 }
 
 func (f *Feed) capture(now time.Time, c *freshness.Capture) {

@@ -14,7 +14,8 @@ import (
 // wire is a feed, with a capture and a sink whose clocks differ from ours.
 type wire struct {
 	*Feed
-	now time.Time
+	now     time.Time
+	breaker string
 }
 
 const (
@@ -31,7 +32,7 @@ func newWire(t *testing.T) *wire {
 			return nil
 		}
 		return []string{"search"}
-	}}, time.Unix(1_000_000, 0)}
+	}}, time.Unix(1_000_000, 0), "closed"}
 }
 
 // source is a time of ours by the source's clock.
@@ -49,8 +50,15 @@ func (w *wire) beat(ago time.Duration, ends ...int64) {
 func (w *wire) sink(process string, generation int32, table freshness.Table) {
 	w.Hear(w.now, freshness.Record{Sink: &freshness.Sink{
 		Sink: "search", Process: process, Generation: generation, Whole: true, Tables: map[string]freshness.Table{"shop.orders": table, "other.table": {}},
-		Breaker: sinks.BreakerStatus{State: "closed"},
+		Breaker: sinks.BreakerStatus{State: w.breaker},
 	}})
+}
+
+// with has the breaker of the sink in a state for a time.
+func (w *wire) with(breaker string, do func()) {
+	w.breaker = breaker
+	do()
+	w.breaker = "closed"
 }
 
 func places(settled ...int64) freshness.Table {
@@ -181,6 +189,52 @@ func TestWhatASinkSaysBecomesTheReasonOfItsState(t *testing.T) {
 	}
 }
 
+// What the reconciler tells is taken for what it is about, by our clock, and says what must
+// not be done to those who ask beside.
+func TestWhatTheReconcilerFindsIsJudged(t *testing.T) {
+	w := newWire(t)
+	place := Place{"search", "shop.orders"}
+	compared := func(ago time.Duration, table string, keys int64, stale int64) {
+		at := w.now.Add(captureAhead)
+		w.Hear(w.now, freshness.Record{Compared: &freshness.Compared{
+			Sink: "search", Table: table, BeganMicros: at.Add(-ago).UnixMicro(), AtMicros: at.UnixMicro(), Keys: keys, Confirmed: map[string]int64{"stale": stale},
+		}})
+	}
+	run := func(d time.Duration) (last Decision) {
+		for range d / (250 * time.Millisecond) {
+			w.beat(0, 10, 5)
+			w.sink("p1", 1, places(10, 5))
+			last = w.pass(250 * time.Millisecond)
+		}
+		return last
+	}
+	compared(0, "other.table", 1000, 500)
+	if d := run(12 * time.Second); d.State != OK {
+		t.Fatalf("%+v", d)
+	}
+	compared(time.Second, "shop.orders", 1000, 31)
+	if d := run(time.Second); d.State != Degraded || d.Cause != Mismatch {
+		t.Errorf("%+v", d)
+	}
+	stops, why, err := Forbidden(w.now, w.Board.Save(w.now), place)
+	if err != nil || !stops.Repairs || !strings.Contains(why, "31 stale") {
+		t.Errorf("forbidden: %+v %q, %v", stops, why, err)
+	}
+	if stops, _, err := Forbidden(w.now.Add(time.Minute), w.Board.Save(w.now), place); err != nil || stops != (Stops{}) {
+		t.Errorf("forbidden a minute ago: %+v, %v", stops, err)
+	}
+	run(10 * time.Second)
+	w.with("open", func() { run(2 * time.Second) })
+	compared(8*time.Second, "shop.orders", 1000, 0) // it began before the store broke
+	if d := run(12 * time.Second); d.State != Degraded || !strings.Contains(d.Waits, "the reconciler has compared 0 keys") {
+		t.Errorf("verified by what was compared before: %+v", d)
+	}
+	compared(8*time.Second, "shop.orders", 1000, 0)
+	if d := run(time.Second); d.State != OK {
+		t.Errorf("%+v", d)
+	}
+}
+
 // Partitions that go from one process to another are never unknown on the way, and what the
 // old one still says of them counts no more.
 func TestAPartitionBelongsToTheHigherGeneration(t *testing.T) {
@@ -195,8 +249,8 @@ func TestAPartitionBelongsToTheHigherGeneration(t *testing.T) {
 	old.Breaker = sinks.BreakerStatus{State: "open"}
 	for range 40 {
 		w.beat(0, 10, 5)
-		w.sink("p1", 1, old)
 		w.sink("p2", 2, places(10, 5))
+		w.sink("p1", 1, old)
 		if d := w.pass(250 * time.Millisecond); d.State != OK {
 			t.Fatalf("%+v", d)
 		}

@@ -74,10 +74,18 @@ type Saved struct {
 	Reason string    `json:"reason,omitempty"`
 	Since  time.Time `json:"since"`
 	Step   int       `json:"step"`
+	// Stops is for who asks beside those who judge; it is found anew.
+	Stops Stops `json:"stops"`
 }
 
 // Save is what Restore takes.
-func (m *Machine) Save() Saved { return Saved{m.state, m.cause, m.reason, m.since, m.step} }
+func (m *Machine) Save() Saved {
+	s := Saved{m.state, m.cause, m.reason, m.since, m.step, m.stops}
+	if m.cfg.DryRun {
+		s.Stops = Stops{}
+	}
+	return s
+}
 
 // Restore goes on where a machine was that judged until now, or a moment ago. What it has
 // not heard within Config.Silence is unknown then.
@@ -200,6 +208,9 @@ func (m *Machine) turn(now time.Time, found []finding) {
 	}
 	if top.level == m.state && top.cause != "" {
 		m.cause, m.reason = top.cause, top.reason
+	}
+	if m.cause == Returning && !m.returning() {
+		m.reason = fmt.Sprintf("all keys are back since %s", clock(m.stepAt))
 	}
 	if raw.level >= m.state {
 		m.calm = time.Time{}

@@ -138,24 +138,22 @@ type Decision struct {
 // Stops is what a state forbids. The stream is never stopped: to be late makes nothing
 // worse than not to come at all.
 type Stops struct {
-	Replays bool // of dead letters
-	Repairs bool // of what the reconciler has found
-	Deletes bool // of documents without a row
+	Replays bool `json:"replays,omitempty"` // of dead letters
+	Repairs bool `json:"repairs,omitempty"` // of what the reconciler has found
+	Deletes bool `json:"deletes,omitempty"` // of documents without a row
 }
 
 // stops says what a cause forbids. What is needed for the way back is not: missing rows
 // come by repairs, and dead letters end by replays. A store that does not take changes is
 // found to be back by whoever calls it, so replays go on then as far as its breakers let
-// them.
+// them; and they need no capture when they send what was recorded.
 func stops(c Cause) Stops {
 	switch c {
-	case Unheard:
-		return Stops{Replays: true, Repairs: true, Deletes: true}
 	case Mismatch:
 		return Stops{Replays: true, Repairs: true, Deletes: true}
 	case Missing:
 		return Stops{Deletes: true}
-	case Unavailable:
+	case Unavailable, Unheard:
 		return Stops{Repairs: true, Deletes: true}
 	case Late, Slow:
 		return Stops{Replays: true, Repairs: true}

@@ -22,6 +22,7 @@ import (
 type reconcileFlags struct {
 	table, sink, where   string
 	once, repair, dryRun bool
+	anyway               bool
 	rate, limit          int
 	timeout              time.Duration
 	reason               string
@@ -77,6 +78,7 @@ behind the version guard; then they are compared again.`,
 	flags.IntVar(&f.rate, "rate", 0, "repair at most so many rows a second; 0 is no bound")
 	flags.IntVar(&f.limit, "limit", 100, "list at most so many findings; all are counted")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Minute, "give up when a capture or sink that is waited for gets no further for this long")
+	flags.BoolVar(&f.anyway, "anyway", false, "repair also where the route of a table says that repairs would do harm now (docs/route.md)")
 	flags.StringVar(&f.reason, "reason", "", "why it is repaired, for the audit log")
 	a.addActor(cmd)
 	if err := cmd.RegisterFlagCompletionFunc("sink", func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
@@ -101,7 +103,7 @@ func (f *reconcileFlags) check(cmd *cobra.Command) error {
 			return wrong("--%s is empty; leave it out to compare all", name)
 		}
 	}
-	for _, name := range []string{"table", "where", "repair", "dry-run", "rate", "limit", "timeout", "reason"} {
+	for _, name := range []string{"table", "where", "repair", "dry-run", "rate", "limit", "timeout", "anyway", "reason"} {
 		if !f.once && given(name) {
 			return wrong("--%s is of one pass; add --once", name)
 		}
@@ -111,6 +113,8 @@ func (f *reconcileFlags) check(cmd *cobra.Command) error {
 		return wrong("--where is about the columns of one table; name it with --table")
 	case f.dryRun && !f.repair:
 		return wrong("--dry-run says what --repair would do, and without --repair nothing is changed; leave it out, or add --repair")
+	case f.anyway && !f.repair:
+		return wrong("--anyway is of a repair; add --repair")
 	case given("rate") && !f.repair:
 		return wrong("--rate is of a repair; add --repair")
 	case given("reason") && !f.repair:
@@ -249,6 +253,15 @@ func (o *office) reconcile(ctx context.Context, a *app, f reconcileFlags, tables
 	}
 	defer w.close()
 	w.patience = f.timeout
+	running, stop := context.WithCancel(ctx)
+	over := make(chan error, 1)
+	go func() { over <- o.hub.Run(running) }()
+	defer func() { stop(); <-over }()
+	if f.repair && !f.dryRun && !f.anyway {
+		if err := o.mayRepair(ctx, tables, names); err != nil {
+			return err
+		}
+	}
 	why, err := w.unfollowed(ctx, tables)
 	if err != nil {
 		return err
@@ -282,6 +295,7 @@ func (o *office) reconcile(ctx context.Context, a *app, f reconcileFlags, tables
 		if err != nil {
 			return fmt.Errorf("compare %s: %w", t, err)
 		}
+		o.tellCompared(ctx, r, f.where == "")
 	}
 	if len(untold) > 0 {
 		return errors.New(strings.Join(untold, ", "))

@@ -418,7 +418,7 @@ func (p *process) holdReconcile(ctx context.Context, names []string, metrics *re
 				}
 				return tables, nil
 			},
-			Recent: w.recent,
+			Recent: w.recent, Found: p.tellCompared,
 			Pace: func() (func() int, func(int, time.Duration)) {
 				pace := &mysql.Pace{Snapshot: p.cfg.Source.Snapshot}
 				return pace.Rows, pace.Took

@@ -5,14 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"lockstep/cdc"
 	"lockstep/config"
 	"lockstep/freshness"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 	"lockstep/route"
 	"lockstep/route/configmap"
 )
@@ -82,11 +85,66 @@ func (p *process) runRoute(ctx context.Context) error {
 	}
 }
 
+// tellWithin is how long a comparison waits for Kafka to take what it has found.
+const tellWithin = 10 * time.Second
+
+// tellCompared tells whoever judges the sinks what a comparison has found. What Kafka does
+// not take is told of in the log; another comparison comes.
+func (p *process) tellCompared(ctx context.Context, r *reconcile.Result, whole bool) {
+	ctx, cancel := context.WithTimeout(ctx, tellWithin)
+	defer cancel()
+	for _, s := range r.Sinks {
+		if s.Incomparable != "" {
+			continue
+		}
+		c := &freshness.Compared{
+			Sink: s.Sink, Table: r.Table, BeganMicros: r.Began.UnixMicro(), AtMicros: time.Now().UnixMicro(),
+			Keys: s.Compared - s.Unclear, Whole: whole && s.Unclear == 0, Confirmed: map[string]int64{},
+		}
+		for class, n := range s.Mismatches {
+			if n > 0 && s.Repaired < s.Differ() {
+				c.Confirmed[string(class)] = n
+			}
+		}
+		if err := p.hub.Write(ctx, freshness.Record{Compared: c}); err != nil {
+			p.log.Warn("what was compared is not told to those who judge the sink", "sink", s.Sink, "table", r.Table, "error", err)
+		}
+	}
+}
+
 // routeSpec is the topic in which a process finds what was known before it was started:
 // its newest record is all there is to know.
 func (p *process) routeSpec() kafka.TopicSpec {
 	millis := strconv.FormatInt((10 * time.Minute).Milliseconds(), 10)
 	return kafka.TopicSpec{Name: p.cfg.Prefix + ".route", Partitions: 1, Configs: map[string]string{"retention.ms": millis, "segment.ms": millis}}
+}
+
+// mayRepair refuses to repair where that would do harm, as a running process of the
+// pipeline has found; where none runs nobody knows of any.
+func (p *process) mayRepair(ctx context.Context, tables []cdc.TableName, sinks []string) error {
+	spec := p.routeSpec()
+	all, err := p.kafka.Topics(ctx)
+	if err != nil || !slices.Contains(all, spec.Name) {
+		return err
+	}
+	newest, err := p.kafka.Newest(ctx, spec.Name)
+	if err != nil {
+		return err
+	}
+	for _, r := range newest {
+		for _, t := range tables {
+			for _, sink := range sinks {
+				stops, why, err := route.Forbidden(time.Now(), r.Value, route.Place{Sink: sink, Table: t.String()})
+				if err != nil {
+					return err
+				}
+				if stops.Repairs {
+					return fmt.Errorf("repairs of %s in sink %s would do harm now: %s; mend that first, or add --anyway", t, sink, why)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // keepRoute takes over what was known of the routes before, and saves what is known. Without

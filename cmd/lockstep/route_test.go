@@ -3,11 +3,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +21,7 @@ import (
 	"lockstep/config"
 	"lockstep/internal/testenv"
 	"lockstep/route"
+	"lockstep/route/configmap"
 	"lockstep/sinks/redis"
 )
 
@@ -165,5 +171,76 @@ func awaited(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("waited 30s for %s", what)
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// What GET /v1/route answers is written into the ConfigMap, at once and with every change,
+// also after a server that was away.
+func TestTheConfigMapSaysWhatTheRouteAnswers(t *testing.T) {
+	var away atomic.Bool
+	written := make(chan string, 100)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		var sent struct{ Data map[string]string }
+		if err := json.NewDecoder(r.Body).Decode(&sent); err != nil {
+			t.Error(err)
+		}
+		written <- sent.Data["routes.json"]
+	}))
+	defer server.Close()
+	account := t.TempDir()
+	for name, text := range map[string]string{
+		"ca.crt": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})), "token": "t", "namespace": "shop",
+	} {
+		if err := os.WriteFile(filepath.Join(account, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := configmap.Open(server.URL, account, "", "routes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := routed()
+	place, now := route.Place{Sink: "search", Table: "d.t"}, time.Now()
+	pass := func(d time.Duration, down string) {
+		for range d / (250 * time.Millisecond) {
+			now = now.Add(250 * time.Millisecond)
+			p.board.Capture(now)
+			p.board.Hear(now, place, route.Report{Process: "p", Of: 1, Partitions: []int{0}, Known: true, Down: down, Open: true})
+			p.board.Lap(now)
+		}
+	}
+	pass(50*time.Second, "")
+	p.restored.Store(true)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.publishRoutes(ctx, m) }()
+	reads := func() string {
+		var got struct{ Tables []route.Advice }
+		select {
+		case text := <-written:
+			if err := json.Unmarshal([]byte(text), &got); err != nil || len(got.Tables) != 1 || !got.Tables[0].UsableUntil.After(time.Now()) {
+				t.Fatalf("%v: %s", err, text)
+			}
+		case <-time.After(8 * time.Second):
+			t.Fatal("nothing is written")
+		}
+		return got.Tables[0].Sinks[0].Read
+	}
+	if read := reads(); read != route.ReadSink {
+		t.Errorf("at first: %s", read)
+	}
+	away.Store(true)
+	pass(time.Second, "no answer")
+	away.Store(false)
+	if read := reads(); read != route.ReadMySQL {
+		t.Errorf("after a break: %s", read)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -77,8 +77,9 @@ type demo struct {
 	questions int
 	binary    string
 	dir       string
-	admin     string // host:port of lockstep's HTTP server
-	route     bool   // show where reads are sent when Elasticsearch breaks
+	admin     string      // host:port of lockstep's HTTP server
+	route     bool        // show where reads are sent when Elasticsearch breaks
+	breaker   chan string // what is to be told of it
 
 	began   time.Time
 	db      *sql.DB

@@ -21,7 +21,12 @@ const watched = database + ".questions"
 
 // objectives are shorter than the defaults, so that nobody has to wait for long, and the
 // limits of time are wider: this is about a store that breaks.
-const objectives = `objectives:
+const objectives = `reconcile:
+  enabled: true
+  sample_every: 2s
+objectives:
+  verify: always
+  min_keys: 500
   recover_after: 3s
   share_every: 3s
   p99: 30s
@@ -31,8 +36,8 @@ const objectives = `objectives:
 
 // direction is what a gateway is told of the watched table in Elasticsearch.
 type direction struct {
-	Read, State, Cause, Reason, Waits string
-	Share                             int
+	Sink, Read, State, Reason, Waits string
+	Share                            int
 }
 
 func (d direction) String() string {
@@ -58,6 +63,8 @@ func (d *demo) showRoute(ctx context.Context) (err error) {
 	d.say("writing %.0f transactions/s; asking http://%s/v1/route/%s?sink=%s where to read, by long poll", d.rate, d.admin, watched, search)
 	told := make(chan direction)
 	go d.follow(ctx, told)
+	d.breaker = make(chan string)
+	go d.followBreaker(ctx)
 
 	if err := d.until(ctx, told, "the table is read from Elasticsearch", func(now direction) bool { return now.Read == "sink" }); err != nil {
 		return err
@@ -139,6 +146,8 @@ func (d *demo) until(ctx context.Context, told <-chan direction, what string, ok
 				}
 				return nil
 			}
+		case line := <-d.breaker:
+			d.say("  %s", line)
 		case <-late.C:
 			return fmt.Errorf("waited %s until %s; see %s", 2*patience, what, filepath.Join(d.dir, "lockstep.log"))
 		case <-ctx.Done():
@@ -175,6 +184,56 @@ func (d *demo) follow(ctx context.Context, told chan<- direction) {
 		case told <- answer.Sinks[0]:
 		case <-ctx.Done():
 		}
+	}
+}
+
+// followBreaker tells of every state of the breaker, and of what the reconciler has compared.
+func (d *demo) followBreaker(ctx context.Context) {
+	last, waits := "", ""
+	for pause(ctx, 200*time.Millisecond) {
+		response, err := http.Get("http://" + d.admin + "/v1/status")
+		if err != nil {
+			continue
+		}
+		var status struct {
+			Sinks []struct {
+				Name    string
+				Breaker struct{ State string }
+			}
+			Routes []struct {
+				Table string
+				Sinks []direction
+			}
+		}
+		err = json.NewDecoder(response.Body).Decode(&status)
+		response.Body.Close()
+		if err != nil {
+			continue
+		}
+		for _, s := range status.Sinks {
+			if now := "the breaker of Elasticsearch is " + s.Breaker.State; s.Name == search {
+				d.tell(ctx, &last, now)
+			}
+		}
+		for _, r := range status.Routes {
+			for _, s := range r.Sinks {
+				if r.Table == watched && s.Sink == search && strings.HasPrefix(s.Waits, "the reconciler") {
+					d.tell(ctx, &waits, s.Waits)
+				}
+			}
+		}
+	}
+}
+
+// tell says a line that is another one than the last.
+func (d *demo) tell(ctx context.Context, last *string, line string) {
+	if line == *last {
+		return
+	}
+	*last = line
+	select {
+	case d.breaker <- line:
+	case <-ctx.Done():
 	}
 }
 

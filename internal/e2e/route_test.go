@@ -30,15 +30,15 @@ type advice struct {
 	UsableUntil time.Time `json:"usable_until"`
 }
 
-// objectives adds them to the configuration.
-func (w *world) objectives(text string) {
+// more adds a line to the configuration.
+func (w *world) more(text string) {
 	w.t.Helper()
 	file, err := os.OpenFile(w.config, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	defer file.Close()
-	if _, err := fmt.Fprintf(file, "objectives: %s\n", text); err != nil {
+	if _, err := fmt.Fprintln(file, text); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -154,7 +154,8 @@ func (g *gateway) first(at time.Time, read string) (sighting, bool) {
 func TestTheRouteTurnsWhenAStoreBreaksAndReturnsByItself(t *testing.T) {
 	w := newWorld(t, 300)
 	// The limits of time are wide: this is about a store that breaks, whatever else this machine does.
-	w.objectives("{recover_after: 3s, shares: [1, 10, 50], share_every: 2s, silence: 10s, ttl: 5s, p99: 30s, p99_tolerated: 2m, window: 10s, window_tolerated: 20s}")
+	w.more("objectives: {verify: always, min_keys: 200, recover_after: 3s, shares: [1, 10, 50], share_every: 2s, silence: 10s, ttl: 5s, p99: 30s, p99_tolerated: 2m, window: 10s, window_tolerated: 20s}")
+	w.more("reconcile: {enabled: true, sample_every: 1s}")
 	p := w.start("run")
 	p.awaitReady()
 	end := w.load(30, 5)
@@ -192,7 +193,7 @@ func TestTheRouteTurnsWhenAStoreBreaksAndReturnsByItself(t *testing.T) {
 	for i := range keys {
 		keys[i] = fmt.Sprint(i + 1)
 	}
-	back := map[string]bool{}
+	back, verified := map[string]bool{}, false
 	testenv.Start(t, "elasticsearch")
 	started := time.Now()
 	await(t, 2*time.Minute, "the route to be back", func() bool {
@@ -205,9 +206,14 @@ func TestTheRouteTurnsWhenAStoreBreaksAndReturnsByItself(t *testing.T) {
 				t.Fatalf("key %s read from the sink and is to read from %s again: %+v", key, d.Read, d)
 			}
 		}
-		return p.route("questions", "search", "").Read == "sink"
+		d := p.route("questions", "search", "")
+		verified = verified || d.State == "degraded" && strings.Contains(d.Waits, "the reconciler has compared")
+		return d.Read == "sink"
 	})
 	t.Log(end())
+	if !verified {
+		t.Error("it did not wait for the reconciler")
+	}
 	var shares []int
 	for _, s := range g.since(started) {
 		t.Logf("%6.1fs %s %d%% %s %s", s.at.Sub(started).Seconds(), s.State, s.Share, s.Cause, s.Reason)
