@@ -81,6 +81,7 @@ func (s *Server) lay(ctx context.Context, w http.ResponseWriter, r *Request) (do
 	case tooLarge:
 		return nil, large()
 	case in.err == nil:
+		_, _ = io.Copy(io.Discard, in) // who still sends hears of it only behind the body
 		return nil, fmt.Errorf("the body cannot be kept until it is checked: %w", err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, problem(http.StatusRequestTimeout, "body_slow", "the body has stopped after %d bytes: nothing came for %s, or all of it took longer than %s; nothing was done", n, s.stall(), bulkLimit)

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -328,6 +329,43 @@ func TestABodyThatIsCutOffOrStopsChangesNothing(t *testing.T) {
 	}
 	if got := send("Transfer-Encoding: chunked", "9\r\nletter 1\n\r\n0\r\n\r\n", true); !strings.Contains(got, " 200 OK") || len(a.shelf.imported) != 1 {
 		t.Errorf("a whole one: %s", got)
+	}
+}
+
+// Whoever sends a body that there is no room for is told so, and not only cut off.
+func TestABodyThatCannotBeKeptIsAnsweredBehindIt(t *testing.T) {
+	a := newAPI(t)
+	server := a.serve(time.Minute)
+	a.server.ImportBytes = 1 << 30
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	full := syscall.Rlimit{Cur: 1 << 20, Max: was.Max} // as a disk without room
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &full); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+			t.Error(err)
+		}
+	}()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	line := append(bytes.Repeat([]byte("x"), 1<<20-1), '\n')
+	const lines = 64 // more than a socket takes
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n%s\r\nX-Request-ID: r\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", importPath, operator, lineType, lines*len(line))
+	for range lines {
+		if _, err := conn.Write(line); err != nil {
+			t.Fatalf("it is cut off: %v", err)
+		}
+	}
+	text, err := io.ReadAll(conn)
+	if err != nil || !bytes.Contains(text, []byte(" 500 ")) || !bytes.Contains(text, []byte("the body cannot be kept until it is checked")) || len(a.shelf.imported) > 0 || a.acts() != 0 {
+		t.Errorf("%s, %v", text, err)
 	}
 }
 

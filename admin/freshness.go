@@ -122,6 +122,8 @@ func unanswered(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case invalid(err) != err:
+		return invalid(err)
 	case errors.Is(err, freshness.ErrBusy):
 		return problem(http.StatusServiceUnavailable, "barriers_busy", "%v", err)
 	}

@@ -59,14 +59,23 @@ func KeyText(key []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(fields) == 1 {
-		return fields[0].Text, nil
-	}
-	parts := make([]string, len(fields))
+	texts := make([]string, len(fields))
 	for i, f := range fields {
-		parts[i] = escapeKey.Replace(f.Text)
+		texts[i] = f.Text
 	}
-	return strings.Join(parts, ":"), nil
+	return JoinKey(texts), nil
+}
+
+// JoinKey is the KeyText of the key whose columns have these texts, in its order.
+func JoinKey(texts []string) string {
+	if len(texts) == 1 {
+		return texts[0]
+	}
+	parts := make([]string, len(texts))
+	for i, text := range texts {
+		parts[i] = escapeKey.Replace(text)
+	}
+	return strings.Join(parts, ":")
 }
 
 // KeyOf makes the Key of a row from the texts of its columns: what KeyFields reads. It

@@ -182,6 +182,14 @@ type Letter struct {
 // record that could not be decoded can only be looked at and skipped.
 func (l Letter) Replayable() bool { return l.Table != "" }
 
+// MayBeOf reports whether a record that nobody can read may be of the row with this primary
+// key as text: it is, when its own key can be read and is that one, and nobody knows when its
+// key cannot be read.
+func (l Letter) MayBeOf(key string) bool {
+	text, err := cdc.KeyText(l.recordKey)
+	return err != nil || text == key
+}
+
 // rowKey is the key of a row's letter: of (table, primary key) one can be open.
 func rowKey(table cdc.TableName, key []byte) string {
 	text := table.String() + "/" + string(key)

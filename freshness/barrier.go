@@ -38,9 +38,10 @@ type Barrier struct {
 	// Refresh makes everything that a sink has of tables visible to searches. A store that
 	// is always searched as it is does nothing.
 	Refresh func(ctx context.Context, sink string, tables []string) error
-	// Letter finds the open dead letter of a row by its primary key as text; nil when it
-	// has none.
-	Letter  func(ctx context.Context, sink, table, key string) (*dlq.Letter, error)
+	// Letter finds the open dead letter of a row by its primary key as text, or one of a
+	// record in these partitions that nobody can read and that may be of the row; nil when
+	// there is neither. Nil partitions stand for all.
+	Letter  func(ctx context.Context, sink, table, key string, partitions map[int]bool) (*dlq.Letter, error)
 	Metrics *Metrics
 
 	committed joint
@@ -71,6 +72,8 @@ type Answer struct {
 	GTIDs   string       `json:"gtids" doc:"the transactions that were waited for"`
 	Millis  float64      `json:"ms" doc:"how long it took, in milliseconds"`
 	Sinks   []SinkAnswer `json:"sinks"`
+
+	columns []string // of the key of Ask.Table, once the capture has told them
 }
 
 // Settled reports whether every sink has settled everything.
@@ -116,6 +119,7 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (answer Answer, err error)
 		return answer, err
 	}
 	defer b.release(q)
+	defer func() { answer.columns = q.keyColumns() }()
 	b.Metrics.waiting.Inc()
 	defer b.Metrics.waiting.Dec()
 	defer func() { b.Metrics.ended(&answer, began) }()
@@ -328,7 +332,7 @@ func (q *inquiry) hear(r Record) {
 // pass notes up to where the tables must be settled. What was known already stays: what is
 // published later was not asked for.
 func (q *inquiry) pass(c *Capture) {
-	if names, ok := c.Keys[q.want.Table]; ok {
+	if names := c.Keys[q.want.Table]; names != "" {
 		q.columns = strings.Split(names, ", ")
 	}
 	tables := map[string]bool{}
@@ -377,6 +381,14 @@ func (q *inquiry) see(s *Sink) {
 	}
 }
 
+// keyColumns are the columns of the key of the one table that matters; nil while nobody has
+// told them.
+func (q *inquiry) keyColumns() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.columns
+}
+
 // judge says of each sink whether it is there, with a state also for what it waits, and
 // gives what is closed when there is news.
 func (q *inquiry) judge(ask Ask, state *State) (answers []SinkAnswer, changed <-chan struct{}) {
@@ -411,7 +423,7 @@ func (q *inquiry) sink(ask Ask, sink string, state *State) SinkAnswer {
 		a.Ends[table] = p.ends
 		var concerned map[int]bool
 		if ask.Key != "" {
-			concerned = rowPartitions(ask.Key, q.columns, len(p.ends))
+			concerned = rowPartitions(keyTexts(ask.Key, q.columns), q.columns, len(p.ends))
 		}
 		for id, end := range p.ends {
 			if concerned != nil && !concerned[id] {

@@ -2,6 +2,7 @@ package freshness
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -386,7 +387,7 @@ func TestAKeyAsTextLeadsToItsPartition(t *testing.T) {
 		must(t, err)
 		n := 1 + random.IntN(200)
 		for _, given := range []string{text, string(key)} {
-			ids := rowPartitions(given, columns, n)
+			ids := rowPartitions(keyTexts(given, columns), columns, n)
 			if ids == nil || !ids[kafka.PartitionFor(key, n)] || !ids[0] {
 				t.Fatalf("key %s of partition %d, given as %s, is looked for in %v", key, kafka.PartitionFor(key, n), given, ids)
 			}
@@ -395,8 +396,8 @@ func TestAKeyAsTextLeadsToItsPartition(t *testing.T) {
 			}
 		}
 	}
-	for _, given := range []string{"1:2", `{"other":1}`, `{"id":`} {
-		if ids := rowPartitions(given, []string{"a", "b", "c"}, 4); ids != nil {
+	for _, given := range []string{"1:2", `{"other":1}`, `{"id":`, `{"a":1,"b":2,"a":3}`} {
+		if ids := rowPartitions(keyTexts(given, []string{"a", "b", "c"}), []string{"a", "b", "c"}, 4); ids != nil {
 			t.Errorf("%s is looked for in %v, not in all", given, ids)
 		}
 	}
@@ -527,7 +528,7 @@ func TestABarrierWaitsForTheSweepThatMadeAChangeVoid(t *testing.T) {
 func TestABarrierForARowWaitsForItsPartitionAndTheFirst(t *testing.T) {
 	const partitions = 8
 	key := ""
-	for n := 0; key == "" || kafka.PartitionFor([]byte(`{"id":`+key+`}`), partitions) != 5 || len(rowPartitions(key, []string{"id"}, partitions)) == 2; n++ {
+	for n := 0; key == "" || kafka.PartitionFor([]byte(`{"id":`+key+`}`), partitions) != 5 || len(rowPartitions([]string{key}, []string{"id"}, partitions)) == 2; n++ {
 		key = fmt.Sprint(n)
 	}
 	for _, without := range []int{-1, 0, 1, 5} {
@@ -535,7 +536,7 @@ func TestABarrierForARowWaitsForItsPartitionAndTheFirst(t *testing.T) {
 		q.hear(Record{Want: &Want{ID: "me"}})
 		q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1, 1, 1, 1, 1, 1, 1, 1}}, Keys: map[string]string{"a.b": "id"}}})
 		places := map[int]Place{}
-		for id := range rowPartitions(key, []string{"id"}, partitions) {
+		for id := range rowPartitions([]string{key}, []string{"id"}, partitions) {
 			if id != without {
 				places[id] = Place{1, 0, 0}
 			}
@@ -595,7 +596,7 @@ func TestBarriersShareTheirWants(t *testing.T) {
 
 func TestTheTimeoutSaysForWhomItWaits(t *testing.T) {
 	h := newHub(t, newPrefix(t))
-	b := &Barrier{Hub: h, Metrics: NewMetrics(prometheus.NewRegistry()), Takes: func(string, string) bool { return true }, Letter: func(context.Context, string, string, string) (*dlq.Letter, error) {
+	b := &Barrier{Hub: h, Metrics: NewMetrics(prometheus.NewRegistry()), Takes: func(string, string) bool { return true }, Letter: func(context.Context, string, string, string, map[int]bool) (*dlq.Letter, error) {
 		return &dlq.Letter{ID: "s-1"}, nil
 	}}
 	row := func() Row {
@@ -662,8 +663,66 @@ func TestTheTimeoutSaysForWhomItWaits(t *testing.T) {
 	if r := row(); r.State != RowDead || r.Letter == nil || r.Letter.ID != "s-1" {
 		t.Errorf("a row with a letter: %+v", r)
 	}
-	b.Letter = func(context.Context, string, string, string) (*dlq.Letter, error) { return nil, nil }
+	b.Letter = func(context.Context, string, string, string, map[int]bool) (*dlq.Letter, error) { return nil, nil }
 	if r := row(); r.State != RowApplied {
 		t.Errorf("a row beside one with a letter: %+v", r)
 	}
+}
+
+// However its key is written, the letter of a row is found by the key as letters have it, and
+// what is no key of the table is a mistake and no row that is there.
+func TestTheLetterOfARowIsLookedForByItsKeyHoweverThatIsWritten(t *testing.T) {
+	h := newHub(t, newPrefix(t))
+	asked, in := "", map[int]bool{}
+	b := &Barrier{Hub: h, Metrics: NewMetrics(prometheus.NewRegistry()), Takes: func(string, string) bool { return true }, Letter: func(_ context.Context, _, _, key string, partitions map[int]bool) (*dlq.Letter, error) {
+		asked, in = key, partitions
+		return &dlq.Letter{ID: "s-1"}, nil
+	}}
+	defer h.Listen(func(r Record) {
+		switch {
+		case r.Want != nil:
+			go func() {
+				_ = h.Write(context.Background(), Record{Capture: &Capture{Wants: []string{r.Want.ID}, Ends: map[string][]int64{"a.b": {0, 0}}, Keys: map[string]string{"a.b": "x, y"}}})
+			}()
+		case r.Capture != nil:
+			go func() {
+				_ = h.Write(context.Background(), sinkSays("s", 1, "a.b", map[int]Place{0: {0, 1}, 1: {0, 1}}))
+			}()
+		}
+	})()
+	row := func(key string) (Row, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return b.Row(ctx, "s", "a.b", key, "g")
+	}
+	for _, key := range []string{"1:p%3Aq", `{"x":1,"y":"p:q"}`, `{"y": "p:q", "x": "1"}`} {
+		r, err := row(key)
+		must(t, err)
+		if r.State != RowDead || asked != "1:p%3Aq" || !in[0] {
+			t.Errorf("%s: %+v, looked for %q in %v", key, r, asked, in)
+		}
+	}
+	for _, key := range []string{"1", "1:p:q", `{"x":1}`, `{"x":1,"z":"p:q"}`, `{"x":1,"x":"p:q"}`, `{"x":`} {
+		asked = ""
+		r, err := row(key)
+		wrong, ok := errors.AsType[*dlq.FieldError](err)
+		if !ok || wrong.Field != "key" || !strings.Contains(wrong.Problem, "is no primary key of a.b, which has the columns x, y") || asked != "" {
+			t.Errorf("%s: %+v, %v", key, r, err)
+		}
+	}
+}
+
+// Nobody knows the columns of a table whose copy has not begun: then every partition matters.
+func TestAKeyOfUnknownColumnsMayBeAnywhere(t *testing.T) {
+	q := newTold(Ask{Sinks: []string{"s"}, Table: "a.b", Key: "7"})
+	q.hear(Record{Want: &Want{ID: "me"}})
+	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1, 1, 1, 1, 1, 1, 1, 1}}, Keys: map[string]string{"a.b": ""}}})
+	places := map[int]Place{}
+	for id := range 7 {
+		places[id] = Place{1, 0}
+	}
+	q.hear(sinkSays("s", 1, "a.b", places))
+	q.says(t, "without one partition", false, false)
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{7: {1, 0}}))
+	q.says(t, "with all", true, true)
 }

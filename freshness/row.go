@@ -37,18 +37,24 @@ type Row struct {
 	Millis float64 `json:"ms" doc:"how long it took, in milliseconds"`
 	// WaitsFor says for what a row waits that is pending or unknown.
 	WaitsFor []string `json:"waits_for,omitempty" doc:"for what a row waits that is pending or unknown, as sentences"`
-	// Letter is that of a row that is dead-lettered.
-	Letter *dlq.Letter `json:"letter,omitempty" doc:"of a row that is dead-lettered"`
+	// Letter is that of a row that is dead-lettered, or of a record that nobody can read and
+	// that may be of the row.
+	Letter *dlq.Letter `json:"letter,omitempty" doc:"of a row that is dead-lettered; one of a record that nobody can read may be of another row"`
 }
 
 // Row tells how fresh a row is in a sink: whether it is there as the transactions gtids
 // left it, or all that are committed now when it is empty. It waits for that until ctx ends.
-// The key is the primary key as text, as dead letters have it, or a JSON object.
+// The key is the primary key as text, as dead letters have it, or a JSON object. It is a
+// dlq.FieldError that the table has no such key.
 func (b *Barrier) Row(ctx context.Context, sink, table, key, gtids string) (Row, error) {
 	answer, err := b.Await(ctx, Ask{Sinks: []string{sink}, Table: table, Key: key, GTIDs: gtids})
 	row := Row{Sink: sink, Table: table, Key: key, GTIDs: answer.GTIDs, Millis: answer.Millis}
 	if err != nil {
 		return row, err
+	}
+	texts := keyTexts(key, answer.columns)
+	if texts == nil && answer.columns != nil {
+		return row, &dlq.FieldError{Field: "key", Problem: fmt.Sprintf("%q is no primary key of %s, which has the columns %s; write it as lockstep dlq show has it, or as a JSON object of these columns", key, table, strings.Join(answer.columns, ", "))}
 	}
 	at := answer.Sinks[0]
 	switch {
@@ -64,7 +70,10 @@ func (b *Barrier) Row(ctx context.Context, sink, table, key, gtids string) (Row,
 	}
 	// Some row of its partitions is a dead letter. The letters are read although ctx may be
 	// over: it says how long to wait for the row.
-	row.Letter, err = b.Letter(context.WithoutCancel(ctx), sink, table, keyText(key))
+	if texts != nil {
+		key = cdc.JoinKey(texts)
+	}
+	row.Letter, err = b.Letter(context.WithoutCancel(ctx), sink, table, key, rowPartitions(texts, answer.columns, len(at.Ends[table])))
 	if err != nil {
 		return row, fmt.Errorf("whether it is a dead letter is not known: %w", err)
 	}
@@ -74,20 +83,12 @@ func (b *Barrier) Row(ctx context.Context, sink, table, key, gtids string) (Row,
 	return row, nil
 }
 
-// keyText is a key as text, however it was given.
-func keyText(key string) string {
-	if text, err := cdc.KeyText([]byte(key)); err == nil && strings.HasPrefix(key, "{") {
-		return text
-	}
-	return key
-}
-
 // rowPartitions are those of so many that can have the changes of a row: the one of its key,
 // in every way in which its record can be written, and the first one, whose owner sweeps
-// the store for a statement that empties the table. Nil stands for all.
-func rowPartitions(key string, columns []string, partitions int) map[int]bool {
-	texts := keyTexts(key, columns)
-	if texts == nil || partitions == 0 {
+// the store for a statement that empties the table. The texts are those of keyTexts. Nil
+// stands for all.
+func rowPartitions(texts, columns []string, partitions int) map[int]bool {
+	if texts == nil || partitions == 0 || len(texts) > 6 { // of more there would be too many ways to write it
 		return nil
 	}
 	keys := [][]byte{{'{'}}
@@ -112,23 +113,25 @@ func rowPartitions(key string, columns []string, partitions int) map[int]bool {
 	return ids
 }
 
-// keyTexts are the values of the columns of a key; nil when it is none of that table's.
+// keyTexts are the values of the columns of a key, in their order; nil when it is none of
+// that table's.
 func keyTexts(key string, columns []string) []string {
 	if strings.HasPrefix(key, "{") {
 		fields, err := cdc.KeyFields([]byte(key))
 		if err != nil || len(fields) != len(columns) {
 			return nil
 		}
-		texts := make([]string, 0, len(columns))
-		for _, c := range columns {
-			for _, f := range fields {
-				if f.Column == c {
-					texts = append(texts, f.Text)
-				}
-			}
+		given := map[string]string{}
+		for _, f := range fields {
+			given[f.Column] = f.Text
 		}
-		if len(texts) != len(columns) {
-			return nil
+		texts := make([]string, len(columns))
+		for i, c := range columns {
+			text, ok := given[c]
+			if !ok {
+				return nil
+			}
+			texts[i] = text
 		}
 		return texts
 	}
@@ -136,7 +139,7 @@ func keyTexts(key string, columns []string) []string {
 		return []string{key}
 	}
 	texts := strings.Split(key, ":")
-	if len(texts) != len(columns) || len(texts) > 6 { // of more there would be too many ways to write it
+	if len(texts) != len(columns) {
 		return nil
 	}
 	for i := range texts {

@@ -264,6 +264,9 @@ func TestLettersAreSkippedByWhatTheyHaveInCommon(t *testing.T) {
 	if got := c.run("dlq", "skip", "--sink", "cache", "--dry-run"); got.code != 0 || !strings.Contains(got.stdout, ids[1]) || !strings.HasSuffix(got.stdout, "\n2 dead letters would be skipped\n") {
 		t.Errorf("%+v", got)
 	}
+	if got := c.run("dlq", "skip", ids[0], ids[0], "--dry-run"); got.code != 0 || !strings.HasSuffix(got.stdout, "\n1 dead letter would be skipped\n") {
+		t.Errorf("one that is named twice: %+v", got)
+	}
 	if got := c.run("audit", "list"); got.stdout != "no acts\n" || len(c.letters()) != 252 {
 		t.Fatalf("something was done: %+v", got)
 	}

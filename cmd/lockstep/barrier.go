@@ -15,6 +15,7 @@ import (
 	"lockstep/dlq"
 	"lockstep/freshness"
 	"lockstep/kafka"
+	"lockstep/sinks"
 )
 
 // barrierFlags are what lockstep barrier is told.
@@ -194,18 +195,38 @@ func (p *process) newBarrier() *freshness.Barrier {
 			gtids, _, _, err := p.commits.Committed(ctx)
 			return gtids, err
 		},
-		Letter: func(ctx context.Context, sink, table, key string) (*dlq.Letter, error) {
+		Letter: func(ctx context.Context, sink, table, key string, partitions map[int]bool) (*dlq.Letter, error) {
 			ctx, cancel := context.WithTimeout(ctx, lookWithin)
 			defer cancel()
-			q := dlq.Query{Sink: sink}
-			q.Table, q.Key = table, key
-			letters, err := d.Choose(ctx, q)
-			if len(letters) == 0 {
-				return nil, err
-			}
-			return &letters[0], err
+			return d.letterOf(ctx, sink, table, key, partitions)
 		},
 	}
+}
+
+// letterOf finds the open letter of a row, or one in these partitions that nobody can read
+// and that may be of the row; nil when there is neither.
+func (d *desk) letterOf(ctx context.Context, sink, table, key string, partitions map[int]bool) (*dlq.Letter, error) {
+	q := dlq.Query{Sink: sink}
+	q.Table, q.Key = table, key
+	letters, err := d.Choose(ctx, q)
+	if len(letters) > 0 || err != nil {
+		return first(letters), err
+	}
+	unread := dlq.Query{Sink: sink}
+	unread.Class = sinks.ClassUndecodable
+	letters, err = d.Choose(ctx, unread)
+	return first(slices.DeleteFunc(letters, func(l dlq.Letter) bool {
+		of, ok := kafka.TableOf(d.cfg.Prefix, l.Source.Topic)
+		return !ok || of.String() != table || partitions != nil && !partitions[l.Source.Partition] || !l.MayBeOf(key)
+	})), err
+}
+
+// first is the first of letters, nil when there is none.
+func first(letters []dlq.Letter) *dlq.Letter {
+	if len(letters) == 0 {
+		return nil
+	}
+	return &letters[0]
 }
 
 // refresh makes what a sink has of tables visible to searches.

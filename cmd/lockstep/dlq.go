@@ -326,9 +326,12 @@ func (o *office) choose(ctx context.Context, q dlq.Query, ids []string) ([]dlq.L
 	return letters, nil
 }
 
-// named are the letters with these IDs, and the first ID that none of them has.
+// named are the letters with these IDs, each once, and the first ID that none of them has.
 func named(letters []dlq.Letter, ids []string) (chosen []dlq.Letter, missing string) {
-	for _, id := range ids {
+	for at, id := range ids {
+		if slices.Contains(ids[:at], id) {
+			continue
+		}
 		i := slices.IndexFunc(letters, func(l dlq.Letter) bool { return l.ID == id })
 		if i < 0 {
 			return nil, id

@@ -716,3 +716,45 @@ func TestNoChangeBeforeAPositionIsAboveItsNewestVersion(t *testing.T) {
 		}
 	}
 }
+
+// A record that nobody can read may be the newest state of a row, which its store then lacks:
+// its letter is found for the row of its key, and for every row of its partition when the key
+// cannot be read either.
+func TestALetterThatNobodyCanReadIsFoundForTheRowsThatItMayBeOf(t *testing.T) {
+	m := newMailbox(t)
+	other := m.change(1, 1, `{"id":1,"code":"abc"}`)
+	bury := func(offset int64, partition int, key string) {
+		r := m.refusal(&other, sinks.Outcome{Class: sinks.ClassUndecodable, Reason: "broken"})
+		r.Change, r.Record.Value, r.Record.Offset, r.Record.Partition, r.Record.Key = nil, []byte("?"), offset, partition, []byte(key)
+		m.bury("search", r)
+	}
+	find := func(key string, partitions ...int) (letter *dlq.Letter) {
+		m.office(func(ctx context.Context, o *office) (err error) {
+			in := map[int]bool{}
+			for _, id := range partitions {
+				in[id] = true
+			}
+			letter, err = o.letterOf(ctx, "search", m.table.String(), key, in)
+			return err
+		})
+		return letter
+	}
+	m.bury("search", m.refusal(&other, sinks.Outcome{Class: sinks.ClassMapping, Reason: "no number"}))
+	bury(70, 1, `{"id":7}`)
+	if l := find("1", 0, 1); l == nil || l.Class != sinks.ClassMapping {
+		t.Errorf("of the row itself: %+v", l)
+	}
+	if l := find("7", 0, 1); l == nil || l.Source.Offset != 70 {
+		t.Errorf("of the row of its key: %+v", l)
+	}
+	if l := find("8", 0, 1); l != nil {
+		t.Errorf("of another row: %+v", l)
+	}
+	bury(71, 1, "?")
+	if l := find("8", 0, 1); l == nil || l.Source.Offset != 71 {
+		t.Errorf("of a row that it may be: %+v", l)
+	}
+	if l := find("8", 0); l != nil {
+		t.Errorf("of a row of another partition: %+v", l)
+	}
+}
