@@ -641,7 +641,7 @@ func TestTheTimeoutSaysForWhomItWaits(t *testing.T) {
 	defer h.Listen(func(r Record) {
 		if r.Want != nil {
 			go func() {
-				_ = h.Write(context.Background(), Record{Capture: &Capture{Version: 100, Wants: []string{r.Want.ID}, Ends: ends}})
+				_ = h.Write(t.Context(), Record{Capture: &Capture{Version: 100, Wants: []string{r.Want.ID}, Ends: ends}})
 			}()
 		}
 	})()
@@ -656,7 +656,7 @@ func TestTheTimeoutSaysForWhomItWaits(t *testing.T) {
 	waits(row(), RowPending, "partition 0 of a.b is settled up to offset 3 of 9 in sink s, and its changes wait: it is down")
 	defer h.Listen(func(r Record) {
 		if r.Capture != nil {
-			go func() { _ = h.Write(context.Background(), sinkSays("s", 1, "a.b", map[int]Place{0: {9, 0, 1}})) }()
+			go func() { _ = h.Write(t.Context(), sinkSays("s", 1, "a.b", map[int]Place{0: {9, 0, 1}})) }()
 		}
 	})()
 	if r := row(); r.State != RowDead || r.Letter == nil || r.Letter.ID != "s-1" {
