@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/go-mysql-org/go-mysql/client"
-	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
@@ -331,78 +330,12 @@ func Rows(ctx context.Context, cfg Config, t cdc.TableName, keys [][]byte, fn fu
 	if err != nil {
 		return err
 	}
-	defer until(ctx, conn)()
-	l, err := tableLayout(conn, t, cfg.policy())
-	if err != nil && !errors.Is(err, cdc.ErrNoTable) {
-		return err
-	}
-	if l == nil {
-		for _, key := range keys {
-			if err := fn(key, nil, 0); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	in := newTableIn(l, "")
-	for chunk := range slices.Chunk(keys, keyChunk) {
-		wanted := map[string][]byte{} // by the key as rows have it: JSON can be written in other ways
-		var list [][]byte
-		for _, key := range chunk {
-			if _, err := in.values(key); err == nil {
-				wanted[string(in.ordered(key))] = key
-				list = append(list, key)
-				continue
-			}
-			if err := fn(key, nil, l.print); err != nil {
-				return err
-			}
-		}
-		if len(list) == 0 {
-			continue
-		}
-		if err := in.eachListed(conn, list, func(key, row []byte) error {
-			given, ok := wanted[string(key)]
-			if !ok {
-				return nil // equal by the collation of a column
-			}
-			delete(wanted, string(key))
-			return fn(given, row, l.print)
-		}); err != nil {
-			return err
-		}
-		for _, key := range wanted {
-			if err := fn(key, nil, l.print); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// eachListed calls fn with the rows of the listed keys, one at a time.
-func (t *tableIn) eachListed(conn *client.Conn, keys [][]byte, fn func(key, row []byte) error) error {
-	query, err := t.selectListed(keys)
+	r, err := newRowReader(ctx, conn, cfg, t, "")
 	if err != nil {
 		return err
 	}
-	var key, row []byte
-	var failed error // not the connection's
-	var result gomysql.Result
-	values := make([]any, len(t.columns))
-	err = conn.ExecuteSelectStreaming(query, &result, func(fields []gomysql.FieldValue) error {
-		if key, row, failed = t.rowJSON(key[:0], row[:0], values, fields); failed == nil {
-			failed = fn(key, row)
-		}
-		return failed
-	}, nil)
-	if failed != nil {
-		return failed
-	}
-	if err != nil {
-		return fmt.Errorf("read rows of %s: %w", t.table, err)
-	}
-	return nil
+	defer r.Close()
+	return r.eachListed(keys, func(key, row []byte) error { return fn(key, row, r.layout) })
 }
 
 // Gone tells which rows of a table the server does not have now, of those with these

@@ -37,22 +37,28 @@ func OpenRows(ctx context.Context, cfg Config, t cdc.TableName, where string) (*
 	if err != nil {
 		return nil, err
 	}
-	done := until(ctx, conn)
-	l, err := tableLayout(conn, t, cfg.policy())
-	if err == nil {
-		err = mayReadAll(conn, t, cfg.User)
+	r, err := newRowReader(ctx, conn, cfg, t, where)
+	if err == nil && r.in != nil {
+		if err = errors.Join(mayReadAll(conn, t, cfg.User), checkWhere(conn, t, where)); err != nil {
+			r.Close()
+		}
 	}
-	if err == nil {
-		err = checkWhere(conn, t, where)
-	}
+	return r, err
+}
+
+// newRowReader makes a reader of a connection, which it ends when there is none.
+func newRowReader(ctx context.Context, conn *client.Conn, cfg Config, t cdc.TableName, where string) (*RowReader, error) {
+	r := &RowReader{table: cdc.Table{Name: t}, conn: conn, done: until(ctx, conn), threads: cfg.Snapshot.MaxThreadsRunning, policy: cfg.policy()}
+	l, err := tableLayout(conn, t, r.policy)
 	switch {
 	case errors.Is(err, cdc.ErrNoTable):
-		return &RowReader{table: cdc.Table{Name: t}, conn: conn, done: done, threads: cfg.Snapshot.MaxThreadsRunning, policy: cfg.policy()}, nil
+		return r, nil
 	case err != nil:
-		done()
+		r.done()
 		return nil, err
 	}
-	return &RowReader{table: l.describe(), layout: l.print, conn: conn, done: done, in: newTableIn(l, where), threads: cfg.Snapshot.MaxThreadsRunning, policy: cfg.policy(), values: make([]any, len(l.columns))}, nil
+	r.table, r.layout, r.in, r.values = l.describe(), l.print, newTableIn(l, where), make([]any, len(l.columns))
+	return r, nil
 }
 
 // Table is the table as it was when the reader was opened, without columns when there was
@@ -73,14 +79,6 @@ func (r *RowReader) Same() (bool, error) {
 
 // Close ends the connection.
 func (r *RowReader) Close() { r.done() }
-
-// Estimate is about how many rows the table has.
-func (r *RowReader) Estimate() (uint64, error) {
-	if r.in == nil {
-		return 0, nil
-	}
-	return estimateRows(r.conn, r.table.Name)
-}
 
 // Next reads the rows behind a key, in the order of the key: at most so many, and no more
 // once they have that many bytes. When it returns none there are none.
@@ -107,42 +105,60 @@ func (r *RowReader) Last(most int) ([]cdc.Row, error) {
 	return r.read("SELECT "+r.in.exprs(r.in.all())+r.in.from()+where+r.in.order(" DESC")+fmt.Sprintf(" LIMIT %d", most), 0)
 }
 
-// Listed reads the rows with these keys, which were once keys of the table; those without
-// one come with their key alone, behind the others. The condition does not count.
+// Listed reads the rows with these keys; those without one come with their key alone. The
+// condition does not count.
 func (r *RowReader) Listed(keys [][]byte) ([]cdc.Row, error) {
 	var buf buffer
-	missing := map[string][]byte{} // by the key as rows have it: JSON can be written in other ways
-	var list [][]byte
-	for _, key := range keys {
-		if r.in == nil {
-			missing[string(key)] = key
-		} else if _, err := r.in.values(key); err != nil {
-			missing[string(key)] = key
-		} else {
-			missing[string(r.in.ordered(key))] = key
-			list = append(list, key)
+	err := r.eachListed(keys, func(key, row []byte) error {
+		buf.add(key, row)
+		return nil
+	})
+	return buf.all(), err
+}
+
+// eachListed calls fn with each of the keys, as it was given, and its row, which is nil where
+// there is none and good until fn returns.
+func (r *RowReader) eachListed(keys [][]byte, fn func(key, row []byte) error) error {
+	for chunk := range slices.Chunk(keys, keyChunk) {
+		wanted := map[string][]byte{} // by the key as rows have it: JSON can be written in other ways
+		var list [][]byte
+		for _, key := range chunk {
+			if r.in != nil {
+				if _, err := r.in.values(key); err == nil {
+					wanted[string(r.in.ordered(key))] = key
+					list = append(list, key)
+					continue
+				}
+			}
+			if err := fn(key, nil); err != nil {
+				return err
+			}
 		}
-	}
-	for chunk := range slices.Chunk(list, keyChunk) {
-		query, err := r.in.selectListed(chunk)
+		if len(list) == 0 {
+			continue
+		}
+		query, err := r.in.selectListed(list)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		err = r.each(query, func(key, row []byte) error {
-			if given, ok := missing[string(key)]; ok { // else it is equal by the collation of a column
-				delete(missing, string(key))
-				buf.add(given, row)
+			given, ok := wanted[string(key)]
+			if !ok {
+				return nil // equal by the collation of a column
 			}
-			return nil
+			delete(wanted, string(key))
+			return fn(given, row)
 		})
 		if err != nil {
-			return nil, err
+			return err
+		}
+		for _, key := range wanted {
+			if err := fn(key, nil); err != nil {
+				return err
+			}
 		}
 	}
-	for _, key := range missing {
-		buf.add(key, nil)
-	}
-	return buf.all(), nil
+	return nil
 }
 
 func (r *RowReader) read(query string, bytes int) ([]cdc.Row, error) {

@@ -23,8 +23,8 @@ func newAuditCommand(a *app) *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "audit",
 		Short: "List what operators did, and verify that nothing was taken out of the list",
-		Long: `Every act of an operator (replay, skip, patch, import, snapshot, rebuild, and a start with
---resnapshot, --skip-gtid or --epoch) is written down before it
+		Long: `Every act of an operator (replay, skip, patch, import, snapshot, rebuild, reconcile with
+--repair, and a start with --resnapshot, --skip-gtid or --epoch) is written down before it
 is done and when it is over, in a topic that is kept for ever. Each record carries a
 hash over all before it.`,
 		Example: `  lockstep audit list --since 24h

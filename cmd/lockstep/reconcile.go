@@ -262,12 +262,14 @@ func (o *office) reconcile(ctx context.Context, a *app, f reconcileFlags, tables
 			return err
 		}
 	}
-	_, why, err := w.followed(ctx, tables)
+	why, err := w.unfollowed(ctx, tables)
 	if err != nil {
 		return err
 	}
+	var untold []string
 	for _, t := range tables {
 		if why[t] != "" {
+			untold = append(untold, t.String()+": "+why[t])
 			r := &reconcile.Result{Table: t.String(), Began: time.Now(), Ended: time.Now()}
 			for _, name := range names {
 				r.Sinks = append(r.Sinks, &reconcile.SinkResult{Sink: name, Incomparable: why[t], Mismatches: map[reconcile.Class]int64{}})
@@ -294,6 +296,9 @@ func (o *office) reconcile(ctx context.Context, a *app, f reconcileFlags, tables
 			return fmt.Errorf("compare %s: %w", t, err)
 		}
 		o.tellCompared(ctx, r, f.where == "")
+	}
+	if len(untold) > 0 {
+		return errors.New(strings.Join(untold, ", "))
 	}
 	return nil
 }

@@ -351,21 +351,16 @@ func (w *reconcileWorld) reread(ctx context.Context, t cdc.TableName, keys [][]b
 	})
 }
 
-// followed are the tables that can be compared now, and why the others cannot.
-func (w *reconcileWorld) followed(ctx context.Context, tables []cdc.TableName) (follow []cdc.TableName, why map[cdc.TableName]string, err error) {
+// unfollowed says of tables that cannot be compared yet why not.
+func (w *reconcileWorld) unfollowed(ctx context.Context, tables []cdc.TableName) (map[cdc.TableName]string, error) {
 	pos, err := w.position(ctx, awaitTick)
-	if err != nil {
-		return nil, nil, err
-	}
-	why = map[cdc.TableName]string{}
+	why := map[cdc.TableName]string{}
 	for _, t := range tables {
-		if slices.Contains(pos.Copied, t.String()) {
-			follow = append(follow, t)
-		} else {
+		if !slices.Contains(pos.Copied, t.String()) {
 			why[t] = "the capture does not follow it yet; see lockstep snapshot list"
 		}
 	}
-	return follow, why, nil
+	return why, err
 }
 
 // reconcileGroup is the consumer group whose members want to compare. No sink has a dot in
