@@ -304,7 +304,11 @@ func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
 		t.Errorf("a dry run exits with %d", code)
 	}
 	same(c.counts(w))
-	if c, code = w.reconcile("--repair", "--reason", "planted"); code != 0 || !c.Equal {
+	// So many that somebody should look first.
+	if out, err := exec.Command(w.binary, "reconcile", "--once", "--repair", "-c", w.config).CombinedOutput(); err == nil || !strings.Contains(string(out), "would do harm now") || !strings.Contains(string(out), "--anyway") {
+		t.Errorf("a repair of tables that are degraded: %v\n%s", err, out)
+	}
+	if c, code = w.reconcile("--repair", "--anyway", "--reason", "planted"); code != 0 || !c.Equal {
 		t.Errorf("a repair exits with %d", code)
 	}
 	if same(c.counts(w)); len(c.Findings) != 100 {
