@@ -686,7 +686,7 @@ func TestTheLetterOfARowIsLookedForByItsKeyHoweverThatIsWritten(t *testing.T) {
 			}()
 		case r.Capture != nil:
 			go func() {
-				_ = h.Write(context.Background(), sinkSays("s", 1, "a.b", map[int]Place{0: {0, 1}, 1: {0, 1}}))
+				_ = h.Write(context.Background(), sinkSays("s", 1, "a.b", map[int]Place{0: {Letters: 1}, 1: {Letters: 1}}))
 			}()
 		}
 	})()
@@ -719,10 +719,10 @@ func TestAKeyOfUnknownColumnsMayBeAnywhere(t *testing.T) {
 	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1, 1, 1, 1, 1, 1, 1, 1}}, Keys: map[string]string{"a.b": ""}}})
 	places := map[int]Place{}
 	for id := range 7 {
-		places[id] = Place{1, 0}
+		places[id] = Place{Settled: 1}
 	}
 	q.hear(sinkSays("s", 1, "a.b", places))
 	q.says(t, "without one partition", false, false)
-	q.hear(sinkSays("s", 1, "a.b", map[int]Place{7: {1, 0}}))
+	q.hear(sinkSays("s", 1, "a.b", map[int]Place{7: {Settled: 1}}))
 	q.says(t, "with all", true, true)
 }
