@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,15 +17,20 @@ import (
 )
 
 // freshAPI is an API of a process that hears of nobody.
-func freshAPI(t *testing.T) (*api, *error) {
+func freshAPI(t *testing.T) (*api, *atomic.Pointer[error]) {
 	t.Helper()
 	a := newAPI(t)
-	var silent error
+	var silent atomic.Pointer[error]
 	fresh := &Freshness{
 		Sinks: a.shelf.Sinks,
 		Barrier: &freshness.Barrier{
 			Hub: &freshness.Hub{}, Metrics: freshness.NewMetrics(prometheus.NewRegistry()), Takes: func(string, string) bool { return true },
-			Committed: func(context.Context) (string, error) { return "set", silent },
+			Committed: func(context.Context) (string, error) {
+				if err := silent.Load(); err != nil {
+					return "", *err
+				}
+				return "set", nil
+			},
 		},
 		Check: func(ask freshness.Ask) error {
 			if ask.Table == "shop.gone" {
@@ -84,7 +90,8 @@ func TestFreshnessAnswersWhenTheTimeIsOver(t *testing.T) {
 			t.Fatalf("asked often: %d %s", got.status, got.body)
 		}
 	}
-	*silent = errors.New("ask db:3306 what is committed: connection refused")
+	refused := errors.New("ask db:3306 what is committed: connection refused")
+	silent.Store(&refused)
 	if got := a.ask("GET", "/v1/barrier", viewer, ""); got.status != http.StatusServiceUnavailable || got.code != "source_silent" || !strings.Contains(got.detail, "connection refused") {
 		t.Errorf("when the source is silent: %d %s", got.status, got.body)
 	}
