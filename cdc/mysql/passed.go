@@ -89,9 +89,9 @@ func CheckGTIDs(s string) error {
 	return fmt.Errorf("%q names no transactions; write GTIDs as the source does, for example 3e11fa47-71ca-11e1-9e33-c80aa9429562:23 (SELECT @@GLOBAL.gtid_executed), or 0-1-23 of a MariaDB", s)
 }
 
-// Clock asks a server what was committed there. It keeps its connection and is safe for
+// Commits asks a server what was committed there. It keeps its connection and is safe for
 // use by several goroutines, one at a time.
-type Clock struct {
+type Commits struct {
 	Config Config
 
 	mu     sync.Mutex
@@ -99,16 +99,16 @@ type Clock struct {
 	opened time.Time
 }
 
-// clockAge is how long a connection is kept: it has the settings that the server had when it
+// commitsAge is how long a connection is kept: it has the settings that the server had when it
 // was opened, and shows them to whoever looks at its sessions.
-const clockAge = time.Minute
+const commitsAge = time.Minute
 
 // Committed gives the transactions that are committed, those that are not in the log any
 // more left out, and the time on the server just before that, with the one here.
-func (c *Clock) Committed(ctx context.Context) (gtids string, there, here time.Time, err error) {
+func (c *Commits) Committed(ctx context.Context) (gtids string, there, here time.Time, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn != nil && time.Since(c.opened) > clockAge {
+	if c.conn != nil && time.Since(c.opened) > commitsAge {
 		c.conn.Close()
 		c.conn = nil
 	}
@@ -123,7 +123,7 @@ func (c *Clock) Committed(ctx context.Context) (gtids string, there, here time.T
 	return gtids, there, here, err
 }
 
-func (c *Clock) ask(ctx context.Context) (gtids string, there, here time.Time, err error) {
+func (c *Commits) ask(ctx context.Context) (gtids string, there, here time.Time, err error) {
 	if c.conn == nil {
 		if c.conn, err = connect(ctx, c.Config); err != nil {
 			c.conn = nil
@@ -156,7 +156,7 @@ func (c *Clock) ask(ctx context.Context) (gtids string, there, here time.Time, e
 }
 
 // Close ends the connection.
-func (c *Clock) Close() {
+func (c *Commits) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != nil {

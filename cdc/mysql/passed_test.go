@@ -30,9 +30,9 @@ func askPassed(t *testing.T, s *Source, within time.Duration, sets ...string) (c
 // committed is what the server has committed.
 func (w *world) committed() (string, time.Time) {
 	w.t.Helper()
-	clock := &Clock{Config: w.cfg}
-	defer clock.Close()
-	gtids, there, here, err := clock.Committed(w.t.Context())
+	commits := &Commits{Config: w.cfg}
+	defer commits.Close()
+	gtids, there, here, err := commits.Committed(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -261,11 +261,11 @@ func (p *process) newReport(sink string) *freshness.Report {
 }
 
 // newAnswers says how far the capture is.
-func (p *process) newAnswers(source *mysql.Source, publisher *kafka.Publisher, out *kafka.ChangeLog, requests *kafka.SnapshotRequests, clock *mysql.Clock) *freshness.Answers {
+func (p *process) newAnswers(source *mysql.Source, publisher *kafka.Publisher, out *kafka.ChangeLog, requests *kafka.SnapshotRequests, commits *mysql.Commits) *freshness.Answers {
 	return &freshness.Answers{
 		Hub: p.hub, Process: p.id, Log: p.log.With("part", "watermarks"), Metrics: p.metrics.freshness,
 		Passed: source.Passed, AfterAcked: publisher.AfterAcked, Ends: kafka.NewEnds(out, p.changeTopics).Now,
-		Requests: requests.Taken, Committed: clock.Committed,
+		Requests: requests.Taken, Committed: commits.Committed,
 	}
 }
 

@@ -49,7 +49,7 @@ type process struct {
 	id       string // of this run, among the watermarks
 	hub      *freshness.Hub
 	barrier  *freshness.Barrier
-	commits  *mysql.Clock // what the source has committed
+	commits  *mysql.Commits // what the source has committed
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -76,7 +76,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.freshness = freshness.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
 	p.clock = &mysql.WallClock{Config: cfg.Source, Log: log, Metrics: mysql.NewWallClockMetrics(p.registry)}
-	p.id, p.commits = uuid.NewString(), &mysql.Clock{Config: cfg.Source}
+	p.id, p.commits = uuid.NewString(), &mysql.Commits{Config: cfg.Source}
 	p.board = p.newBoard()
 	p.hub = p.newHub()
 	p.barrier = p.newBarrier()
@@ -215,9 +215,9 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 		Repair:   func(ctx context.Context, ask []cdc.SnapshotRequest) error { return requests.Ask(ctx, ask...) },
 	}
 	running(source)
-	clock := &mysql.Clock{Config: p.cfg.Source}
-	defer clock.Close()
-	answers := p.newAnswers(source, publisher, out, requests, clock)
+	commits := &mysql.Commits{Config: p.cfg.Source}
+	defer commits.Close()
+	answers := p.newAnswers(source, publisher, out, requests, commits)
 	g, reading := errgroup.WithContext(ctx)
 	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
