@@ -42,9 +42,7 @@ func (b *bench) measureBarrier(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = c.stop() }()
-	if _, err := c.await(ctx, fmt.Sprintf("%d row changes settled in both sinks", liveRows), func(m metrics) bool {
-		return m.settled(search) >= liveRows && m.settled(cache) >= liveRows
-	}); err != nil {
+	if _, err := c.awaitBoth(ctx, liveRows); err != nil {
 		return err
 	}
 	for _, sink := range []string{cache, search} {

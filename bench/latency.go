@@ -71,12 +71,7 @@ func (b *bench) measureLatency(ctx context.Context) error {
 // begins.
 func (b *bench) measureLoad(ctx context.Context, c *child, l *load, rows *int) error {
 	b.say("%s: %.0f transactions/s for %s, %d rows each, for lockstep with both sinks", l.name, l.transactions, longWarmUp+b.duration, l.per)
-	settled := func() (metrics, error) {
-		return c.await(ctx, fmt.Sprintf("%d row changes settled in both sinks", *rows), func(m metrics) bool {
-			return m.sum("lockstep_capture_connected") == 1 && m.settled(search) >= *rows && m.settled(cache) >= *rows
-		})
-	}
-	if _, err := settled(); err != nil {
+	if _, err := c.awaitBoth(ctx, *rows); err != nil {
 		return err
 	}
 	warm, err := l.writer.run(ctx, longWarmUp)
@@ -84,7 +79,7 @@ func (b *bench) measureLoad(ctx context.Context, c *child, l *load, rows *int) e
 		return err
 	}
 	*rows += warm.rows
-	before, err := settled()
+	before, err := c.awaitBoth(ctx, *rows)
 	if err != nil {
 		return err
 	}
@@ -97,7 +92,7 @@ func (b *bench) measureLoad(ctx context.Context, c *child, l *load, rows *int) e
 		return err
 	}
 	*rows += stats.rows
-	after, err := settled()
+	after, err := c.awaitBoth(ctx, *rows)
 	if err != nil {
 		return err
 	}

@@ -141,6 +141,13 @@ func (c *child) await(ctx context.Context, what string, ok func(metrics) bool) (
 	return last, err
 }
 
+// awaitBoth waits until so many row changes are settled in both sinks.
+func (c *child) awaitBoth(ctx context.Context, rows int) (metrics, error) {
+	return c.await(ctx, fmt.Sprintf("%d row changes settled in both sinks", rows), func(m metrics) bool {
+		return m.sum("lockstep_capture_connected") == 1 && m.settled(search) >= rows && m.settled(cache) >= rows
+	})
+}
+
 // ready returns how long the start took, until every part of the process was at
 // work.
 func (c *child) ready(ctx context.Context) (took time.Duration, err error) {

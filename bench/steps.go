@@ -134,13 +134,8 @@ func (s *step) judge(what string, p50, p99 time.Duration) {
 // the application, since the transaction was due, and that of the pipeline, since its
 // commit; the sum of two P99 is never less than the P99 of the sum is likely to be.
 func (b *bench) stepWith(ctx context.Context, c *child, writer schedule, rows *int) (step, error) {
-	settled := func() (metrics, error) {
-		return c.await(ctx, fmt.Sprintf("%d row changes settled in both sinks", *rows), func(m metrics) bool {
-			return m.sum("lockstep_capture_connected") == 1 && m.settled(search) >= *rows && m.settled(cache) >= *rows
-		})
-	}
 	s := step{rate: writer.rate}
-	before, err := settled()
+	before, err := c.awaitBoth(ctx, *rows)
 	if err != nil {
 		return s, err
 	}
@@ -149,7 +144,7 @@ func (b *bench) stepWith(ctx context.Context, c *child, writer schedule, rows *i
 		return s, err
 	}
 	*rows += stats.rows
-	after, err := settled()
+	after, err := c.awaitBoth(ctx, *rows)
 	if err != nil {
 		return s, err
 	}
