@@ -682,7 +682,7 @@ func TestTheLetterOfARowIsLookedForByItsKeyHoweverThatIsWritten(t *testing.T) {
 		switch {
 		case r.Want != nil:
 			go func() {
-				_ = h.Write(context.Background(), Record{Capture: &Capture{Wants: []string{r.Want.ID}, Ends: map[string][]int64{"a.b": {0, 0}}, Keys: map[string]string{"a.b": "x, y"}}})
+				_ = h.Write(context.Background(), Record{Capture: &Capture{Version: 100, Wants: []string{r.Want.ID}, Ends: map[string][]int64{"a.b": {0, 0}}, Keys: map[string]string{"a.b": "x, y"}}})
 			}()
 		case r.Capture != nil:
 			go func() {
@@ -716,7 +716,7 @@ func TestTheLetterOfARowIsLookedForByItsKeyHoweverThatIsWritten(t *testing.T) {
 func TestAKeyOfUnknownColumnsMayBeAnywhere(t *testing.T) {
 	q := newTold(Ask{Sinks: []string{"s"}, Table: "a.b", Key: "7"})
 	q.hear(Record{Want: &Want{ID: "me"}})
-	q.hear(Record{Capture: &Capture{Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1, 1, 1, 1, 1, 1, 1, 1}}, Keys: map[string]string{"a.b": ""}}})
+	q.hear(Record{Capture: &Capture{Version: 100, Wants: []string{"me"}, Ends: map[string][]int64{"a.b": {1, 1, 1, 1, 1, 1, 1, 1}}, Keys: map[string]string{"a.b": ""}}})
 	places := map[int]Place{}
 	for id := range 7 {
 		places[id] = Place{Settled: 1}
