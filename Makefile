@@ -42,8 +42,8 @@ test: ## start what is needed and run all tests, those against real servers incl
 	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
 	  if [[ -n $$unformatted ]]; then echo "gofmt is needed in:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
-	go test -count=1 -p 1 -timeout 20m $(RACE) $$(go list ./... | grep -vE '$(NO_RACE)')
-	go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -E '$(NO_RACE)')
+	go test -count=1 -p 1 -timeout 30m $(RACE) $$(go list ./... | grep -vE '$(NO_RACE)')
+	go test -count=1 -p 1 -timeout 30m $$(go list ./... | grep -E '$(NO_RACE)')
 	for server in redis8 valkey; do \
 	  LOCKSTEP_REDIS=$$server go test -count=1 -run 'SuiteOfSinks|OnePlace|Rights|Flush|Cache' ./sinks/redis; done
 

@@ -39,9 +39,9 @@ type hands struct {
 const sharedRows, firstShared = 2, 100_000
 
 // work is one hand: it has rows of its own, and counts in those of all.
-func (h *hands) work(ctx context.Context, hand, rows int, until int64) error {
+func (h *hands) work(ctx context.Context, hand, rows int, more func() bool) error {
 	random := rand.New(rand.NewPCG(uint64(hand), 7))
-	for n := 0; h.reads.Load() < until && ctx.Err() == nil; n++ {
+	for n := 0; more() && ctx.Err() == nil; n++ {
 		if random.IntN(2) == 0 {
 			if err := h.count(ctx, random); err != nil {
 				return err
@@ -252,9 +252,11 @@ func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
 	defer cancel()
 	var all sync.WaitGroup
 	failed := make(chan error, workers)
+	var sinkEnds, captureEnds atomic.Int64
+	more := func() bool { return h.reads.Load() < reads || sinkEnds.Load() < 2 || captureEnds.Load() < 2 }
 	for hand := range workers {
 		all.Go(func() {
-			if err := h.work(ctx, hand, rows, reads); err != nil {
+			if err := h.work(ctx, hand, rows, more); err != nil {
 				failed <- err
 				cancel()
 			}
@@ -266,7 +268,6 @@ func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
 		close(done)
 	}()
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
-	kills := map[string]int{}
 	for turn := 0; ; turn++ {
 		select {
 		case <-done:
@@ -278,7 +279,11 @@ func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
 			} else {
 				old.stop()
 			}
-			kills[args[i][0]]++
+			if args[i][0] == "sink" {
+				sinkEnds.Add(1)
+			} else {
+				captureEnds.Add(1)
+			}
 			started := w.start(args[i]...)
 			mu.Lock()
 			moving[i] = started
@@ -292,10 +297,10 @@ func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
 		t.Error(err)
 	}
 	slices.Sort(h.took)
-	t.Logf("%d reads behind barriers, %d early; %d barriers were not visible within 10s; ends of processes: %v; half of the barriers within %s, the slowest %s",
-		h.reads.Load(), h.early.Load(), h.waited.Load(), kills, h.took[len(h.took)/2].Round(time.Millisecond), h.took[len(h.took)-1].Round(time.Millisecond))
-	if h.reads.Load() < reads || kills["sink"] < 2 || kills["capture"] < 2 {
-		t.Errorf("only %d reads, and %v", h.reads.Load(), kills)
+	t.Logf("%d reads behind barriers, %d early; %d barriers were not visible within 10s; %d ends of sinks and %d of captures; half of the barriers within %s, the slowest %s",
+		h.reads.Load(), h.early.Load(), h.waited.Load(), sinkEnds.Load(), captureEnds.Load(), h.took[len(h.took)/2].Round(time.Millisecond), h.took[len(h.took)-1].Round(time.Millisecond))
+	if more() {
+		t.Errorf("only %d reads, with %d ends of sinks and %d of captures", h.reads.Load(), sinkEnds.Load(), captureEnds.Load())
 	}
 	w.equal(2 * time.Minute)
 }
