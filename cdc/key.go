@@ -125,17 +125,25 @@ func (t Table) kind(column string) Kind {
 
 var unescapeKey = strings.NewReplacer("%3A", ":", "%25", "%")
 
+// SplitKey takes a KeyText of a key of so many columns apart into their texts. It is not ok
+// when the text is not of so many.
+func SplitKey(text string, columns int) (texts []string, ok bool) {
+	if columns == 1 {
+		return []string{text}, true
+	}
+	texts = strings.Split(text, ":")
+	for i := range texts {
+		texts[i] = unescapeKey.Replace(texts[i])
+	}
+	return texts, len(texts) == columns
+}
+
 // ParseKey is the Key that KeyText has made a text of. It refuses one that no key of the
 // table has.
 func (t Table) ParseKey(text string) ([]byte, error) {
-	parts := []string{text}
-	if len(t.Key) != 1 {
-		if parts = strings.Split(text, ":"); len(parts) != len(t.Key) {
-			return nil, fmt.Errorf("%s: %q has not the %d columns of a key", t.Name, text, len(t.Key))
-		}
-		for i := range parts {
-			parts[i] = unescapeKey.Replace(parts[i])
-		}
+	parts, ok := SplitKey(text, len(t.Key))
+	if !ok {
+		return nil, fmt.Errorf("%s: %q has not the %d columns of a key", t.Name, text, len(t.Key))
 	}
 	key, err := t.KeyOf(func(column string) (string, bool) { return parts[slices.Index(t.Key, column)], true })
 	if err != nil {

@@ -135,15 +135,9 @@ func keyTexts(key string, columns []string) []string {
 		}
 		return texts
 	}
-	if len(columns) == 1 {
-		return []string{key}
-	}
-	texts := strings.Split(key, ":")
-	if len(texts) != len(columns) {
+	texts, ok := cdc.SplitKey(key, len(columns))
+	if !ok {
 		return nil
-	}
-	for i := range texts {
-		texts[i] = strings.NewReplacer("%3A", ":", "%25", "%").Replace(texts[i])
 	}
 	return texts
 }

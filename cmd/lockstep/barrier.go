@@ -165,8 +165,7 @@ func (p *process) checkAsk(ask freshness.Ask) error {
 
 // sinkTakes reports whether a sink takes a table.
 func (p *process) sinkTakes(sink, table string) bool {
-	db, name, _ := strings.Cut(table, ".")
-	t, takes := cdc.TableName{DB: db, Table: name}, false
+	t, takes := tableNamed(table), false
 	switch s := p.cfg.Sinks[sink]; {
 	case s.Elastic != nil:
 		_, takes = p.cfg.ElasticTable(t)
@@ -233,8 +232,7 @@ func first(letters []dlq.Letter) *dlq.Letter {
 func (p *process) refresh(ctx context.Context, sink string, tables []string) error {
 	var names []cdc.TableName
 	for _, t := range tables {
-		db, name, _ := strings.Cut(t, ".")
-		names = append(names, cdc.TableName{DB: db, Table: name})
+		names = append(names, tableNamed(t))
 	}
 	if w, ours := p.workers.find(sink); ours {
 		return w.store.refresh(ctx, names)

@@ -10,10 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"lockstep/audit"
-	"lockstep/cdc"
 	"lockstep/config"
 	"lockstep/dlq"
 	"lockstep/kafka"
@@ -106,16 +104,9 @@ func (a *app) withLetters(ctx context.Context, do func(context.Context, *office)
 	if _, err := p.kafka.Topics(asking); err != nil {
 		return err
 	}
-	log := p.newLetterLog()
-	o := &office{&desk{p, log}, log, &audit.Log{Prefix: cfg.Prefix, Kafka: log}}
-	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return o.log.publisher.Run(writing) })
-	g.Go(func() error {
-		defer stop()
-		return do(ctx, o)
+	return p.withLetterLog(ctx, func(ctx context.Context, log *letterLog) error {
+		return do(ctx, &office{&desk{p, log}, log, &audit.Log{Prefix: cfg.Prefix, Kafka: log}})
 	})
-	return g.Wait()
 }
 
 // desk reads and closes letters of every sink.
@@ -168,8 +159,7 @@ func uncaptured(cfg *config.Config, table string) error {
 	if table == "" {
 		return nil
 	}
-	db, name, _ := strings.Cut(table, ".")
-	if _, captured := cfg.MatchTable(cdc.TableName{DB: db, Table: name}); captured {
+	if _, captured := cfg.MatchTable(tableNamed(table)); captured {
 		return nil
 	}
 	return &dlq.FieldError{Field: "table", Problem: table + " is not captured, and no open letter that is chosen is of it: no entry of tables[].match takes it"}

@@ -445,8 +445,7 @@ func (d *desk) Patching(ctx context.Context, l dlq.Letter, patch []byte) (*dlq.P
 	var columns []cdc.Column
 	var masked map[string]bool
 	if l.Replayable() {
-		db, name, _ := strings.Cut(l.Table, ".")
-		table := cdc.TableName{DB: db, Table: name}
+		table := tableNamed(l.Table)
 		now, err := mysql.Describe(ctx, d.cfg.Source, table)
 		if errors.Is(err, cdc.ErrNoTable) {
 			return nil, nil, &dlq.PatchError{Problem: fmt.Sprintf("the source has no table %s any more; skip the letter", table)}

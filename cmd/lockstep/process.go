@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -280,8 +279,7 @@ func (p *process) lettersSpec(sink string) kafka.TopicSpec {
 func (p *process) askForTopics(ctx context.Context, copied []string, requests *kafka.SnapshotRequests) error {
 	var ask []cdc.SnapshotRequest
 	for _, name := range copied {
-		db, table, _ := strings.Cut(name, ".")
-		topic, err := kafka.ChangeTopic(p.cfg.Prefix, cdc.TableName{DB: db, Table: table})
+		topic, err := kafka.ChangeTopic(p.cfg.Prefix, tableNamed(name))
 		if err != nil {
 			return err
 		}
@@ -459,16 +457,9 @@ func (p *process) topicsOf(ctx context.Context, takes func(cdc.TableName) bool) 
 	return topics, nil
 }
 
-// runSinks runs the named sinks until ctx ends. The publisher of their dead
-// letters outlives them.
+// runSinks runs the named sinks until ctx ends.
 func (p *process) runSinks(ctx context.Context, names []string) error {
-	letters := p.newLetterLog()
-	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	all, ctx := errgroup.WithContext(ctx)
-	all.Go(func() error { return letters.publisher.Run(writing) })
-	all.Go(func() error {
-		defer stop()
+	return p.withLetterLog(ctx, func(ctx context.Context, letters *letterLog) error {
 		g, ctx := errgroup.WithContext(ctx)
 		for _, name := range names {
 			g.Go(func() error {
@@ -480,7 +471,6 @@ func (p *process) runSinks(ctx context.Context, names []string) error {
 		}
 		return g.Wait()
 	})
-	return all.Wait()
 }
 
 func (p *process) runSink(ctx context.Context, name string, log *letterLog) error {
@@ -737,6 +727,21 @@ func (p *process) newLetterLog() *letterLog {
 		return kafka.NewPublisher(p.kafka, cfg, p.metrics.kafka, p.log.With("part", "dead letters"))
 	}
 	return &letterLog{p.kafka, fresh(), fresh}
+}
+
+// withLetterLog does something with a log of its own. The log's publisher outlives it, so
+// that what was written gets safe before the process ends.
+func (p *process) withLetterLog(ctx context.Context, do func(context.Context, *letterLog) error) error {
+	log := p.newLetterLog()
+	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return log.publisher.Run(writing) })
+	g.Go(func() error {
+		defer stop()
+		return do(ctx, log)
+	})
+	return g.Wait()
 }
 
 // Produce writes a record and returns when it is acknowledged.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
@@ -388,15 +387,9 @@ func (p *process) runReconcile(ctx context.Context, names []string, metrics *rec
 	return nil
 }
 
-// holdReconcile compares until ctx ends. The publisher outlives the runner.
+// holdReconcile compares until ctx ends.
 func (p *process) holdReconcile(ctx context.Context, names []string, metrics *reconcile.Metrics, log *slog.Logger) error {
-	letters := p.newLetterLog()
-	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return letters.publisher.Run(writing) })
-	g.Go(func() error {
-		defer stop()
+	return p.withLetterLog(ctx, func(ctx context.Context, letters *letterLog) error {
 		w, err := p.openReconcile(ctx, names, letters)
 		if err != nil {
 			return err
@@ -425,7 +418,6 @@ func (p *process) holdReconcile(ctx context.Context, names []string, metrics *re
 			},
 		}).Run(ctx)
 	})
-	return g.Wait()
 }
 
 // copying reports whether a copy of the table is under way.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"lockstep/audit"
 	"lockstep/cdc"
@@ -52,21 +51,13 @@ func (p *process) runReplays(ctx context.Context, metrics *dlq.JobMetrics, lease
 	return nil
 }
 
-// holdReplays carries out replays until ctx ends. The publisher outlives the runner, so
-// that what became of letters gets safe before the process ends.
+// holdReplays carries out replays until ctx ends.
 func (p *process) holdReplays(ctx context.Context, metrics *dlq.JobMetrics) error {
-	letters := p.newLetterLog()
-	writing, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return letters.publisher.Run(writing) })
-	g.Go(func() error {
-		defer stop()
+	return p.withLetterLog(ctx, func(ctx context.Context, letters *letterLog) error {
 		w := &replayWorld{process: p, letters: letters, stores: map[string]*store{}, requests: kafka.NewSnapshotRequests(p.kafka, letters.publisher, p.cfg.Prefix, p.log)}
 		defer w.close()
 		return w.runner(metrics).Run(ctx)
 	})
-	return g.Wait()
 }
 
 // replayWorld is what surrounds a runner of replays. Several jobs use it at once.
