@@ -249,10 +249,11 @@ func (l *Lease) ended(t *tenure) {
 }
 
 // thawed revokes a tenure when the process stood still, since beat, for so long
-// that another one may hold the lease now.
+// that another one may hold the lease now. Kafka counts from the last heartbeat,
+// which was before.
 func (l *Lease) thawed(t *tenure, beat time.Time) {
 	gap := time.Since(beat)
-	if t == nil || gap < l.Client.cfg.LeaseTimeout || t.ctx.Err() != nil {
+	if t == nil || gap < l.Client.cfg.LeaseTimeout-2*leaseHeartbeat || t.ctx.Err() != nil {
 		return
 	}
 	l.Metrics.frozen.Inc()

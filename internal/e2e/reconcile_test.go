@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,9 +12,11 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -329,7 +332,8 @@ func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
 }
 
 // Under a load of deletes, rows made again and keys that change, with a kill in the middle,
-// nothing is reported. LOCKSTEP_RECONCILE_FOR makes it longer, such as 5m.
+// nothing is reported. LOCKSTEP_RECONCILE_FOR makes it longer, such as 10m, and
+// LOCKSTEP_RECONCILE_RATE, in transactions a second, faster.
 func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
 	during := 30 * time.Second
 	if text := os.Getenv("LOCKSTEP_RECONCILE_FOR"); text != "" {
@@ -338,10 +342,18 @@ func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	rate := 700.0
+	if text := os.Getenv("LOCKSTEP_RECONCILE_RATE"); text != "" {
+		var err error
+		if rate, err = strconv.ParseFloat(text, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
 	w := newWorld(t, 2000)
 	p := w.start("run")
 	w.equal(2 * time.Minute)
-	end := w.load(700, 11)
+	end := w.load(rate, 11)
+	seen := w.views(rate / 10)
 	passes, rows := 0, 0
 	ended := make(chan struct{})
 	go func() {
@@ -368,12 +380,52 @@ func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
 	p = w.start("run")
 	<-ended
 	stats := end()
-	t.Logf("%d passes over %d rows while %.0f rows a second changed: %s", passes, rows, float64(stats.Rows())/stats.Elapsed.Seconds(), stats)
+	t.Logf("%d passes over %d rows while %.0f rows a second changed: %d views, and %s", passes, rows, float64(stats.Rows()+seen())/stats.Elapsed.Seconds(), seen(), stats)
 	w.equal(2 * time.Minute)
 	if c, code := w.reconcile(); code != 0 {
 		t.Errorf("at the end it exits with %d: %v", code, c.counts(w))
 	}
 	p.stop()
+}
+
+// views counts the views of pages of 20 questions, so many pages a second, until the
+// function that it returns is called, which says of how many rows.
+func (w *world) views(rate float64) (seen func() int64) {
+	ctx, stop := context.WithCancel(w.t.Context())
+	var rows int64
+	done := make(chan error, 1)
+	go func() {
+		done <- func() error {
+			tick := time.NewTicker(time.Duration(float64(time.Second) / rate))
+			defer tick.Stop()
+			for page := 0; ; page++ {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-tick.C:
+				}
+				result, err := w.db.Exec("UPDATE questions SET views=views+1 WHERE id > ? ORDER BY id LIMIT 20", page%97*20)
+				if refused, ok := errors.AsType[*mysql.MySQLError](err); ok && (refused.Number == 1213 || refused.Number == 1205) {
+					continue // a lock
+				}
+				if err != nil {
+					return err
+				}
+				n, err := result.RowsAffected()
+				if err != nil {
+					return err
+				}
+				rows += n
+			}
+		}()
+	}()
+	return sync.OnceValue(func() int64 {
+		stop()
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+		return rows
+	})
 }
 
 // A reconciler that runs beside the pipeline finds a spoiled row by a sample. Another one
