@@ -1,5 +1,5 @@
 # One static binary and the certificate authorities, run by nobody in particular.
-FROM golang:1.26 AS build
+FROM golang:1.26.10 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download

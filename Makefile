@@ -12,7 +12,7 @@ RACE ?= $(if $(shell command -v gcc || command -v cc),-race)
 NO_RACE := /bench|/deploy/
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status clean build test demo demo-route bench bench-peers generate
+.PHONY: help up down status clean build test vuln sbom demo demo-route bench bench-peers generate
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,20 @@ test: ## start what is needed and run all tests, those against real servers incl
 	go test -count=1 -p 1 -timeout 30m $$(go list ./... | grep -E '$(NO_RACE)')
 	for server in redis8 valkey; do \
 	  LOCKSTEP_REDIS=$$server go test -count=1 -run 'SuiteOfSinks|OnePlace|Rights|Flush|Cache' ./sinks/redis; done
+
+# It looks at the code as the toolchain of go.mod compiles it, which is that of the Dockerfile.
+# The database is a Go module like any other; VULNDB=latest takes the newest.
+vuln: export GOTOOLCHAIN := $(shell awk '$$1 == "toolchain" { print $$2 }' go.mod)
+VULNDB ?= v0.0.0-20261105234957-e22db6528018
+
+vuln: ## look for known vulnerabilities in what the binary calls; fails when there is one
+	@grep -q "^FROM golang:$${GOTOOLCHAIN#go} " Dockerfile || { echo "Dockerfile builds with another Go than $$GOTOOLCHAIN of go.mod"; exit 1; }
+	@osv=$$(go mod download -json golang.org/x/vulndb@$(VULNDB) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p')/data/osv; \
+	  go run golang.org/x/vulndb/cmd/indexdb@$(VULNDB) -vulns "$$osv" -out .local/vulndb
+	go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -db "file://$(CURDIR)/.local/vulndb" ./cmd/lockstep
+
+sbom: build ## list what the binary is made of in bin/lockstep.cdx.json (CycloneDX)
+	go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.9.0 bin -json -output bin/lockstep.cdx.json bin/lockstep
 
 demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
 	@$(MAKE) --no-print-directory -j2 up bin/demo
