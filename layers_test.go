@@ -28,9 +28,10 @@ var imports = map[string][]string{
 	"route/configmap": {},
 	"audit":           {"kafka"},
 	"admin":           {"kafka", "dlq", "freshness", "route", "audit"},
+	"tracing":         {"cdc", "internal/certs", "internal/secret"},
 	"client":          {}, // for other programs
-	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "route", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
+	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "route", "tracing", "internal/nearest", "internal/secret"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "tracing", "config", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.
@@ -50,6 +51,7 @@ var clients = map[string]string{
 	"github.com/elastic/elastic-transport-go": "sinks/elastic",
 	"github.com/redis/go-redis":               "sinks/redis",
 	"cel.dev/cel-go":                          "shape",
+	"go.opentelemetry.io/otel":                "tracing",
 }
 
 // outside says which packages are not part of the product and may name any

@@ -70,6 +70,8 @@ type Change struct {
 	// no more than where it is now. It is not part of the record.
 	Leaves bool
 	Origin Origin
+	// Trace is the trace in which this change is told of, if there is one.
+	Trace Trace
 	// Growth is what an OpGrowth tells, and nil otherwise.
 	Growth *Growth
 }

@@ -1,6 +1,6 @@
 package cdc
 
-const hex = "0123456789abcdef"
+const hexDigits = "0123456789abcdef"
 
 // AppendString appends s as a JSON string. Text that is not valid UTF-8 must not
 // get here: a decoder turns every charset into UTF-8 first.
@@ -24,7 +24,7 @@ func AppendString[T string | []byte](dst []byte, s T) []byte {
 		case '\t':
 			dst = append(dst, '\\', 't')
 		default:
-			dst = append(dst, '\\', 'u', '0', '0', hex[b>>4], hex[b&0xf])
+			dst = append(dst, '\\', 'u', '0', '0', hexDigits[b>>4], hexDigits[b&0xf])
 		}
 	}
 	dst = append(dst, s[start:]...)

@@ -45,8 +45,8 @@ type Encoder struct {
 	tail    []byte // of the value, from source on
 	headers []Header
 	// The values of the headers.
-	version, gtid, commit, layout []byte
-	op                            [1]byte
+	version, gtid, commit, layout, trace []byte
+	op                                   [1]byte
 }
 
 // NewEncoder makes an encoder for a table. Name is the pipeline's prefix.
@@ -86,6 +86,10 @@ func (e *Encoder) Set(c *Change) {
 	if c.Layout != 0 {
 		e.layout = strconv.AppendUint(e.layout[:0], uint64(c.Layout), 16)
 		e.headers = append(e.headers, Header{HeaderLayout, e.layout})
+	}
+	if c.Trace.Traced() {
+		e.trace = c.Trace.appendTo(e.trace[:0])
+		e.headers = append(e.headers, Header{HeaderTrace, e.trace})
 	}
 	if c.Growth != nil {
 		growth, _ := json.Marshal(c.Growth) // numbers alone
@@ -231,6 +235,8 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 				return c, undecodable("header %s is %q, not hexadecimal", h.Key, h.Value)
 			}
 			c.Layout = uint32(n)
+		case HeaderTrace: // a strange one is nobody's loss
+			c.Trace = ParseTrace(h.Value)
 		case HeaderGrowth:
 			if err := json.Unmarshal(h.Value, &c.Growth); err != nil {
 				return c, undecodable("header %s is %q: %v", h.Key, h.Value, err)

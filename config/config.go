@@ -28,6 +28,7 @@ import (
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
 	"lockstep/sinks/redis"
+	"lockstep/tracing"
 )
 
 //go:generate go run ./internal/gen
@@ -72,6 +73,8 @@ type Config struct {
 	Objectives route.Config `yaml:"objectives"`
 	// Admin is the HTTP server for operators.
 	Admin admin.Config `yaml:"admin"`
+	// Tracing tells an OpenTelemetry collector of single changes on their way.
+	Tracing tracing.Config `yaml:"tracing"`
 	// Log says what is written to standard error.
 	Log Log `yaml:"log"`
 }
@@ -143,6 +146,7 @@ func Default() Config {
 		Objectives: route.DefaultConfig(),
 		Reconcile:  reconcile.DefaultConfig(),
 		Admin:      admin.DefaultConfig(),
+		Tracing:    tracing.DefaultConfig(),
 		Log:        Log{Level: "info", Format: "text"},
 	}
 }
@@ -323,6 +327,7 @@ func (c *Config) Check() error {
 	errs = append(errs, under("reconcile", c.Reconcile.Check())...)
 	errs = append(errs, under("objectives", c.Objectives.Check())...)
 	errs = append(errs, under("admin", c.Admin.Check())...)
+	errs = append(errs, under("tracing", c.Tracing.Check())...)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		bad("log.level: %q is not known; use debug, info, warn or error (default info)", c.Log.Level)
 	}

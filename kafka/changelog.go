@@ -34,6 +34,7 @@ type ChangeLog struct {
 	cfg       Config
 	metrics   *Metrics
 	log       *slog.Logger
+	traced    func(*cdc.Change, time.Time)
 
 	publishing sync.Mutex // guards what follows; the order of Publish is its order
 	topics     map[cdc.TableName]*changeTopic
@@ -67,6 +68,10 @@ func NewChangeLog(client *Client, publisher *Publisher, prefix string, cfg Confi
 		writer: uuid.NewString(),
 	}
 }
+
+// Traced has fn told of every traced change of a row when it is acknowledged. Fn must be short. It is called
+// before the first Publish.
+func (l *ChangeLog) Traced(fn func(c *cdc.Change, acked time.Time)) { l.traced = fn }
 
 // Publish queues c behind everything published before; nothing of c is kept. The
 // first change of a table makes its topic. It waits while the publisher's budget
@@ -108,6 +113,10 @@ func (l *ChangeLog) Publish(ctx context.Context, c *cdc.Change) error {
 	}
 	if errors.Is(err, cdc.ErrTooLarge) {
 		return fmt.Errorf("row %.200s of %s: %w", c.Key, c.Table, err)
+	}
+	if err == nil && l.traced != nil && c.Trace.Traced() {
+		told := cdc.Change{Table: c.Table, Op: c.Op, Version: c.Version, GTID: c.GTID, CommitMicros: c.CommitMicros, Trace: c.Trace}
+		l.publisher.AfterAcked(func() { l.traced(&told, time.Now()) })
 	}
 	return err
 }

@@ -82,6 +82,9 @@ func (w *Worker) newDriver(p Partition) *driver {
 		buriers: make(chan struct{}, buriers),
 	}
 	d.lane.filter, d.lane.moves, d.lane.applied = w.Filter, w.Moves, d.observe
+	if w.Traced != nil {
+		d.lane.traced = func(it *item, outcome string) { w.Traced(&it.change, it.came, time.Now(), outcome) }
+	}
 	d.lane.met = func(it *item, v Verdict) {
 		if w.Settled != nil {
 			w.Settled(id, &it.change, v)
@@ -427,8 +430,10 @@ func (d *driver) observe(it *item, now time.Time) {
 
 // came notes how old the changes of a fetch were when they came.
 func (d *driver) came(items []*item) {
-	now := d.Clock(time.Now()).UnixMicro()
+	came := time.Now()
+	now := d.Clock(came).UnixMicro()
 	for _, it := range items {
+		it.came = came
 		if c := &it.change; it.broken == nil && c.Op != cdc.OpRead && c.CommitMicros > 0 {
 			d.fetchAge.Observe(max(0, float64(now-c.CommitMicros)/1e6))
 		}

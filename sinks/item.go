@@ -32,6 +32,7 @@ type item struct {
 	at         int       // its place in what is ready
 	probes     int       // how often it was sent to try whether a breaker may close
 
+	came      time.Time // when it was fetched
 	failed    time.Time // when the store refused it
 	transient bool      // for a reason that may pass
 	class     Class

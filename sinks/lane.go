@@ -27,8 +27,9 @@ type lane struct {
 	filter  func(cdc.TableName) bool
 	moves   func(cdc.TableName) bool
 	books   *books
-	applied func(it *item, now time.Time) // told of what the store has now
-	met     func(it *item, v Verdict)     // told of what the store has, or a newer one of its row, and of barriers
+	applied func(it *item, now time.Time)  // told of what the store has now
+	traced  func(it *item, outcome string) // told of changes that are traced; nil if nobody wants to know
+	met     func(it *item, v Verdict)      // told of what the store has, or a newer one of its row, and of barriers
 
 	first, last *item // of all that is not settled, in the order of the offsets
 	bytes       int   // of all that is not settled
@@ -188,6 +189,9 @@ func (l *lane) settle(it *item, outcome string) {
 // book writes what became of a change into the books.
 func (l *lane) book(it *item, outcome string) {
 	it.book.settled[outcome].Inc()
+	if l.traced != nil && it.change.Trace.Traced() {
+		l.traced(it, outcome)
+	}
 	it.book.inFlight.Dec()
 	l.bytes -= it.counted
 	it.place = settled

@@ -39,6 +39,9 @@ type Worker struct {
 	// partitions, and must not wait; and once more when an older change of the row has been
 	// buried since.
 	Settled func(partition int, c *cdc.Change, v Verdict)
+	// Traced, if set, is told what became of every traced change, as lockstep_sink_changes_total calls
+	// it, and when it was fetched. It must not wait, nor keep the change.
+	Traced func(c *cdc.Change, fetched, settled time.Time, outcome string)
 	// Progress gives for each partition of a topic the offset after its last record
 	// and the one that the sink's group has committed. A barrier is swept for when
 	// all partitions have passed it.

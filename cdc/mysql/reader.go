@@ -68,6 +68,8 @@ type transaction struct {
 	open   bool  // between BEGIN and its end
 	xa     bool  // rows are logged before the decision
 	rows   int   // captured row images so far
+	drawn  bool  // whether the transaction is traced was decided
+	trace  cdc.Trace
 }
 
 // take takes every event of the log in order.
@@ -128,10 +130,13 @@ func (r *reader) handle(ev *event) error {
 		return r.mark(true)
 	case replication.BEGIN_LOAD_QUERY_EVENT, replication.EXECUTE_LOAD_QUERY_EVENT:
 		return r.refuse(persist(r.pos.Flavor, "binlog_format", "ROW"), "the log has a LOAD DATA by statement in transaction %s", r.txn.gtid)
-	case replication.PREVIOUS_GTIDS_EVENT, replication.ROWS_QUERY_EVENT, replication.INTVAR_EVENT,
+	case replication.ROWS_QUERY_EVENT, replication.MARIADB_ANNOTATE_ROWS_EVENT:
+		r.statementText(ev)
+		return nil
+	case replication.PREVIOUS_GTIDS_EVENT, replication.INTVAR_EVENT,
 		replication.STOP_EVENT, replication.RAND_EVENT, replication.USER_VAR_EVENT, replication.IGNORABLE_EVENT,
 		replication.TRANSACTION_CONTEXT_EVENT, replication.VIEW_CHANGE_EVENT,
-		replication.MARIADB_GTID_LIST_EVENT, replication.MARIADB_ANNOTATE_ROWS_EVENT, replication.MARIADB_BINLOG_CHECKPOINT_EVENT,
+		replication.MARIADB_GTID_LIST_EVENT, replication.MARIADB_BINLOG_CHECKPOINT_EVENT,
 		replication.MARIADB_START_ENCRYPTION_EVENT: // the server sends in clear what it has encrypted
 		return nil
 	}

@@ -360,6 +360,9 @@ func (r *reader) publish(src *source, op cdc.Op, key, before, after []byte, cloc
 		return err
 	}
 	c.Op, c.Key, c.Before, c.After = op, key, before, after
+	if r.Tracing != (Tracing{}) {
+		c.Trace = r.traced().Of(c.Version)
+	}
 	src.counters.inc(op)
 	if r.age >= 0 {
 		src.counters.readAge.Observe(r.age)

@@ -64,6 +64,8 @@ type Source struct {
 	Published func(ctx context.Context, since time.Time, fn func(c *cdc.Change, partition int, cut bool) error) error
 	// Repair writes requests for rows to be read again, and returns when they are safe.
 	Repair func(ctx context.Context, requests []cdc.SnapshotRequest) error
+	// Tracing says which changes are traced.
+	Tracing Tracing
 	// Requests tells of the snapshots that operators ask for. Nil: nobody does.
 	Requests Requests
 	// SkipGTID names the one transaction whose statement is passed over although

@@ -29,6 +29,7 @@ import (
 	"lockstep/route"
 	"lockstep/sinks"
 	"lockstep/sinks/elastic"
+	"lockstep/tracing"
 )
 
 // process is one running lockstep: what its parts share.
@@ -42,6 +43,7 @@ type process struct {
 	loading  chan struct{} // room for those who read their dead letters
 	workers  workers
 	clock    *mysql.WallClock
+	tracer   *tracing.Tracer // nil: nobody is told
 	board    *route.Board
 	restored atomic.Bool // the board knows what was known before
 	started  time.Time
@@ -75,6 +77,9 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.freshness = freshness.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
 	p.clock = &mysql.WallClock{Config: cfg.Source, Log: log, Metrics: mysql.NewWallClockMetrics(p.registry)}
+	if p.tracer, err = tracing.Open(cfg.Tracing, cfg.Prefix, version, p.clock.At, tracing.NewMetrics(p.registry), log); err != nil {
+		return nil, err
+	}
 	p.id, p.commits = uuid.NewString(), &mysql.Commits{Config: cfg.Source}
 	p.board = p.newBoard()
 	p.hub = p.newHub()
@@ -123,6 +128,7 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
 	g.Go(func() error { p.clock.Run(ctx); return nil })
+	defer p.stopTracing()
 	g.Go(func() error { return p.hub.Run(ctx) })
 	g.Go(func() error { return p.runRoute(ctx) })
 	g.Go(func() error { return p.keepRoute(ctx) })
@@ -205,13 +211,14 @@ func (p *process) capture(ctx context.Context, flags captureFlags, metrics *mysq
 	publisher := kafka.NewPublisher(p.kafka, p.cfg.Kafka, p.metrics.kafka, log)
 	publisher.Clock(p.clock.At)
 	out := kafka.NewChangeLog(p.kafka, publisher, p.cfg.Prefix, p.cfg.Kafka, p.metrics.kafka, log)
+	out.Traced(p.tracer.Captured)
 	requests := kafka.NewSnapshotRequests(p.kafka, publisher, p.cfg.Prefix, log)
 	source := &mysql.Source{
 		Config: p.cfg.Source, Match: p.captured, Out: out, Log: log, Metrics: metrics, Clock: p.clock,
 		From: from, FirstEpoch: epoch, MayCopy: p.mayCopy(flags), Saved: p.saved, SkipGTID: flags.skipGTID,
 		Resnapshot: flags.resnapshot && from != nil, OnGap: flags.onGap, Published: p.published,
-		Requests: requests,
-		Repair:   func(ctx context.Context, ask []cdc.SnapshotRequest) error { return requests.Ask(ctx, ask...) },
+		Requests: requests, Tracing: p.traced(),
+		Repair: func(ctx context.Context, ask []cdc.SnapshotRequest) error { return requests.Ask(ctx, ask...) },
 	}
 	running(source)
 	commits := &mysql.Commits{Config: p.cfg.Source}
@@ -429,6 +436,21 @@ func (p *process) mayTake(ctx context.Context, sink string, t cdc.Table, known b
 	}
 }
 
+// traced says which changes are traced.
+func (p *process) traced() mysql.Tracing {
+	if p.tracer == nil {
+		return mysql.Tracing{}
+	}
+	return mysql.Tracing{Comments: p.cfg.Tracing.Comments, Share: p.cfg.Tracing.Sample}
+}
+
+// stopTracing sends what is left to tell, for a moment.
+func (p *process) stopTracing() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_ = p.tracer.Close(ctx)
+}
+
 // hasRecords reports whether this pipeline has ever published changes of a table.
 func (p *process) hasRecords(ctx context.Context, t cdc.TableName) (bool, error) {
 	topic, err := kafka.ChangeTopic(p.cfg.Prefix, t)
@@ -510,6 +532,9 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 			return p.progress(ctx, name, store, topic)
 		},
 		Moved: report.Moved, Moves: store.moves, Memory: p.memory, Clock: p.clock.At, Log: p.log, Metrics: p.metrics.sinks, Config: tuning,
+		Traced: func(c *cdc.Change, fetched, settled time.Time, outcome string) {
+			p.tracer.Settled(name, c, fetched, settled, outcome)
+		},
 	}
 	posts.Try = crew.Try
 	runPosted := func(ctx context.Context, part sinks.Partition) error {

@@ -19,7 +19,7 @@ import (
 )
 
 // sources are the packages whose comments are read, from the module's root.
-var sources = []string{"cdc/mysql", "kafka", "shape", "sinks", "reconcile", "route", "admin", "config"}
+var sources = []string{"cdc/mysql", "kafka", "shape", "sinks", "reconcile", "route", "admin", "tracing", "config"}
 
 // A value that names a variable may become anything once it is expanded.
 const (
