@@ -3,6 +3,7 @@ package cdc
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -142,7 +143,8 @@ func TestARecordThatIsNotWholeIsRefused(t *testing.T) {
 		want  string
 	}{
 		"no format":       {without(HeaderFormat), "header lockstep.format is missing"},
-		"another format":  {set(HeaderFormat, "2"), `format "2" is not known`},
+		"another format":  {set(HeaderFormat, "0"), `format "0" is not known`},
+		"no number":       {set(HeaderFormat, "two"), `format "two" is not known`},
 		"no version":      {without(HeaderVersion), "header lockstep.version"},
 		"version 0":       {set(HeaderVersion, "0"), "header lockstep.version"},
 		"unknown op":      {set(HeaderOp, "x"), "header lockstep.op"},
@@ -161,6 +163,20 @@ func TestARecordThatIsNotWholeIsRefused(t *testing.T) {
 		if _, err := Decode(key, value, headers); !errors.Is(err, ErrUndecodable) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %q", name, err, c.want)
 		}
+	}
+}
+
+func TestARecordOfALaterFormatIsNotJudged(t *testing.T) {
+	change := sample()
+	headers := change.Headers()
+	for i, h := range headers {
+		if h.Key == HeaderFormat {
+			headers[i].Value = fmt.Append(nil, Format+1)
+		}
+	}
+	_, err := Decode(change.Key, []byte("what may come"), headers)
+	if !errors.Is(err, ErrNewer) || errors.Is(err, ErrUndecodable) || !strings.Contains(err.Error(), fmt.Sprintf("format %d, and this one knows up to %d", Format+1, Format)) {
+		t.Errorf("%v", err)
 	}
 }
 

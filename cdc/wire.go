@@ -31,8 +31,12 @@ const (
 // Format is the format number of the records that an Encoder writes.
 const Format = 1
 
-// ErrUndecodable is wrapped by every error of Decode.
+// ErrUndecodable is wrapped by every error of Decode but ErrNewer.
 var ErrUndecodable = errors.New("not a change record of this pipeline")
+
+// ErrNewer is wrapped by the error for a record that a later version of this program has
+// written, in a format that this one does not know.
+var ErrNewer = errors.New("written by a newer lockstep")
 
 var formatValue = []byte(strconv.Itoa(Format))
 
@@ -246,6 +250,8 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 	switch {
 	case format == "":
 		return c, undecodable("header %s is missing", HeaderFormat)
+	case newer(format):
+		return c, fmt.Errorf("%w: the record has format %s, and this one knows up to %d; run a lockstep that is at least as new as the one that wrote it", ErrNewer, format, Format)
 	case format != string(formatValue):
 		return c, undecodable("format %q is not known, only %d is", format, Format)
 	case versionErr != nil:
@@ -260,11 +266,17 @@ func DecodeHeaders(key []byte, headers []Header) (Change, error) {
 	return c, nil
 }
 
+// newer reports whether a format number is one of the future.
+func newer(format string) bool {
+	n, err := strconv.ParseUint(format, 10, 16)
+	return err == nil && n > Format
+}
+
 // Decode reads a record back. The images of the result are parts of value, and its texts
 // of the headers' values. A barrier has neither key nor images: its record is Debezium's
 // truncate. Neither has a growth, which Debezium does not know. A record
 // that was not written by this format, has no valid version, or is not whole, is
-// refused with an error that wraps ErrUndecodable and names what is wrong.
+// refused with an error that wraps ErrUndecodable, or ErrNewer, and names what is wrong.
 func Decode(key, value []byte, headers []Header) (Change, error) {
 	c, err := DecodeHeaders(nil, headers)
 	switch {

@@ -122,6 +122,11 @@ func (d *driver) fetch(ctx context.Context, out chan<- []*item) error {
 		if len(records) > 0 {
 			var bytes int
 			items, bytes = decode(records)
+			for _, it := range items { // who is older than its records is not to judge them
+				if errors.Is(it.broken, cdc.ErrNewer) {
+					return fmt.Errorf("sink %s: record at %s/%d offset %d: %w", d.Name, d.lane.topic, d.lane.id, it.record.Offset, it.broken)
+				}
+			}
 			d.came(items)
 			d.share.fetched(bytes, most)
 		}

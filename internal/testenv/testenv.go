@@ -190,13 +190,26 @@ func Lockstep(t testing.TB) string {
 	return path
 }
 
-var lockstep = sync.OnceValues(func() (string, error) {
+// LockstepOf is Lockstep that calls itself by this version.
+func LockstepOf(t testing.TB, version string) string {
+	t.Helper()
+	path, err := build("-"+version, "-ldflags", "-X main.version="+version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var lockstep = sync.OnceValues(func() (string, error) { return build("") })
+
+// build makes the binary with this at the end of its name.
+func build(suffix string, flags ...string) (string, error) {
 	root, err := root()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(root, ".local", "bin", "lockstep-test")
-	args := []string{"build"}
+	path := filepath.Join(root, ".local", "bin", "lockstep-test"+suffix)
+	args := append([]string{"build"}, flags...)
 	if os.Getenv("LOCKSTEP_RACE") == "1" {
 		path += "-race"
 		args = append(args, "-race")
@@ -212,4 +225,4 @@ var lockstep = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	return path, nil
-})
+}
