@@ -12,7 +12,7 @@ RACE ?= $(if $(shell command -v gcc || command -v cc),-race)
 NO_RACE := /bench|/deploy/
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status clean build test demo demo-route bench bench-peers generate
+.PHONY: help up down status clean build test fuzz demo demo-route bench bench-peers generate
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,15 @@ test: ## start what is needed and run all tests, those against real servers incl
 	go test -count=1 -p 1 -timeout 30m $$(go list ./... | grep -E '$(NO_RACE)')
 	for server in redis8 valkey; do \
 	  LOCKSTEP_REDIS=$$server go test -count=1 -run 'SuiteOfSinks|OnePlace|Rights|Flush|Cache' ./sinks/redis; done
+
+# Every one in turn, because go test fuzzes one at a time. What is found is written to
+# testdata/fuzz beside the test, and from then on a part of make test.
+FUZZTIME ?= 30s
+fuzz: ## give every decoder bytes that nobody thought of, each for FUZZTIME=30s
+	@$(SERVERS) up mysql
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u | while read -r dir; do \
+	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$dir/*_test.go); do \
+	    echo "$$dir $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir; done; done
 
 demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
 	@$(MAKE) --no-print-directory -j2 up bin/demo
