@@ -54,7 +54,7 @@ fuzz: ## give every decoder bytes that nobody thought of, each for FUZZTIME=30s
 	@$(SERVERS) up mysql
 	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u | while read -r dir; do \
 	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$dir/*_test.go); do \
-	    echo "$$dir $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir; done; done
+	    echo "$$dir $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir </dev/null; done; done
 
 demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
 	@$(MAKE) --no-print-directory -j2 up bin/demo

@@ -15,6 +15,7 @@ func FuzzAnAnswerOfAnyBytes(f *testing.F) {
 	f.Add("4398046511181", `{"id":1,"title":"x","_lockstep":{"v":4398046511181}}`, "x", "m", int64(1), 1)
 	f.Add("0", `{"a":{"b":1,"_lockstep":{"v":7}}}`, `{"id":`, "\xff", int64(1), 2)
 	f.Add("4398046511181", `{"id":1}`, "1e400", "m", int64(1), 1)
+	f.Add("4398046511181", `{"id":`, "not JSON", "m", int64(1), 2)
 	f.Add("0", "", "", "", int64(1), 0)
 	f.Fuzz(func(t *testing.T, version, first, second, member string, there int64, values int) {
 		var list []any
