@@ -12,7 +12,7 @@ RACE ?= $(if $(shell command -v gcc || command -v cc),-race)
 NO_RACE := /bench|/deploy/
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status clean build test vuln sbom demo demo-route bench bench-peers generate
+.PHONY: help up down status clean build test vuln sbom demo demo-route bench bench-peers generate fuzz
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,15 @@ vuln: ## look for known vulnerabilities in what the binary calls; fails when the
 
 sbom: build ## list what the binary is made of in bin/lockstep.cdx.json (CycloneDX)
 	go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.9.0 bin -json -output bin/lockstep.cdx.json bin/lockstep
+
+# Every one in turn, because go test fuzzes one at a time. What is found is written to
+# testdata/fuzz beside the test, and from then on a part of make test.
+FUZZTIME ?= 30s
+fuzz: ## give every decoder bytes that nobody thought of, each for FUZZTIME=30s
+	@$(SERVERS) up mysql
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u | while read -r dir; do \
+	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$dir/*_test.go); do \
+	    echo "$$dir $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir </dev/null; done; done
 
 demo: ## see it work: MySQL rows into Elasticsearch and Redis, under load, compared at the end
 	@$(MAKE) --no-print-directory -j2 up bin/demo

@@ -135,11 +135,13 @@ func (f *fetched) read(b []byte, topic string, partition int) error {
 	}
 	f.records = slices.Grow(f.records, max(min(count, len(r.rest)/leastRecord), 0))
 	var like []cdc.Header
+	last := base - 1
 	for range count {
 		rec := Record{Topic: topic, Partition: partition}
 		offset, size := base, r.varint()
-		if of := (&fields{rest: r.take(size)}); !r.broken && of.record(&rec, time0, &offset, f.next, like) && of.whole() {
-			if rec.Offset = offset; offset >= f.next {
+		of := fields{rest: r.take(size)}
+		if !r.broken && of.record(&rec, time0, &offset, f.next, like) && of.whole() && last < offset && offset < behind {
+			if last, rec.Offset = offset, offset; offset >= f.next {
 				f.records, like = append(f.records, rec), rec.Headers
 			}
 			continue

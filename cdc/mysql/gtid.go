@@ -376,11 +376,18 @@ func (s *mariaGTIDs) minus(other gtidSet) gtidSet {
 	return left
 }
 
-// settle takes the highest number of each domain for its newest.
+// settle takes the highest number of each domain for its newest. Of two servers that have
+// both written it, it stays with the one that was the newest, or takes the higher id.
 func (s *mariaGTIDs) settle() {
-	clear(s.last)
+	was := s.last
+	s.last = map[uint32]uint32{}
 	for m, r := range s.runs {
-		if r.last == s.newest(m.domain) {
+		if r.last != s.newest(m.domain) {
+			continue
+		}
+		server, taken := s.last[m.domain]
+		first, known := was[m.domain]
+		if !taken || known && m.server == first || !(known && server == first) && m.server > server {
 			s.last[m.domain] = m.server
 		}
 	}

@@ -268,8 +268,8 @@ func inflateColumn(v []byte) ([]byte, error) {
 			return nil, errDamaged
 		}
 	}
-	// What is packed grows 1032 times at most, so a damaged length asks for no more.
-	out := bytes.NewBuffer(make([]byte, 0, min(length, 1032*uint64(len(v)))+bytes.MinRead))
+	// A damaged length asks for no more than can be in it.
+	out := bytes.NewBuffer(make([]byte, 0, min(length, zlibMost*uint64(len(v)))+bytes.MinRead))
 	if n, err := out.ReadFrom(io.LimitReader(plain, int64(length)+1)); err != nil || uint64(n) != length {
 		return nil, errDamaged
 	}

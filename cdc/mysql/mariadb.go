@@ -61,6 +61,9 @@ func isCompressedRows(t replication.EventType) bool {
 
 var errCompressed = errors.New("what is compressed in it is not whole")
 
+// zlibMost is how many bytes zlib makes of one at most.
+const zlibMost = 1032
+
 // inflatedSize is the length of what is compressed in data: a byte with the method
 // and the length of the length, and the length with its high byte first.
 func inflatedSize(data []byte) (uint64, error) {
@@ -74,6 +77,9 @@ func inflatedSize(data []byte) (uint64, error) {
 	var size uint64
 	for _, b := range data[1 : 1+n] {
 		size = size<<8 | uint64(b)
+	}
+	if size > zlibMost*uint64(len(data)) { // so much cannot be in it
+		return 0, errCompressed
 	}
 	return size, nil
 }

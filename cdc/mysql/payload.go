@@ -95,9 +95,8 @@ func (p *payloadReader) next(ev *event) error {
 	}
 	size := int(ev.EventSize)
 	if size > readBuffer {
-		ev.data = make([]byte, size)
-		_, err = io.ReadFull(p.events, ev.data)
-		return unexpected(err)
+		ev.data, err = readWhole(p.events, size)
+		return err
 	}
 	if ev.data, err = p.events.Peek(size); err != nil {
 		return unexpected(err)

@@ -155,12 +155,22 @@ func decode(into replication.Event, ev *event) (err error) {
 	return into.Decode(ev.body())
 }
 
+// parse lets the library read a whole event. It panics on one that is cut off.
+func (r *reader) parse(data []byte) (e *replication.BinlogEvent, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the event of type %s is not whole: %v", replication.EventType(data[4]), p)
+		}
+	}()
+	return r.parser.Parse(data)
+}
+
 // format tells the parser how the events of a file look; it gets them without
 // checksums.
 func (r *reader) format(ev *event) error {
 	data := slices.Clone(ev.data)
 	data[len(data)-1-replication.BinlogChecksumLength] = byte(replication.BINLOG_CHECKSUM_ALG_OFF)
-	_, err := r.parser.Parse(data)
+	_, err := r.parse(data)
 	return err
 }
 

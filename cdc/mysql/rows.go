@@ -96,7 +96,7 @@ func (r *reader) source(id uint64) (*source, error) {
 func (r *reader) readTableMap(data []byte) (*replication.TableMapEvent, error) {
 	data = slices.Clone(data) // without the checksum that its size may count
 	binary.LittleEndian.PutUint32(data[9:], uint32(len(data)))
-	parsed, err := r.parser.Parse(data)
+	parsed, err := r.parse(data)
 	if err != nil {
 		return nil, err
 	}

@@ -316,15 +316,26 @@ func (l *eventLog) next(ev *event) error {
 			}
 			debug.FreeOSMemory()
 		}
-		ev.data = make([]byte, size) // not kept for the next one: most events are small
-		if _, err := io.ReadFull(l, ev.data); err != nil {
-			return unexpected(err)
+		if ev.data, err = readWhole(l, size); err != nil { // not kept for the next one: most events are small
+			return err
 		}
 		if err := l.finish(); err != nil {
 			return err
 		}
 	}
 	return l.check(ev)
+}
+
+// readWhole reads so many bytes into a slice of their own. What an event says of its size
+// is believed when the first of it is there.
+func readWhole(from io.Reader, size int) ([]byte, error) {
+	data := make([]byte, min(size, 1<<20))
+	n, err := io.ReadFull(from, data)
+	if err == nil && size > n {
+		data = append(make([]byte, 0, size), data...)[:size]
+		_, err = io.ReadFull(from, data[n:])
+	}
+	return data, unexpected(err)
 }
 
 // check takes the checksum off.

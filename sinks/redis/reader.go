@@ -113,7 +113,7 @@ func (r *reading) document() []byte {
 	case ModeString:
 		return cdc.AppendString(nil, strings.ToValidUTF8(r.value[0], "\uFFFD"))
 	case ModeStream:
-		return []byte(r.value[0])
+		return jsonOr(r.value[0])
 	case ModeSet:
 		return textsJSON([]string{"member", r.member})
 	case ModeZset:
@@ -143,7 +143,12 @@ func withoutVersion(text string) []byte {
 	if i := strings.LastIndex(text, `,"`+jsonField+`":{"v":`); i > 0 {
 		text = text[:i] + "}"
 	}
-	if !cdc.Valid([]byte(text)) { // somebody else wrote it
+	return jsonOr(text)
+}
+
+// jsonOr is a text that is JSON as it is, and what somebody else wrote as a text of JSON.
+func jsonOr(text string) []byte {
+	if !cdc.Valid([]byte(text)) {
 		return cdc.AppendString(nil, strings.ToValidUTF8(text, "\uFFFD"))
 	}
 	return []byte(text)
@@ -231,6 +236,9 @@ func (r *reading) take(answer []any) error {
 	for _, v := range values {
 		text, _ := v.(string)
 		r.value = append(r.value, text)
+	}
+	if one := r.target.cfg.Mode; r.there && r.size <= r.most && len(r.value) == 0 && (one == ModeJSON || one == ModeString || one == ModeStream || one == ModeZset) {
+		return bad
 	}
 	return nil
 }
