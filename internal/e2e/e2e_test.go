@@ -22,6 +22,7 @@ import (
 // connections end equal, with capture and each sink in processes of their own;
 // and when everything is delivered again from the first offset, nothing changes.
 func TestRandomChangesEndEqualAndRedeliveryChangesNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 300)
 	capture := w.start("capture")
 	search := []*process{w.start("sink", "search"), w.start("sink", "search")}
@@ -84,6 +85,7 @@ func waitFor(t *testing.T, d time.Duration) {
 // Killed ten times at random moments under load, in the first copy too, the
 // pipeline ends equal, and no reader ever sees the version of a key go down.
 func TestKilledAtRandomMomentsItEndsEqualAndNoReaderSeesAStepBack(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 2000)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -132,8 +134,8 @@ func TestKilledAtRandomMomentsItEndsEqualAndNoReaderSeesAStepBack(t *testing.T) 
 	}
 }
 
-// A store or Kafka that is away for 20 seconds makes lag and nothing else: no
-// dead letter, and when it is back the pipeline catches up alone.
+// A store or Kafka that is away makes lag and nothing else: no dead letter, and when it
+// is back the pipeline catches up alone.
 func TestAServerThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 	w := newWorld(t, 200)
 	p := w.start("run")
@@ -142,11 +144,11 @@ func TestAServerThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 	for _, server := range []string{"elasticsearch", "redis", "kafka"} {
 		before := w.behind(p, server)
 		testenv.Stop(t, server)
-		waitFor(t, 20*time.Second)
-		p.alive()
-		if after := w.behind(p, server); after < before+500 {
-			t.Errorf("%s away for 20s under load: lag went from %v to %v records", server, before, after)
-		}
+		waitFor(t, 5*time.Second) // more than one try, and longer than the breaker waits first
+		await(t, patience, "the lag to grow while "+server+" is away", func() bool {
+			p.alive()
+			return w.behind(p, server) >= before+500
+		})
 		testenv.Start(t, server)
 		await(t, 90*time.Second, "the pipeline to catch up after "+server, func() bool {
 			p.alive()
@@ -179,6 +181,7 @@ func (w *world) behind(p *process, server string) float64 {
 // rows go through, a replay changes nothing, and the letter ends by itself when the row
 // is mended in the source, whatever was killed meanwhile.
 func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 200)
 	p := w.start("run")
 	p.awaitReady()
@@ -217,7 +220,8 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 	if committed := float64(letters[0].Undelivered.Unix()); delivered != committed || applied <= committed+1 {
 		t.Errorf("applied up to %f and delivered up to %f, and a change that was committed at %f is a letter", applied, delivered, committed)
 	}
-	if age := p.metric("lockstep_dlq_undelivered_seconds", `sink="search"`, `.questions"`); age < time.Since(letters[0].Undelivered).Seconds()-5 {
+	asked := time.Now()
+	if age := p.metric("lockstep_dlq_undelivered_seconds", `sink="search"`, `.questions"`); age < asked.Sub(letters[0].Undelivered).Seconds()-5 {
 		t.Errorf("the oldest change that is not delivered is %f seconds old, and was committed at %s", age, letters[0].Undelivered)
 	}
 
@@ -251,6 +255,7 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 // of becoming as many dead letters; lockstep status says so; when they are mended the
 // table goes on by itself.
 func TestAFloodOfRefusalsHoldsTheTableUntilItIsMended(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 800)
 	p := w.start("run")
 	w.equal(90 * time.Second)
@@ -303,6 +308,7 @@ func TestAFloodOfRefusalsHoldsTheTableUntilItIsMended(t *testing.T) {
 // A column gets a type that the index cannot follow, though it takes every value: the table
 // is held by the first row, says so with the command that mends it, and holds up no other.
 func TestAnAlteredTableIsHeldUntilItsIndexIsRebuilt(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 50)
 	p := w.start("run")
 	w.equal(time.Minute)
@@ -344,6 +350,7 @@ func TestAnAlteredTableIsHeldUntilItsIndexIsRebuilt(t *testing.T) {
 // A table whose rows a sink has already, written by nobody this pipeline knows, is
 // refused: their versions may be higher than ours.
 func TestASinkThatHasRowsOfUnknownVersionsIsRefused(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 20)
 	p := w.start("run")
 	w.equal(time.Minute)
@@ -359,7 +366,7 @@ func TestASinkThatHasRowsOfUnknownVersionsIsRefused(t *testing.T) {
 	p = w.start("run")
 	select {
 	case <-p.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it goes on")
 	}
 	log, err := os.ReadFile(p.log)

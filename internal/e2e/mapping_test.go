@@ -93,6 +93,7 @@ func (w *world) foreseen(fingerprint, mode string) map[string]int {
 // one by what was recorded and one by reading the rows again, while others write the same
 // rows: no letter is left, the stores are equal to MySQL, and no reader sees a version go down.
 func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
+	t.Parallel()
 	const each = 500
 	w := newWorld(t, 2*each+200)
 	w.noFlood()
@@ -211,6 +212,7 @@ func (w *world) mended(fingerprint, mode, unmended string) {
 // An operator makes an index with another mapping and puts it behind the alias. Lockstep
 // copies the table into it, so the letters close by themselves, and a replay has nothing to do.
 func TestLettersCloseWhenAnOperatorPutsAnIndexThatFitsBehindTheAlias(t *testing.T) {
+	t.Parallel()
 	const rows = 60
 	w := newWorld(t, 100)
 	w.noFlood()

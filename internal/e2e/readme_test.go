@@ -69,6 +69,7 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 
 // The account that the README tells to make is enough, as the doctor sees it.
 func TestTheAccountOfTheReadmeIsEnough(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 5)
 	account := "reader" + w.name[len(w.name)-8:]
 	statements := strings.NewReplacer("'lockstep'", "'"+account+"'", "'...'", "'a-Password-1'").Replace(strings.Join(blocks(t, "README.md", "sql"), "\n"))
