@@ -108,9 +108,9 @@ func publisher(t testing.TB, c *Client, cfg Config) (*Publisher, func() error) {
 // says what must happen, not how fast.
 const patience = 2 * time.Minute
 
-// deadline is d from now, or patience where that is longer.
+// deadline is d from now, or so long that a whole test fits where that is longer.
 func deadline(t testing.TB, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), max(d, patience))
+	ctx, cancel := context.WithTimeout(context.Background(), max(d, 5*patience))
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -222,7 +222,7 @@ func TestAHolderThatStoodStillStandsByWhenItGoesOn(t *testing.T) {
 	defer child.Process.Signal(syscall.SIGCONT)
 	until(t, "this one to take over", func() bool { return second.State() == LeaseActive })
 	must(t, child.Process.Signal(syscall.SIGCONT))
-	until(t, "the other one to stand by", func() bool { 
+	until(t, "the other one to stand by", func() bool {
 		return said.has("stood still") && (said.has("standing by: another") || said.has("another process has taken over"))
 	})
 	if second.began.Load() != 1 || second.State() != LeaseActive {

@@ -226,7 +226,7 @@ func cutLast(s, sep string) (string, string, bool) {
 
 // patience is what a machine with other work gets for anything that is waited for: a test
 // says what must happen, not how fast.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // await polls until ok, or fails the test after d, or after patience where that is longer.
 func await(t *testing.T, d time.Duration, what string, ok func() bool) {

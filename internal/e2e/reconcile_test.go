@@ -255,11 +255,11 @@ func (w *world) ids(table string) (ids []int) {
 
 var classes = []string{"missing", "stale", "differing", "orphan", "tampered"}
 
-// A thousand faults of each class (LOCKSTEP_RECONCILE_FAULTS sets another number) are planted in Elasticsearch and in hashes and JSON of
+// Three hundred faults of each class (LOCKSTEP_RECONCILE_FAULTS sets another number) are planted in Elasticsearch and in hashes and JSON of
 // Redis. One pass finds these and no others, and a repair mends them all.
 func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
 	t.Parallel()
-	n := 1000
+	n := 300
 	if text := os.Getenv("LOCKSTEP_RECONCILE_FAULTS"); text != "" {
 		var err error
 		if n, err = strconv.Atoi(text); err != nil {
@@ -337,7 +337,7 @@ func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
 // LOCKSTEP_RECONCILE_RATE, in transactions a second, faster.
 func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
 	t.Parallel()
-	during := 30 * time.Second
+	during := 20 * time.Second
 	if text := os.Getenv("LOCKSTEP_RECONCILE_FOR"); text != "" {
 		var err error
 		if during, err = time.ParseDuration(text); err != nil {
