@@ -206,7 +206,7 @@ func TestAnExportWaitsForItsClientAndNotForEver(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET /v1/dlq/export HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", operator)
-	for deadline := time.Now().Add(10 * time.Second); a.requests("exportLetters", "cut") == 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); a.requests("exportLetters", "cut") == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("whoever takes nothing is waited for")
 		}
@@ -414,7 +414,7 @@ func TestFewLargeRequestsAreUnderWayAtOnce(t *testing.T) {
 		})
 		fmt.Fprintf(feed, "letter %d\n", 10+n)
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(a.server.bulk) < bulkAtOnce; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); len(a.server.bulk) < bulkAtOnce; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("they do not begin")
 		}

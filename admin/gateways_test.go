@@ -195,7 +195,7 @@ func TestALongPollEndsWithTheNextChange(t *testing.T) {
 	g.pass(time.Second, route.Report{Behind: 1100 * time.Millisecond})
 	began := time.Now()
 	res, _ = get(t, url+"&wait=1s", "If-None-Match: "+etag)
-	if took := time.Since(began); res.StatusCode != http.StatusNotModified || took < time.Second || took > 5*time.Second || res.Header.Get(UsableHeader) != "3" {
+	if took := time.Since(began); res.StatusCode != http.StatusNotModified || took < time.Second || took > 30*time.Second || res.Header.Get(UsableHeader) != "3" {
 		t.Errorf("without a change: %s after %s, usable for %s", res.Status, took, res.Header.Get(UsableHeader))
 	}
 	type news struct {

@@ -381,9 +381,9 @@ func TestAPrimaryThatLostItsTail(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 30s until %s", what)
+			t.Fatalf("waited 2m until %s", what)
 		}
 	}
 }

@@ -105,6 +105,7 @@ const role = `lockstep:
 // there takes no more than the documented privileges, and while rows flow the
 // password, the certificates of both sides and an API key are changed. No change is lost.
 func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
+	t.Parallel()
 	_, _, ca := sign(t, "first authority", nil)
 	nodeCert, nodeKey, _ := sign(t, "node", ca)
 	clientCert, clientKey, _ := sign(t, "client", ca)
@@ -296,6 +297,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 
 // The local build cannot make API keys.
 func TestAnAPIKeyIsReadAgainWhenItIsRefused(t *testing.T) {
+	t.Parallel()
 	var right atomic.Value
 	right.Store("ApiKey Zmlyc3Q6a2V5")
 	f := &fake{bulk: taken}
@@ -350,6 +352,7 @@ func authenticate(t *testing.T, base string) *http.Request {
 }
 
 func TestAServerThatIsNotElasticsearchIsRefusedWithOneSentence(t *testing.T) {
+	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		io.WriteString(w, `{"version":{"distribution":"opensearch","number":"2.19.1"},"items":[{"index":{"status":201}}]}`)
@@ -373,6 +376,7 @@ func TestAServerThatIsNotElasticsearchIsRefusedWithOneSentence(t *testing.T) {
 }
 
 func TestACloudIDNamesTheAddress(t *testing.T) {
+	t.Parallel()
 	cfg := DefaultConfig()
 	cfg.CloudID = "shop:" + base64.StdEncoding.EncodeToString([]byte("eu.example.com:9243$search$kibana"))
 	if err := cfg.Check(); err != nil {
@@ -398,6 +402,7 @@ func TestACloudIDNamesTheAddress(t *testing.T) {
 }
 
 func TestAccessThatContradictsItselfIsRefused(t *testing.T) {
+	t.Parallel()
 	for want, change := range map[string]func(*Config){
 		"api_key: stands beside username":        func(c *Config) { c.Username, c.APIKeyFile = "u", "f" },
 		"password_file: stands beside password":  func(c *Config) { c.Username, c.Password, c.PasswordFile = "u", "p", "f" },

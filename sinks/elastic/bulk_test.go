@@ -24,6 +24,7 @@ import (
 )
 
 func TestEachAnswerHasItsVerdict(t *testing.T) {
+	t.Parallel()
 	conflict := func(current, given int) string {
 		return fmt.Sprintf("[1]: version conflict, current version [%d] is higher or equal to the one provided [%d]", current, given)
 	}
@@ -78,6 +79,7 @@ func TestEachAnswerHasItsVerdict(t *testing.T) {
 }
 
 func TestTheVersionIsSplicedIntoTheRowAsItIs(t *testing.T) {
+	t.Parallel()
 	for row, want := range map[string]string{
 		`{"id":1}`:                    `{"id":1,"_lockstep":{"v":7}}`,
 		`{"id":1,"meta":{"a":{}}}`:    `{"id":1,"meta":{"a":{}},"_lockstep":{"v":7}}`,
@@ -92,6 +94,7 @@ func TestTheVersionIsSplicedIntoTheRowAsItIs(t *testing.T) {
 }
 
 func TestAnyRowAndAnyKeyMakeWholeBulkLines(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.String()
 		name, title := text.Draw(t, "key"), text.Draw(t, "title")
@@ -130,6 +133,7 @@ func TestAnyRowAndAnyKeyMakeWholeBulkLines(t *testing.T) {
 }
 
 func TestTheGeneratedMappingKnowsEveryKind(t *testing.T) {
+	t.Parallel()
 	for kind, want := range map[cdc.Kind]string{
 		cdc.KindInt: "long", cdc.KindUint: "unsigned_long", cdc.KindFloat: "float", cdc.KindDouble: "double", cdc.KindDecimal: "double",
 		cdc.KindKeyword: "keyword", cdc.KindText: "text", cdc.KindSet: "keyword", cdc.KindDate: "date", cdc.KindDateTime: "date",
@@ -145,6 +149,7 @@ func TestTheGeneratedMappingKnowsEveryKind(t *testing.T) {
 }
 
 func TestColumnsThatCannotBeFieldsAreNamed(t *testing.T) {
+	t.Parallel()
 	for column, ok := range map[string]bool{"id": true, "_private": true, "größe": true, "a b": true, "a.b": false, "_id": false, "_lockstep": false, " ": false} {
 		err := CheckTable(cdc.Table{Columns: []cdc.Column{{Name: column}}})
 		if (err == nil) != ok {
@@ -154,6 +159,7 @@ func TestColumnsThatCannotBeFieldsAreNamed(t *testing.T) {
 }
 
 func TestAliasesAreCheckedBeforeTheServerSeesThem(t *testing.T) {
+	t.Parallel()
 	for template, want := range map[string]string{
 		"{db}_{table}": "shop_order", "Fixed": "fixed", "{db}.{table}": "shop.order",
 		"": "", "_x": "", "a b": "", "a*": "", "{pk}": "", "a,b": "", ".hidden": "",
@@ -252,6 +258,7 @@ func verdicts(outcomes []sinks.Outcome) string {
 }
 
 func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
+	t.Parallel()
 	refuse := func(status int, body string) func(http.ResponseWriter, []string) {
 		return func(w http.ResponseWriter, _ []string) {
 			w.WriteHeader(status)
@@ -301,6 +308,7 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 }
 
 func TestAFullStoreSaysHowLongItWantsToBeLeftAlone(t *testing.T) {
+	t.Parallel()
 	full := `{"items":[{"index":{"status":201}},{"index":{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"full"}}}]}`
 	for header, least := range map[string]time.Duration{
 		"": 0, "7": 7 * time.Second, "soon": 0, "-3": 0, time.Now().Add(time.Minute).UTC().Format(http.TimeFormat): 50 * time.Second,
@@ -325,6 +333,7 @@ func TestAFullStoreSaysHowLongItWantsToBeLeftAlone(t *testing.T) {
 }
 
 func TestRequestsAreCutByCountAndBytes(t *testing.T) {
+	t.Parallel()
 	f := &fake{bulk: taken}
 	s := f.open(t)
 	s.config.BulkDocs = 3
@@ -339,6 +348,7 @@ func TestRequestsAreCutByCountAndBytes(t *testing.T) {
 }
 
 func TestAStoreThatIsAwayIsAskedOnceAndNotForEveryRequestOfACall(t *testing.T) {
+	t.Parallel()
 	f := &fake{bulk: func(w http.ResponseWriter, _ []string) { w.WriteHeader(503) }}
 	s := f.open(t)
 	s.config.BulkDocs = 1
@@ -352,6 +362,7 @@ func TestAStoreThatIsAwayIsAskedOnceAndNotForEveryRequestOfACall(t *testing.T) {
 }
 
 func TestDefaultsPassTheCheck(t *testing.T) {
+	t.Parallel()
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{"http://127.0.0.1:9200"}
 	if err := cfg.Check(); err != nil {

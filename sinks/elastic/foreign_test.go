@@ -27,6 +27,7 @@ func (s *store) overwrite(t *testing.T, id int, body string) {
 var foreignVersion uint64
 
 func TestWhatSomebodyElseHasWrittenDoesNotMakeChangesStale(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]func(*Config){"hard": nil, "tombstone": tombstones} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t, config)
@@ -72,6 +73,7 @@ func TestWhatSomebodyElseHasWrittenDoesNotMakeChangesStale(t *testing.T) {
 }
 
 func TestASweepTakesWhatSomebodyElseHasWrittenToo(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	for id := range 3 {
 		if out := verdictOf(t, s, sinktest.Upsert(id, 1+9*(id/2), "x")); out.Verdict != sinks.Applied {
@@ -90,6 +92,7 @@ func TestASweepTakesWhatSomebodyElseHasWrittenToo(t *testing.T) {
 }
 
 func TestADocumentThatIsTouchedWhileItIsMendedIsLookedAtAgain(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	c := sinktest.Upsert(1, 5, "five")
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "one")); out.Verdict != sinks.Applied {

@@ -15,6 +15,7 @@ import (
 )
 
 func TestADocumentCountsAsSearchableWhenASearchFindsIt(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	const ahead = 30 * time.Second
 	s.Clock = func(at time.Time) time.Time { return at.Add(ahead) }

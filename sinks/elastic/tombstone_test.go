@@ -68,6 +68,7 @@ func TestAfterARestartAnOlderChangeBringsBackARowThatWasDeletedHardAndNotOneWith
 }
 
 func TestATombstoneIsHiddenFromSearchesAndRemovedWhenItHasBeenKeptLongEnough(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, tombstones)
 	name := sinktest.Questions.Name
 	for _, c := range []cdc.Change{
@@ -110,6 +111,7 @@ func TestATombstoneIsHiddenFromSearchesAndRemovedWhenItHasBeenKeptLongEnough(t *
 
 // A tombstone that is found old may be a row again before it is removed.
 func TestARowMadeAgainWhileItsTombstoneIsRemovedStays(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, tombstones)
 	name := sinktest.Questions.Name
 	if out := verdictOf(t, s, sinktest.Delete(1, 5)); out.Verdict != sinks.Applied {
@@ -130,6 +132,7 @@ func TestARowMadeAgainWhileItsTombstoneIsRemovedStays(t *testing.T) {
 }
 
 func TestAnIndexOfHardDeletesLearnsToHideTombstones(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name := sinktest.Questions.Name
 	alias := s.alias(name)

@@ -283,6 +283,7 @@ func privateConfig(addresses ...string) Config {
 var mirrored = TableConfig{Key: "{table}:{pk}"}
 
 func TestAFlushUnderLoadIsMendedFromTheLog(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -301,6 +302,7 @@ func TestAFlushUnderLoadIsMendedFromTheLog(t *testing.T) {
 }
 
 func TestAnEmptyRestartIsMendedFromTheLogAndAnotherWorkerBeginsAtTheMark(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -348,6 +350,7 @@ func TestAnEmptyRestartIsMendedFromTheLogAndAnotherWorkerBeginsAtTheMark(t *test
 // A kill -9 leaves the marks behind what is committed. The server has it all, and is
 // told from one that has another history by now.
 func TestAMarkThatWasNotWrittenAnyMoreIsNoLoss(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -410,6 +413,7 @@ func TestAMarkThatWasNotWrittenAnyMoreIsNoLoss(t *testing.T) {
 // A replica that was cut off takes over without the last writes, and the mark that it
 // has is what it has.
 func TestAReplicaThatTakesOverWithoutTheLastWritesIsBroughtUpToDate(t *testing.T) {
+	t.Parallel()
 	master, replica := testenv.NewRedis(t), testenv.NewRedis(t)
 	way := testenv.NewRelay(t, master.Addr)
 	link := testenv.NewRelay(t, master.Addr)
@@ -446,6 +450,7 @@ func TestAReplicaThatTakesOverWithoutTheLastWritesIsBroughtUpToDate(t *testing.T
 // The same while nothing has changed since the mark was written but rows behind it
 // were lost: what the mark does not show, the history of the server does.
 func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
+	t.Parallel()
 	master, replica := testenv.NewRedis(t), testenv.NewRedis(t)
 	plain, young := goredis.NewClient(&goredis.Options{Addr: master.Addr}), goredis.NewClient(&goredis.Options{Addr: replica.Addr})
 	defer plain.Close()
@@ -509,6 +514,7 @@ func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
 // The owner of partition 0 sweeps for a barrier at once, for the others have
 // committed behind it; what they read again comes after.
 func TestABarrierThatIsReadAgainIsSweptForBehindTheOlderRows(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()

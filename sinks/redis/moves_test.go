@@ -434,6 +434,7 @@ func TestARowWithoutAColumnOfATemplateWaitsWhileItsTableLacksItToo(t *testing.T)
 
 // Through a worker, which leaves out what a newer change of the row has overtaken.
 func TestRowsThatMoveUnderAWorkerAreInOnePlaceEach(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
