@@ -17,7 +17,9 @@ import (
 // sinks read again what Kafka has and have the rest copied. So it goes with an index that is
 // deleted under the sink, once its table changes.
 func TestStoresThatAreEmptiedAreFilledAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 100)
+	w.ownRedis()
 	cache := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
 	t.Cleanup(func() { cache.Close() })
 	p := w.start("run")

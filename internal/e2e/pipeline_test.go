@@ -92,6 +92,33 @@ tables:
 	return w
 }
 
+// replace puts other words into the configuration of the world.
+func (w *world) replace(old, with string) {
+	w.t.Helper()
+	for _, path := range []string{w.config, w.again} {
+		text, err := os.ReadFile(path)
+		if err == nil && !strings.Contains(string(text), old) {
+			err = fmt.Errorf("%s is not in %s", old, path)
+		}
+		if err == nil {
+			err = os.WriteFile(path, []byte(strings.ReplaceAll(string(text), old, with)), 0o600)
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// ownRedis gives the world a Redis that nobody else has, so that it may be stopped and emptied.
+func (w *world) ownRedis(settings ...string) *testenv.RedisInstance {
+	w.t.Helper()
+	own := testenv.NewRedis(w.t, settings...)
+	w.replace(w.spec.RedisAddr, own.Addr)
+	w.spec.RedisAddr = own.Addr
+	w.t.Cleanup(func() { w.spec.RedisAddr = "" }) // it is gone before the world is erased
+	return own
+}
+
 // process is a lockstep that runs.
 type process struct {
 	w     *world
