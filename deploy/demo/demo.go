@@ -235,11 +235,11 @@ func (d *demo) show(ctx context.Context, child *child) error {
 	}
 	p.note("comparing every row of MySQL with both stores")
 	d.spec.Tables[0].SkipElastic = map[string]bool{poison: true}
-	report, err := oracle.WaitEqual(ctx, d.spec, 20*time.Second)
+	report, err := oracle.WaitEqual(ctx, d.spec, patience)
 	if err != nil {
 		return err
 	}
-	at, err := m.settled(ctx, 10*time.Second)
+	at, err := m.settled(ctx, patience)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,7 @@ func openStore(t *testing.T, change func(*Config)) *store {
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{s.base}
 	cfg.Replicas = 0
+	cfg.Timeout = 5 * time.Minute // a machine with other work
 	if change != nil {
 		change(&cfg)
 	}

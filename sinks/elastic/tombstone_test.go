@@ -44,7 +44,7 @@ func TestAfterARestartAnOlderChangeBringsBackARowThatWasDeletedHardAndNotOneWith
 	testenv.Stop(t, "elasticsearch")
 	testenv.Start(t, "elasticsearch")
 	var out sinks.Outcome
-	for range 100 { // connections to the node that was are found broken
+	for range 1200 { // connections to the node that was are found broken
 		if out = verdictOf(t, kept, sinktest.Upsert(1, 7, "late")); out.Verdict != sinks.Unavailable {
 			break
 		}
@@ -56,7 +56,7 @@ func TestAfterARestartAnOlderChangeBringsBackARowThatWasDeletedHardAndNotOneWith
 	if seen, _ := kept.seen(t, sinktest.Questions.Name); seen != 0 {
 		t.Errorf("a search finds %d rows; want none", seen)
 	}
-	for range 100 {
+	for range 1200 {
 		if out = verdictOf(t, hard, sinktest.Upsert(1, 7, "late")); out.Verdict != sinks.Unavailable {
 			break
 		}

@@ -82,13 +82,13 @@ func newClusterWith(t *testing.T, tls []string) *cluster {
 
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 1500 {
+	for range 6000 {
 		if ok() {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Fatalf("not within 30s: %s", what)
+	t.Fatalf("not within 2m: %s", what)
 }
 
 func (c *cluster) do(t *testing.T, node int, args ...any) any {

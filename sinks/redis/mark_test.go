@@ -219,7 +219,7 @@ func want(histories []*history) map[string]string {
 func (p *pipeline) equal(t *testing.T, plain goredis.UniversalClient) {
 	t.Helper()
 	var got, expected map[string]string
-	for range 600 {
+	for range 2400 {
 		got, expected = map[string]string{}, want(p.histories)
 		var mu sync.Mutex
 		err := eachMasterOf(t.Context(), plain, func(ctx context.Context, server *goredis.Client) error {
@@ -336,7 +336,7 @@ func TestAnEmptyRestartIsMendedFromTheLogAndAnotherWorkerBeginsAtTheMark(t *test
 	plain.FlushAll(t.Context())
 	one.start = 10
 	p = newPipeline(t, privateConfig(server.Addr), mirrored, one)
-	for range 100 {
+	for range 6000 {
 		if p.repaired("snapshot") == 1 {
 			break
 		}
@@ -480,7 +480,7 @@ func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
 	}
 	// The replica has all that there is, and the rows come behind it.
 	young.SlaveOf(t.Context(), "127.0.0.1", master.Port())
-	for range 500 {
+	for range 12000 {
 		if young.HGet(t.Context(), "lockstep:w:g", "t/0").Val() == "5" {
 			break
 		}
@@ -533,7 +533,7 @@ func TestABarrierThatIsReadAgainIsSweptForBehindTheOlderRows(t *testing.T) {
 	plain.FlushAll(t.Context())
 	// Partition 0 is read again first, while the other's old place still stands.
 	p = newPipeline(t, privateConfig(server.Addr), mirrored, one)
-	for range 200 {
+	for range 12000 {
 		if one.open().next == 1 && p.repaired("replay") == 1 {
 			break
 		}

@@ -461,7 +461,7 @@ func TestRowsThatMoveUnderAWorkerAreInOnePlaceEach(t *testing.T) {
 	}
 	newPipeline(t, privateConfig(server.Addr), moving[ModeHash], h)
 	var got map[string]string
-	for range 200 {
+	for range 2400 {
 		if got = (fixture{plain: plain}).contents(t, ModeHash); maps.Equal(got, want) {
 			return
 		}
