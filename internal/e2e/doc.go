@@ -3,5 +3,6 @@
 // code with the pipeline.
 //
 // They wait more than they work, so they run side by side (t.Parallel), each in a world
-// of its own. A test that stops a shared server, or empties it, runs alone, before them.
+// of its own. A test that stops a shared server, or needs the whole machine, runs alone, before
+// them.
 package e2e

@@ -67,7 +67,7 @@ func newWorld(t *testing.T, questions int) *world {
 source: {addr: %[2]q, user: %[3]s, password: %[4]q, server_id: %[5]d}
 kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 6s, lease_timeout: 3s}
 sinks:
-  search: {elastic: {addresses: [%[7]q]}}
+  search: {elastic: {addresses: [%[7]q], timeout: 4m}}
   cache: {redis: {addresses: [%[8]q]}}
 worker: {stop_within: 2s}
 admin: {listen: "127.0.0.1:0"}

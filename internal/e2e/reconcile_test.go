@@ -336,7 +336,6 @@ func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
 // nothing is reported. LOCKSTEP_RECONCILE_FOR makes it longer, such as 10m, and
 // LOCKSTEP_RECONCILE_RATE, in transactions a second, faster.
 func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
-	t.Parallel()
 	during := 20 * time.Second
 	if text := os.Getenv("LOCKSTEP_RECONCILE_FOR"); text != "" {
 		var err error
