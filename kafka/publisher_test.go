@@ -3,6 +3,7 @@ package kafka
 import (
 	"bytes"
 	"context"
+	cryptorand "crypto/rand"
 	"errors"
 	"fmt"
 	"math"
@@ -155,9 +156,7 @@ func TestPublishWaitsWhileTheBudgetIsUsedUp(t *testing.T) {
 
 func noise(n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rand.Uint32())
-	}
+	_, _ = cryptorand.Read(b)
 	return b
 }
 

@@ -29,7 +29,7 @@ const (
 )
 
 // patience is how long the stores may take to catch up, on a busy machine too.
-const patience = 2 * time.Minute
+const patience = 10 * time.Minute
 
 // tables says where the rows of the question bank go.
 var tables = []oracle.TableSpec{

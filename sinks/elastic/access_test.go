@@ -158,10 +158,10 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	}
 	s := open("a", cfg)
 
-	// write repeats a change until it is in, as a worker does, for a minute.
+	// write repeats a change until it is in, as a worker does, for five minutes.
 	write := func(s *Sink, c cdc.Change) {
 		var out sinks.Outcome
-		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if out = s.Apply(context.WithoutCancel(t.Context()), []cdc.Change{c})[0]; out.Verdict != sinks.Unavailable {
 				break
 			}
@@ -235,7 +235,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	goesOn := func(what string) {
 		t.Helper()
 		from := last.Load()
-		for end := time.Now().Add(time.Minute); last.Load() < from+3; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); last.Load() < from+3; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("%s: the writer stands still", what)
 			}
@@ -244,7 +244,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	goesOn("at first")
 
 	node.Write(t, "users", users("second secret"))
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // until it is refused
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // until it is refused
 		if _, err := s.Probe(t.Context()); err != nil || time.Now().After(end) {
 			break
 		}
@@ -264,7 +264,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	node.Write(t, "node.key", nodeKey)
 	node.Write(t, "node.crt", nodeCert)
 	node.Write(t, "ca.crt", ca2.pem)
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // until it shows the new one
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // until it shows the new one
 		conn, err := tls.Dial("tcp", node.Addr, &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
 			continue

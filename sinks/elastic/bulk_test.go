@@ -226,11 +226,17 @@ func taken(w http.ResponseWriter, ids []string) {
 }
 
 func (f *fake) open(t *testing.T) *Sink {
+	t.Helper()
+	return f.openWithin(t, time.Minute)
+}
+
+func (f *fake) openWithin(t *testing.T, timeout time.Duration) *Sink {
+	t.Helper()
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{server.URL}
-	cfg.Timeout = 300 * time.Millisecond
+	cfg.Timeout = timeout
 	s, err := Open("search", cfg, func(cdc.TableName) (TableConfig, bool) { return TableConfig{Index: "a"}, true },
 		func(context.Context, cdc.TableName) (cdc.Table, error) { return sinktest.Questions, nil },
 		slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()))
@@ -265,6 +271,7 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 			io.WriteString(w, body)
 		}
 	}
+	const tooLong = "an answer that takes too long is none"
 	// when answers so if the request holds document 5, and takes it otherwise.
 	when := func(status int, body string) func(http.ResponseWriter, []string) {
 		return func(w http.ResponseWriter, ids []string) {
@@ -293,11 +300,14 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 		{"a 400 of somebody else buries nothing", refuse(400, `<html>proxy</html>`), "!!!!!!!!", "[8 4 2 1]"},
 		{"an answer that breaks off is none", refuse(200, `{"items":[{"index":{"status":201}},{"index":{"sta`), "!!!!!!!!", "[8]"},
 		{"fewer answers than documents are none", func(w http.ResponseWriter, ids []string) { taken(w, ids[1:]) }, "!!!!!!!!", "[8]"},
-		{"an answer that takes too long is none", func(w http.ResponseWriter, ids []string) { time.Sleep(600 * time.Millisecond); taken(w, ids) }, "!!!!!!!!", "[8]"},
+		{tooLong, func(w http.ResponseWriter, ids []string) { time.Sleep(600 * time.Millisecond); taken(w, ids) }, "!!!!!!!!", "[8]"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
-			f := &fake{bulk: c.bulk}
-			out := f.open(t).Apply(t.Context(), eight())
+			f, timeout := &fake{bulk: c.bulk}, time.Minute
+			if c.claim == tooLong {
+				timeout = 300 * time.Millisecond
+			}
+			out := f.openWithin(t, timeout).Apply(t.Context(), eight())
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if got, sizes := verdicts(out), fmt.Sprint(f.sizes); got != c.want || sizes != c.sizes {
