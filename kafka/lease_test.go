@@ -56,7 +56,7 @@ func contend(t *testing.T, cfg Config, prefix string, holding *atomic.Int32) *co
 func TestOneMemberHoldsTheLeaseAndTheOthersComeAndGoWithoutDisturbingIt(t *testing.T) {
 	t.Parallel()
 	cfg, prefix := real(t)
-	cfg.LeaseTimeout = 10 * time.Minute // nobody gets it because somebody was slow, or was waited for
+	cfg.LeaseTimeout = 5 * patience // nobody gets it because somebody was slow, or was waited for
 	var holding atomic.Int32
 	first := contend(t, cfg, prefix, &holding)
 	until(t, "the first to hold it", func() bool { return first.State() == LeaseActive })
@@ -185,7 +185,7 @@ func otherHolder(t *testing.T, cfg Config, prefix string) (child *exec.Cmd, said
 func TestAHolderThatWasKilledOnThisMachineIsNotWaitedFor(t *testing.T) {
 	t.Parallel()
 	cfg, prefix := real(t)
-	cfg.LeaseTimeout = 10 * time.Minute
+	cfg.LeaseTimeout = 2 * patience
 	child, _ := otherHolder(t, cfg, prefix)
 	must(t, child.Process.Kill())
 	_ = child.Wait()
