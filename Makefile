@@ -41,7 +41,7 @@ bin/demo: build
 # while the servers start. Those that do run one at a time, because a test may stop a server or
 # set it otherwise; testenv is how a test finds one, so nobody is forgotten. Within a package what
 # waits for servers of its own, or has names of its own on a shared one, runs side by side.
-TEST := go test -count=1 -timeout 30m -parallel 4
+TEST := go test -count=1 -timeout 60m -parallel 4
 IMPORTS := {{.ImportPath}}{{range .Imports}} {{.}}{{end}}{{range .TestImports}} {{.}}{{end}}{{range .XTestImports}} {{.}}{{end}}
 NAMES = $(or $(shell go list -f '$(IMPORTS)' ./... | grep $(1) 'internal/testenv\>' | cut -d' ' -f1),$(error go list names no packages))
 TESTENV = $(call NAMES,)
