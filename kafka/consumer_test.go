@@ -101,6 +101,7 @@ func joinThree(t *testing.T, cfg Config, topic, group string) {
 	const n = 30000
 	cfg.FetchMaxBytes = 1024
 	cfg.Compression = "none"
+	cfg.SessionTimeout = patience // nobody is put out because it was slow
 	fill(t, open(t, cfg), cfg, topic, 12, n)
 	seen := &collector{each: func(*Partition, []Record) { time.Sleep(120 * time.Millisecond) }}
 	var stops []func() error

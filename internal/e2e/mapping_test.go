@@ -120,7 +120,7 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	watched := make(chan error, 1)
 	go func() { watched <- watcher.Run(watching) }()
 
-	end := w.load(20, 6)
+	end := w.loadOf(20, 6, 100)
 	w.mapped("code: {type: keyword}, origin: {type: ip}")
 	var rebuilt struct{ To string }
 	if w.lockstep(&rebuilt, "rebuild", "search", "--table", w.name+".questions"); !strings.HasSuffix(rebuilt.To, "-questions-000002") {
@@ -134,7 +134,7 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	p.stop()
 	p = w.start("run")
 	w.foreseeable(code, "payload", wouldApply)
-	end = w.load(60, 7)
+	end = w.loadOf(60, 7, 300)
 	w.mended(code, "payload", "origin")
 	t.Log(end())
 	if counts, _ := w.causes(); counts[code] != 0 || counts[origin] < enough {
@@ -145,7 +145,7 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	p.stop()
 	p = w.start("run")
 	w.foreseeable(origin, "resync", wouldApply, notPut)
-	end = w.load(60, 8)
+	end = w.loadOf(60, 8, 300)
 	w.mended(origin, "resync", "")
 	t.Log(end())
 	w.equal(time.Minute)

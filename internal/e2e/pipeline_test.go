@@ -300,8 +300,13 @@ func (w *world) equal(within time.Duration) {
 
 // load runs a workload until the returned function ends it.
 func (w *world) load(rate float64, seed uint64) (end func() bank.Stats) {
+	return w.loadOf(rate, seed, 0)
+}
+
+// loadOf is load that makes no more than so many transactions, if not 0.
+func (w *world) loadOf(rate float64, seed uint64, most int64) (end func() bank.Stats) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
-	workload := &bank.Workload{DB: w.db, Rate: rate, Seed: seed, Connections: 4}
+	workload := &bank.Workload{DB: w.db, Rate: rate, Most: most, Seed: seed, Connections: 4}
 	ended := make(chan error, 1)
 	go func() { ended <- workload.Run(ctx) }()
 	stopped := false
