@@ -37,20 +37,22 @@ build: ## build bin/lockstep, static
 bin/demo: build
 	@go build -o $@ ./deploy/demo
 
-# In three steps, on two cores in less than 15 minutes. Packages whose tests ask for no server run
-# while the servers start. Those that do run one at a time, because a test may stop a server or
-# set it otherwise; testenv is how a test finds one, so nobody is forgotten. Within a package what
-# waits for servers of its own, or has names of its own on a shared one, runs side by side.
+# On two cores in less than 15 minutes. Packages whose tests ask for no server run while the servers
+# start; testenv is how a test finds one, so nobody is forgotten. Those of one system run beside one
+# another, the others one at a time, because a test may stop a server or set it otherwise. Within a
+# package what waits for servers of its own, or has names of its own on a shared one, runs side by side.
 TEST := go test -count=1 -timeout 60m -parallel 4
 IMPORTS := {{.ImportPath}}{{range .Imports}} {{.}}{{end}}{{range .TestImports}} {{.}}{{end}}{{range .XTestImports}} {{.}}{{end}}
 NAMES = $(or $(shell go list -f '$(IMPORTS)' ./... | grep $(1) 'internal/testenv\>' | cut -d' ' -f1),$(error go list names no packages))
 TESTENV = $(call NAMES,)
 ALONE = $(call NAMES,-v)
+ONE_SYSTEM := lockstep/cdc/mysql lockstep/kafka lockstep/sinks/elastic lockstep/sinks/redis
 REDISES := test-redis8 test-valkey
 
 test: ## start what is needed and run all tests, those against real servers included
 	@$(MAKE) --no-print-directory -j2 test-servers test-alone
-	$(TEST) -p 1 $(RACE) $(filter-out $(NO_RACE),$(TESTENV))
+	$(TEST) -p 2 $(RACE) $(ONE_SYSTEM)
+	$(TEST) -p 1 $(RACE) $(filter-out $(NO_RACE) $(ONE_SYSTEM),$(TESTENV))
 	$(TEST) -p 1 $(filter $(NO_RACE),$(TESTENV))
 	@$(MAKE) --no-print-directory -j2 $(REDISES)
 
