@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -18,13 +19,12 @@ import (
 // overwrite writes a document as somebody else does, under a version far ahead.
 func (s *store) overwrite(t *testing.T, id int, body string) {
 	t.Helper()
-	if status, res := s.ask(t, http.MethodPut, fmt.Sprintf("/%s/_doc/%d?version=%d&version_type=external", s.alias(sinktest.Questions.Name), id, uint64(1)<<52+foreignVersion), body); status >= 300 {
+	if status, res := s.ask(t, http.MethodPut, fmt.Sprintf("/%s/_doc/%d?version=%d&version_type=external", s.alias(sinktest.Questions.Name), id, uint64(1)<<52+foreignVersion.Add(1)), body); status >= 300 {
 		t.Fatal(res.Raw)
 	}
-	foreignVersion++
 }
 
-var foreignVersion uint64
+var foreignVersion atomic.Uint64
 
 func TestWhatSomebodyElseHasWrittenDoesNotMakeChangesStale(t *testing.T) {
 	t.Parallel()
