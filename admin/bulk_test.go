@@ -387,12 +387,12 @@ func TestABodyThatGoesOnIsWaitedFor(t *testing.T) {
 	body, feed := io.Pipe()
 	go func() {
 		for n := range 6 {
-			time.Sleep(150 * time.Millisecond)
+			time.Sleep(500 * time.Millisecond)
 			fmt.Fprintf(feed, "letter 1%d\n", n)
 		}
 		feed.Close()
 	}()
-	a.server.patience, a.shelf.between = 400*time.Millisecond, a.takes(time.Second) // and then it is checked
+	a.server.patience, a.shelf.between = 2500*time.Millisecond, a.takes(time.Second) // and then it is checked
 	if got := a.send(server, "POST", importPath, operator, body, lineType, "X-Request-ID: r"); got.status != 200 || len(a.shelf.imported) != 6 {
 		t.Errorf("%+v", got)
 	}

@@ -216,7 +216,7 @@ func TestALongPollEndsWithTheNextChange(t *testing.T) {
 	broke := time.Now()
 	g.pass(250*time.Millisecond, route.Report{Down: "connection refused", Open: true})
 	n := <-came
-	if took := n.after.Sub(broke); n.status != http.StatusOK || n.answer.Sinks[0].Read != route.ReadMySQL || took > 2*time.Second {
+	if took := n.after.Sub(broke); n.status != http.StatusOK || n.answer.Sinks[0].Read != route.ReadMySQL || took > 10*time.Second {
 		t.Errorf("after a break: %d %+v within %s", n.status, n.answer, took)
 	}
 }
@@ -227,7 +227,7 @@ func TestAStreamOfEventsTellsOfEveryChange(t *testing.T) {
 	g := newGateways()
 	url := g.serve(t, false) + "/v1/route/shop.orders?sink=search"
 	g.pass(50*time.Second, route.Report{})
-	ctx, leave := context.WithTimeout(t.Context(), 15*time.Second)
+	ctx, leave := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer leave()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
