@@ -8,8 +8,9 @@ SERVERS := deploy/local/servers
 
 # The race detector needs a C compiler; RACE= leaves it out.
 RACE ?= $(if $(shell command -v gcc || command -v cc),-race)
-# Packages whose tests measure or push volume, where it would only make them slow.
-NO_RACE := /bench|/deploy/
+# Packages whose tests measure, push volume, or watch processes that are built without it: there it
+# would only make them slow.
+NO_RACE := lockstep/bench lockstep/deploy/% lockstep/internal/e2e
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status clean build test vuln sbom demo demo-route bench bench-peers generate fuzz
@@ -36,16 +37,37 @@ build: ## build bin/lockstep, static
 bin/demo: build
 	@go build -o $@ ./deploy/demo
 
-# One package at a time: some tests stop a server that the others use.
+# On two cores in less than 15 minutes. Packages whose tests ask for no server run while the servers
+# start; testenv is how a test finds one, so nobody is forgotten. Those of one system run beside one
+# another, the others one at a time, because a test may stop a server or set it otherwise. Within a
+# package what waits for servers of its own, or has names of its own on a shared one, runs side by side.
+TEST := go test -count=1 -timeout 60m -parallel 4
+IMPORTS := {{.ImportPath}}{{range .Imports}} {{.}}{{end}}{{range .TestImports}} {{.}}{{end}}{{range .XTestImports}} {{.}}{{end}}
+NAMES = $(or $(shell go list -f '$(IMPORTS)' ./... | grep $(1) 'internal/testenv\>' | cut -d' ' -f1),$(error go list names no packages))
+TESTENV = $(call NAMES,)
+ALONE = $(call NAMES,-v)
+ONE_SYSTEM := lockstep/cdc/mysql lockstep/kafka lockstep/sinks/elastic lockstep/sinks/redis
+REDISES := test-redis8 test-valkey
+
 test: ## start what is needed and run all tests, those against real servers included
+	@$(MAKE) --no-print-directory -j2 test-servers test-alone
+	$(TEST) -p 2 $(RACE) $(ONE_SYSTEM)
+	$(TEST) -p 1 $(RACE) $(filter-out $(NO_RACE) $(ONE_SYSTEM),$(TESTENV))
+	$(TEST) -p 1 $(filter $(NO_RACE),$(TESTENV))
+	@$(MAKE) --no-print-directory -j2 $(REDISES)
+
+.PHONY: test-servers test-alone $(REDISES)
+test-servers:
 	@$(SERVERS) up mysql kafka elasticsearch redis redis8 valkey mariadb
+
+test-alone:
 	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
 	  if [[ -n $$unformatted ]]; then echo "gofmt is needed in:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
-	go test -count=1 -p 1 -timeout 30m $(RACE) $$(go list ./... | grep -vE '$(NO_RACE)')
-	go test -count=1 -p 1 -timeout 30m $$(go list ./... | grep -E '$(NO_RACE)')
-	for server in redis8 valkey; do \
-	  LOCKSTEP_REDIS=$$server go test -count=1 -run 'SuiteOfSinks|OnePlace|Rights|Flush|Cache' ./sinks/redis; done
+	$(TEST) $(RACE) $(ALONE)
+
+$(REDISES): test-%:
+	LOCKSTEP_REDIS=$* $(TEST) -run 'SuiteOfSinks|OnePlace|Rights|Flush|Cache' ./sinks/redis
 
 # It looks at the code as the toolchain of go.mod compiles it, which is that of the Dockerfile.
 # The database is a Go module like any other; VULNDB=latest takes the newest.

@@ -206,7 +206,7 @@ func TestAnExportWaitsForItsClientAndNotForEver(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET /v1/dlq/export HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", operator)
-	for deadline := time.Now().Add(10 * time.Second); a.requests("exportLetters", "cut") == 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); a.requests("exportLetters", "cut") == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("whoever takes nothing is waited for")
 		}
@@ -387,12 +387,12 @@ func TestABodyThatGoesOnIsWaitedFor(t *testing.T) {
 	body, feed := io.Pipe()
 	go func() {
 		for n := range 6 {
-			time.Sleep(150 * time.Millisecond)
+			time.Sleep(500 * time.Millisecond)
 			fmt.Fprintf(feed, "letter 1%d\n", n)
 		}
 		feed.Close()
 	}()
-	a.server.patience, a.shelf.between = 400*time.Millisecond, a.takes(time.Second) // and then it is checked
+	a.server.patience, a.shelf.between = 2500*time.Millisecond, a.takes(time.Second) // and then it is checked
 	if got := a.send(server, "POST", importPath, operator, body, lineType, "X-Request-ID: r"); got.status != 200 || len(a.shelf.imported) != 6 {
 		t.Errorf("%+v", got)
 	}
@@ -414,7 +414,7 @@ func TestFewLargeRequestsAreUnderWayAtOnce(t *testing.T) {
 		})
 		fmt.Fprintf(feed, "letter %d\n", 10+n)
 	}
-	for deadline := time.Now().Add(10 * time.Second); len(a.server.bulk) < bulkAtOnce; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); len(a.server.bulk) < bulkAtOnce; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("they do not begin")
 		}

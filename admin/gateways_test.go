@@ -195,7 +195,7 @@ func TestALongPollEndsWithTheNextChange(t *testing.T) {
 	g.pass(time.Second, route.Report{Behind: 1100 * time.Millisecond})
 	began := time.Now()
 	res, _ = get(t, url+"&wait=1s", "If-None-Match: "+etag)
-	if took := time.Since(began); res.StatusCode != http.StatusNotModified || took < time.Second || took > 5*time.Second || res.Header.Get(UsableHeader) != "3" {
+	if took := time.Since(began); res.StatusCode != http.StatusNotModified || took < time.Second || took > 30*time.Second || res.Header.Get(UsableHeader) != "3" {
 		t.Errorf("without a change: %s after %s, usable for %s", res.Status, took, res.Header.Get(UsableHeader))
 	}
 	type news struct {
@@ -216,7 +216,7 @@ func TestALongPollEndsWithTheNextChange(t *testing.T) {
 	broke := time.Now()
 	g.pass(250*time.Millisecond, route.Report{Down: "connection refused", Open: true})
 	n := <-came
-	if took := n.after.Sub(broke); n.status != http.StatusOK || n.answer.Sinks[0].Read != route.ReadMySQL || took > 2*time.Second {
+	if took := n.after.Sub(broke); n.status != http.StatusOK || n.answer.Sinks[0].Read != route.ReadMySQL || took > 10*time.Second {
 		t.Errorf("after a break: %d %+v within %s", n.status, n.answer, took)
 	}
 }
@@ -227,7 +227,7 @@ func TestAStreamOfEventsTellsOfEveryChange(t *testing.T) {
 	g := newGateways()
 	url := g.serve(t, false) + "/v1/route/shop.orders?sink=search"
 	g.pass(50*time.Second, route.Report{})
-	ctx, leave := context.WithTimeout(t.Context(), 15*time.Second)
+	ctx, leave := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer leave()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -77,14 +77,14 @@ func heardBy(t testing.TB, h *Hub) (next func(what string, ok func(Record) bool)
 	t.Cleanup(h.Listen(func(r Record) { records <- r }))
 	return func(what string, ok func(Record) bool) Record {
 		t.Helper()
-		for late := time.After(30 * time.Second); ; {
+		for late := time.After(2 * time.Minute); ; {
 			select {
 			case r := <-records:
 				if ok(r) {
 					return r
 				}
 			case <-late:
-				t.Fatalf("waited 30 s for %s", what)
+				t.Fatalf("waited 2 m for %s", what)
 			}
 		}
 	}
@@ -247,9 +247,9 @@ func TestTheCaptureAnswersWhenTheTransactionsAreReadAndWhatTheyChangedIsAcknowle
 
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); {
+	for end := time.Now().Add(2 * time.Minute); !ok(); {
 		if time.Now().After(end) {
-			t.Fatalf("waited 30 s for %s", what)
+			t.Fatalf("waited 2 m for %s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}

@@ -44,6 +44,7 @@ func changeLog(t testing.TB, c *Client, cfg Config, prefix string) (*ChangeLog, 
 }
 
 func TestTheSavedPositionIsNeverAheadOfKafka(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(3))
 	c := open(t, cfg)
 	ctx := deadline(t, 90*time.Second)
@@ -138,6 +139,7 @@ func TestTheSavedPositionIsNeverAheadOfKafka(t *testing.T) {
 // Whoever meets a barrier in partition 0 can rely on its standing in all others,
 // behind everything that was published before it.
 func TestABarrierIsInEveryPartitionBeforeItIsInTheFirst(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(3))
 	cfg.Partitions = 4
 	c := open(t, cfg)
@@ -197,6 +199,7 @@ func TestABarrierIsInEveryPartitionBeforeItIsInTheFirst(t *testing.T) {
 }
 
 func TestTheHighestEpochAndClockIsThePosition(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
@@ -245,6 +248,7 @@ func TestTheHighestEpochAndClockIsThePosition(t *testing.T) {
 }
 
 func TestLargeAndManyOnTheRealKafka(t *testing.T) {
+	t.Parallel()
 	cfg, prefix := real(t)
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
@@ -323,6 +327,7 @@ func BenchmarkPublish(b *testing.B) {
 // writes last, the position of the new one stays; and what earlier captures saved
 // is deleted.
 func TestACaptureThatWasTakenOverFromCannotPushOutTheNewPosition(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
@@ -374,6 +379,7 @@ func TestACaptureThatWasTakenOverFromCannotPushOutTheNewPosition(t *testing.T) {
 // the one before;
 // a row that does not fit alone is refused with its name, and the others go on.
 func TestALargeRowTravelsWithoutTheLargeValuesBefore(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	cfg.MaxRecordBytes, cfg.Partitions = 1<<20, 1
 	c := open(t, cfg)

@@ -16,6 +16,7 @@ import (
 )
 
 func TestEveryLoginWorksForPublisherAndConsumer(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1), kfake.EnableSASL(),
 		kfake.Superuser("PLAIN", "plain", "p1"), kfake.Superuser("SCRAM-SHA-256", "s256", "p2"), kfake.Superuser("SCRAM-SHA-512", "s512", "p3"))
 	for _, login := range []SASL{
@@ -46,6 +47,7 @@ func TestEveryLoginWorksForPublisherAndConsumer(t *testing.T) {
 }
 
 func TestTheLogHearsOnceThatKafkaIsAwayAndOnceThatItIsBack(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		h := &health{log: slog.New(slog.NewTextHandler(&log, nil))}

@@ -101,6 +101,7 @@ func joinThree(t *testing.T, cfg Config, topic, group string) {
 	const n = 30000
 	cfg.FetchMaxBytes = 1024
 	cfg.Compression = "none"
+	cfg.SessionTimeout = patience // nobody is put out because it was slow
 	fill(t, open(t, cfg), cfg, topic, 12, n)
 	seen := &collector{each: func(*Partition, []Record) { time.Sleep(120 * time.Millisecond) }}
 	var stops []func() error
@@ -131,6 +132,7 @@ func joinThree(t *testing.T, cfg Config, topic, group string) {
 }
 
 func TestMembersThatJoinCauseNoRedelivery(t *testing.T) {
+	t.Parallel()
 	t.Run("fake", func(t *testing.T) {
 		_, cfg := fake(t, kfake.NumBrokers(3))
 		joinThree(t, cfg, "t", "g")
@@ -142,6 +144,7 @@ func TestMembersThatJoinCauseNoRedelivery(t *testing.T) {
 }
 
 func TestRecordsRemovedBelowTheCommittedOffsetAreRaised(t *testing.T) {
+	t.Parallel()
 	cfg, prefix := real(t)
 	c := open(t, cfg)
 	topic := prefix + ".a.b"
@@ -184,6 +187,7 @@ func truncate(t *testing.T, c *Client, topic string, partition int, offset int64
 }
 
 func TestAnOffsetBehindTheEndIsRaised(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	fill(t, c, cfg, "t", 1, 100)
@@ -204,6 +208,7 @@ func TestAnOffsetBehindTheEndIsRaised(t *testing.T) {
 }
 
 func TestANewTopicIsPickedUp(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	fill(t, c, cfg, "a", 2, 10)
@@ -221,6 +226,7 @@ func TestANewTopicIsPickedUp(t *testing.T) {
 }
 
 func TestTheErrorOfOneHandleDrainsTheOthersAndEndsConsume(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	fill(t, c, cfg, "t", 4, 400)
@@ -274,6 +280,7 @@ func TestTheErrorOfOneHandleDrainsTheOthersAndEndsConsume(t *testing.T) {
 }
 
 func TestLagIsShownAndForgotten(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	fill(t, c, cfg, "t", 1, 100)
@@ -308,6 +315,7 @@ func TestLagIsShownAndForgotten(t *testing.T) {
 // A store that is away keeps its partitions from fetching, and that is when
 // somebody looks at the lag.
 func TestLagGrowsWhileNobodyFetches(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	fill(t, c, cfg, "t", 1, 100)
@@ -339,6 +347,7 @@ func TestLagGrowsWhileNobodyFetches(t *testing.T) {
 
 // A member that got no partition, because the other one has them all, is a member.
 func TestAMemberWithoutAPartitionIsAMember(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	fill(t, open(t, cfg), cfg, "t", 1, 1)
 	var in, owned [2]atomic.Int32
@@ -374,6 +383,7 @@ func TestAMemberWithoutAPartitionIsAMember(t *testing.T) {
 }
 
 func TestAFetchKeepsToTheBytesItIsAskedFor(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	fill(t, c, cfg, "t", 1, 2400)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 )
@@ -59,9 +58,9 @@ func died(clientID, member string) bool {
 
 // buryDead takes members out of the group whose processes ran here and were killed,
 // so that a capture that is started again does not wait for its own ghost. What
-// fails is left to the timeout.
+// fails, or takes as long as that, is left to the timeout.
 func (l *Lease) buryDead(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, l.Client.cfg.LeaseTimeout)
 	defer cancel()
 	api, clientID := l.Client.api, l.Client.dialer.ClientID
 	groups, err := api.DescribeGroups(ctx, &kafkago.DescribeGroupsRequest{GroupIDs: []string{l.Group}})

@@ -13,6 +13,7 @@ import (
 // What an earlier change log has published is in the ends of the next one, and what that
 // publishes is in them as soon as it is acknowledged, whatever goes wrong on the way.
 func TestTheEndsAreBehindEverythingThatIsAcknowledged(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(3))
 	c := open(t, cfg)
 	ctx := deadline(t, 90*time.Second)
@@ -63,6 +64,7 @@ func TestTheEndsAreBehindEverythingThatIsAcknowledged(t *testing.T) {
 // Where the broker has not said where a batch stands, because it had it from a try of which
 // the answer was lost, it is asked.
 func TestAnEndThatTheBrokerDidNotTellIsAskedFor(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t)
 	c := open(t, cfg)
 	ctx := deadline(t, time.Minute)
@@ -86,6 +88,7 @@ func TestAnEndThatTheBrokerDidNotTellIsAskedFor(t *testing.T) {
 }
 
 func TestTailGivesWhatIsWrittenBehindIt(t *testing.T) {
+	t.Parallel()
 	cfg, prefix := real(t)
 	c := open(t, cfg)
 	ctx := deadline(t, time.Minute)

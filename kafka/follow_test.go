@@ -21,6 +21,7 @@ func numbers(t *testing.T, records ...Record) (ns []int) {
 }
 
 func TestFollowGivesWhatIsThereThenWhatComes(t *testing.T) {
+	t.Parallel()
 	cfg, prefix := real(t)
 	c := open(t, cfg)
 	ctx := deadline(t, time.Minute)

@@ -16,6 +16,7 @@ import (
 )
 
 func TestATopicGetsThePartitionsItLacksAndKeepsThoseItHas(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(3))
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
@@ -41,6 +42,7 @@ func TestATopicGetsThePartitionsItLacksAndKeepsThoseItHas(t *testing.T) {
 // number has put where it is, every partition has a growth that is behind everything that the
 // old number has put, and one that is behind those.
 func TestATopicThatHasGrownSaysSoWheneverTheCaptureIsKilled(t *testing.T) {
+	t.Parallel()
 	const few, many, topic = 2, 5, "p.bank.q"
 	for kill := range 9 {
 		t.Run(fmt.Sprint(kill), func(t *testing.T) {
@@ -149,6 +151,7 @@ func TestATopicThatHasGrownSaysSoWheneverTheCaptureIsKilled(t *testing.T) {
 }
 
 func TestAMemberGetsThePartitionsOfATopicThatHasGrown(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	fill(t, c, cfg, "a", 2, 10)

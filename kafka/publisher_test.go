@@ -3,6 +3,7 @@ package kafka
 import (
 	"bytes"
 	"context"
+	cryptorand "crypto/rand"
 	"errors"
 	"fmt"
 	"math"
@@ -59,6 +60,7 @@ func troubles(ctx context.Context, cluster *kfake.Cluster, share float64) (stop 
 }
 
 func TestRecordsStandInOrderAndOnceWhateverGoesWrong(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(3))
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
@@ -85,6 +87,7 @@ func TestRecordsStandInOrderAndOnceWhateverGoesWrong(t *testing.T) {
 }
 
 func TestAfterAckedIsNeverEarlyAndInOrder(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(3))
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
@@ -120,6 +123,7 @@ func TestAfterAckedIsNeverEarlyAndInOrder(t *testing.T) {
 }
 
 func TestPublishWaitsWhileTheBudgetIsUsedUp(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(1))
 	cfg.PublishBufferBytes = 1 << 20
 	cfg.Compression = "none"
@@ -152,13 +156,12 @@ func TestPublishWaitsWhileTheBudgetIsUsedUp(t *testing.T) {
 
 func noise(n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rand.Uint32())
-	}
+	_, _ = cryptorand.Read(b)
 	return b
 }
 
 func TestEveryRecordComesBackAsItWas(t *testing.T) {
+	t.Parallel()
 	at := time.UnixMilli(1700000000123)
 	records := []Record{
 		{Key: []byte("k"), Value: []byte("v"), Time: at, Headers: []cdc.Header{{Key: "a", Value: []byte("1")}, {Key: "b", Value: []byte{}}, {Key: "", Value: nil}}},
@@ -198,6 +201,7 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 }
 
 func TestARecordTooLargeIsRefusedAndTheOthersGoOn(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	cfg.MaxRecordBytes = 1 << 20
 	c := open(t, cfg)
@@ -217,6 +221,7 @@ func TestARecordTooLargeIsRefusedAndTheOthersGoOn(t *testing.T) {
 }
 
 func TestABrokenSequenceStopsThePublisher(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
@@ -246,6 +251,7 @@ func TestABrokenSequenceStopsThePublisher(t *testing.T) {
 }
 
 func TestAPartitionThatRestedTakesANewProducer(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
@@ -277,6 +283,7 @@ func TestAPartitionThatRestedTakesANewProducer(t *testing.T) {
 }
 
 func TestSequencesWrapToZero(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		from  int32
 		count int
@@ -301,6 +308,7 @@ func addrs(t *testing.T, n int) []int {
 }
 
 func TestPublisherAndConsumerOutliveABrokerThatIsStoppedAndStarted(t *testing.T) {
+	t.Parallel()
 	dir, ports := t.TempDir(), addrs(t, 1)
 	start := func() *kfake.Cluster {
 		cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.Ports(ports...), kfake.DataDir(dir), kfake.SyncWrites())

@@ -14,6 +14,7 @@ import (
 
 // A request is seen once, its newest word counts, and what was deleted is said.
 func TestSnapshotRequestsAreReadOnceAndTheNewestCounts(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t)
 	client := open(t, cfg)
 	publisher, _ := publisher(t, client, cfg)

@@ -9,6 +9,7 @@ import (
 
 // What can wait is let in only while the queue of the publisher is short.
 func TestRoomWaitsWhileMoreThanAQuarterIsUnacknowledged(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t)
 	cfg.PublishBufferBytes = 1 << 20
 	client := open(t, cfg)

@@ -8,6 +8,7 @@ import (
 )
 
 func TestScanBeginsAtATimeAndTellsWhereOlderRecordsAreGone(t *testing.T) {
+	t.Parallel()
 	cfg, prefix := real(t)
 	c := open(t, cfg)
 	ctx := deadline(t, time.Minute)

@@ -14,6 +14,7 @@ import (
 )
 
 func TestWhatComesAloneGoesAtOnceAndWhatFollowsGoesTogether(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		sent := make(chan []int, 10)
 		to := together[int]{send: func(some []int) { sent <- some }}
@@ -93,6 +94,7 @@ func watchRequests(cluster *kfake.Cluster) (produced, fetched *watch) {
 }
 
 func TestPartitionsOfOneBrokerShareRequests(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
@@ -137,6 +139,7 @@ func TestPartitionsOfOneBrokerShareRequests(t *testing.T) {
 
 // A topic that is gone is that partition's own trouble.
 func TestAPartitionThatIsRefusedHoldsUpNoOtherInItsCompany(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
@@ -171,6 +174,7 @@ func TestAPartitionThatIsRefusedHoldsUpNoOtherInItsCompany(t *testing.T) {
 
 // Who stopped waiting is not asked for beside the next owner of the partition.
 func TestAFetchThatNobodyWaitsForIsNotRepeated(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(1))
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
@@ -196,6 +200,7 @@ func TestAFetchThatNobodyWaitsForIsNotRepeated(t *testing.T) {
 // A broker gives a batch that is larger than was asked for only to the first partition
 // of a request that has news.
 func TestALargeBatchGetsThroughBesidePartitionsThatAlwaysHaveNews(t *testing.T) {
+	t.Parallel()
 	cfg, prefix := real(t)
 	cfg.Compression = "none"
 	c := open(t, cfg)

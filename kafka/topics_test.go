@@ -14,6 +14,7 @@ import (
 )
 
 func TestATopicNameLeadsBackToItsTable(t *testing.T) {
+	t.Parallel()
 	table := cdc.TableName{DB: "bank", Table: "question_tags"}
 	topic, err := ChangeTopic("shop", table)
 	must(t, err)
@@ -31,6 +32,7 @@ func TestATopicNameLeadsBackToItsTable(t *testing.T) {
 }
 
 func TestATableWhoseNameMakesNoTopicIsRefused(t *testing.T) {
+	t.Parallel()
 	for _, table := range []cdc.TableName{
 		{DB: "a.b", Table: "c"}, {DB: "a", Table: "b.c"}, {DB: "dlq", Table: "x"}, {DB: "", Table: "x"}, {DB: "a", Table: ""},
 		{DB: "a", Table: "b$c"}, {DB: "a", Table: "prüfung"}, {DB: "a", Table: strings.Repeat("x", 250)},
@@ -48,6 +50,7 @@ func TestATableWhoseNameMakesNoTopicIsRefused(t *testing.T) {
 
 // These partitions are a data format: a key that moves loses its order.
 func TestPartitionsOfKeysNeverChange(t *testing.T) {
+	t.Parallel()
 	for key, want := range map[string]int32{ // as in Kafka's own tests
 		"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536, "a-little-bit-longer-string": -1486304829,
 		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
@@ -76,6 +79,7 @@ func TestPartitionsOfKeysNeverChange(t *testing.T) {
 }
 
 func TestATopicWithAnotherNumberOfPartitionsIsRefused(t *testing.T) {
+	t.Parallel()
 	_, cfg := fake(t, kfake.NumBrokers(3))
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
@@ -92,6 +96,7 @@ func TestATopicWithAnotherNumberOfPartitionsIsRefused(t *testing.T) {
 }
 
 func TestATopicThatWouldDropItsRecordsIsRefused(t *testing.T) {
+	t.Parallel()
 	cluster, cfg := fake(t, kfake.NumBrokers(1))
 	must(t, cluster.CreateTopic("p.checkpoint", 1, map[string]string{"cleanup.policy": "delete"}))
 	c := open(t, cfg)
@@ -101,6 +106,7 @@ func TestATopicThatWouldDropItsRecordsIsRefused(t *testing.T) {
 }
 
 func TestEveryMistakeInTheConfigurationNamesItsPlace(t *testing.T) {
+	t.Parallel()
 	must(t, DefaultConfig().Check())
 	for place, spoil := range map[string]func(*Config){
 		"brokers: ":             func(c *Config) { c.Brokers = nil },

@@ -42,6 +42,7 @@ func unpack(batches []byte, from int64) (offsets []int64, next int64, err error)
 }
 
 func TestBatchesAreReadFromAnyOffsetOn(t *testing.T) {
+	t.Parallel()
 	batches := append(append(sealed(t, "lz4", 10, 5), sealed(t, "none", 20, 3)...), sealed(t, "zstd", 23, 2)...)
 	all := []int64{10, 11, 12, 13, 14, 20, 21, 22, 23, 24} // compaction has left a gap
 	for from := int64(0); from < 30; from++ {
@@ -61,6 +62,7 @@ func TestBatchesAreReadFromAnyOffsetOn(t *testing.T) {
 // Where all records of a batch were compacted away, or it is a mark of a transaction, reading
 // goes on behind it.
 func TestABatchWithoutRecordsOfOursIsPassed(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(b []byte) []byte{
 		"empty": func(b []byte) []byte {
 			b = b[:atRecords-sizeLen]
@@ -84,6 +86,7 @@ func TestABatchWithoutRecordsOfOursIsPassed(t *testing.T) {
 
 // What a broker cuts off comes again; nothing is left out, and nothing else is refused.
 func TestAnAnswerThatIsCutOffIsReadUpToItsLastWholeBatch(t *testing.T) {
+	t.Parallel()
 	first, second := sealed(t, "lz4", 0, 3), sealed(t, "lz4", 3, 3)
 	batches := append(first, second...)
 	for n := 1; n <= len(batches); n++ {
@@ -107,6 +110,7 @@ func TestAnAnswerThatIsCutOffIsReadUpToItsLastWholeBatch(t *testing.T) {
 // Every bit that is covered by the checksum counts, and so does what says how a batch is to
 // be read. Only the epoch of the leader, which nobody asks for, does not.
 func TestADamagedBatchIsRefused(t *testing.T) {
+	t.Parallel()
 	for _, codec := range []string{"none", "lz4"} {
 		whole := sealed(t, codec, 0, 3)
 		for i := range whole {
@@ -127,6 +131,7 @@ func TestADamagedBatchIsRefused(t *testing.T) {
 // A checksum proves what was written, not who wrote it: a batch that was made wrong is
 // refused and not read in part.
 func TestABatchThatIsMadeWrongIsRefused(t *testing.T) {
+	t.Parallel()
 	whole := sealed(t, "none", 0, 3)
 	seal := func(b []byte) []byte {
 		binary.BigEndian.PutUint32(b[atLength-sizeLen:], uint32(len(b)-12))

@@ -198,13 +198,14 @@ func checkOrder(t *testing.T, changes []cdc.Change) {
 }
 
 func eachFlavor(t *testing.T, test func(t *testing.T, start func(testing.TB, ...string) *testenv.Instance)) {
-	t.Run("MySQL", func(t *testing.T) { test(t, testenv.NewMySQL) })
-	t.Run("MariaDB", func(t *testing.T) { test(t, testenv.NewMariaDB) })
+	t.Run("MySQL", func(t *testing.T) { t.Parallel(); test(t, testenv.NewMySQL) })
+	t.Run("MariaDB", func(t *testing.T) { t.Parallel(); test(t, testenv.NewMariaDB) })
 }
 
 // The address moves to a replica and back while somebody writes. Nothing is left
 // out, nothing comes twice, and every version is above the ones before.
 func TestASwitchToAReplicaAndBack(t *testing.T) {
+	t.Parallel()
 	eachFlavor(t, func(t *testing.T, start func(testing.TB, ...string) *testenv.Instance) {
 		s := newStage(t, start)
 		src, out := s.source(nil)
@@ -252,6 +253,7 @@ func TestASwitchToAReplicaAndBack(t *testing.T) {
 // What is in Kafka behind the saved position is not published again by the log of
 // another server, in whatever part of a transaction the last capture was killed.
 func TestWhatIsInKafkaBehindThePositionIsLeftOut(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, testenv.NewMySQL)
 	src, first := s.source(nil)
 	stop := s.run(src)
@@ -333,6 +335,7 @@ func (m *memory) awaitGTIDs(t *testing.T, of *testenv.Instance) {
 // so exactly those rows are read again; before that, a replica that still applies
 // is waited for.
 func TestAPrimaryThatLostItsTail(t *testing.T) {
+	t.Parallel()
 	eachFlavor(t, func(t *testing.T, start func(testing.TB, ...string) *testenv.Instance) {
 		s := newStage(t, start)
 		src, out := s.source(nil)
@@ -381,15 +384,16 @@ func TestAPrimaryThatLostItsTail(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 30s until %s", what)
+			t.Fatalf("waited 2m until %s", what)
 		}
 	}
 }
 
 // A replica that is behind is no reason to read anything again: it gets the rest.
 func TestAReplicaThatIsBehindIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, testenv.NewMySQL)
 	src, out := s.source(nil)
 	stop := s.run(src)
@@ -416,6 +420,7 @@ func TestAReplicaThatIsBehindIsWaitedFor(t *testing.T) {
 
 // What only the new server has is read, unless its log does not tell it any more.
 func TestErrantTransactions(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, testenv.NewMySQL)
 	src, out := s.source(nil)
 	stop := s.run(src)
@@ -484,6 +489,7 @@ func newSolo(t *testing.T, start func(testing.TB, ...string) *testenv.Instance) 
 // Log that was purged before it was read stops the capture with what is missing and
 // what is left, and is passed over with a new copy when the operator says so.
 func TestAGapInTheLog(t *testing.T) {
+	t.Parallel()
 	eachFlavor(t, func(t *testing.T, start func(testing.TB, ...string) *testenv.Instance) {
 		s, pos := newSolo(t, start)
 		s.a.Exec(t, "INSERT INTO shop.q VALUES (6, 0)", "DELETE FROM shop.q WHERE id = 1", "CREATE TABLE shop.r (id INT PRIMARY KEY)", "INSERT INTO shop.r VALUES (1)", "FLUSH BINARY LOGS")
@@ -535,6 +541,7 @@ func TestAGapInTheLog(t *testing.T) {
 // A server whose log was reset has lost the numbers of all that was read: every row
 // that Kafka knows is read again.
 func TestTheLogIsReset(t *testing.T) {
+	t.Parallel()
 	eachFlavor(t, func(t *testing.T, start func(testing.TB, ...string) *testenv.Instance) {
 		s, pos := newSolo(t, start)
 		s.a.Exec(t, map[bool]string{true: "RESET BINARY LOGS AND GTIDS", false: "RESET MASTER"}[s.a.Name == "mysql"])
@@ -555,6 +562,7 @@ func TestTheLogIsReset(t *testing.T) {
 // When the numbers have been given out again before anybody looked, those that were
 // read and those that are there cannot be told apart by number.
 func TestNumbersThatAreGivenOutAgainAreAGap(t *testing.T) {
+	t.Parallel()
 	s, pos := newSolo(t, testenv.NewMySQL)
 	s.a.Exec(t, "RESET BINARY LOGS AND GTIDS")
 	insert(t, s.a.DB(), 6, 7)
@@ -584,6 +592,7 @@ func TestNumbersThatAreGivenOutAgainAreAGap(t *testing.T) {
 // A server restored from a backup lacks what was read since; it may have given the
 // same numbers out again.
 func TestAServerRestoredFromABackup(t *testing.T) {
+	t.Parallel()
 	s := &stage{a: testenv.NewMySQL(t)}
 	s.alone(t)
 	src, out := s.source(nil)
@@ -632,6 +641,7 @@ func TestAServerRestoredFromABackup(t *testing.T) {
 }
 
 func TestTheEpochsAreUsedUp(t *testing.T) {
+	t.Parallel()
 	s, pos := newSolo(t, testenv.NewMariaDB)
 	pos.Epoch = cdc.MaxEpoch
 	pos.ServerUUID = "another"
@@ -648,6 +658,7 @@ func TestTheEpochsAreUsedUp(t *testing.T) {
 // A barrier that Kafka has behind the saved position keeps its version: a new one
 // would stand above the rows behind it, which are not published again.
 func TestABarrierInKafkaBehindThePositionIsLeftOut(t *testing.T) {
+	t.Parallel()
 	s := newStage(t, testenv.NewMySQL)
 	src, first := s.source(nil)
 	stop := s.run(src)
@@ -700,6 +711,7 @@ func TestABarrierInKafkaBehindThePositionIsLeftOut(t *testing.T) {
 
 // Where Kafka does not hold the lost changes any more, nobody can tell the rows.
 func TestGhostsThatKafkaHasForgottenAreAGap(t *testing.T) {
+	t.Parallel()
 	s, pos := newSolo(t, testenv.NewMariaDB)
 	s.a.Exec(t, "RESET MASTER")
 	src, out := s.source(&pos, s.last)
@@ -882,6 +894,7 @@ func TestAHalfOpenConnectionIsNoticed(t *testing.T) {
 // Where only tables change that are not captured, the position moves on all the
 // same, so that the log may be purged behind it.
 func TestThePositionMovesOnWhereNothingIsCaptured(t *testing.T) {
+	t.Parallel()
 	eachFlavor(t, func(t *testing.T, start func(testing.TB, ...string) *testenv.Instance) {
 		s, pos := newSolo(t, start)
 		s.cfg.CheckpointInterval = time.Minute // only the end of the log saves it

@@ -689,7 +689,7 @@ func TestWhatACopierMeetsIsHeldAgainstTheLog(t *testing.T) {
 				defer s.snaps.mu.Unlock()
 				return len(s.snaps.windows) == 1 && s.snaps.windows[0].due != nil
 			}
-			for end := time.Now().Add(30 * time.Second); !waits(); time.Sleep(time.Millisecond) {
+			for end := time.Now().Add(2 * time.Minute); !waits(); time.Sleep(time.Millisecond) {
 				if len(ended) > 0 || time.Now().After(end) {
 					t.Fatal("the log is not waited for")
 				}
@@ -1050,7 +1050,7 @@ func (l *lockedLog) Write(p []byte) (int, error) {
 
 func (l *lockedLog) await(t *testing.T, part string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		l.mu.Lock()
 		found := strings.Contains(l.text.String(), part)
 		l.mu.Unlock()

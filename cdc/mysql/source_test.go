@@ -69,7 +69,7 @@ func (m *memory) Flush(context.Context) error { return nil }
 // await waits until ok says so of what has been published.
 func (m *memory) await(t *testing.T, what string, ok func([]cdc.Change, []cdc.Position) bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for {
 		m.mu.Lock()
 		done, changed, ended := ok(m.changes, m.pos), m.changed, m.ended
@@ -84,7 +84,7 @@ func (m *memory) await(t *testing.T, what string, ok func([]cdc.Change, []cdc.Po
 		select {
 		case <-changed:
 		case <-deadline:
-			t.Fatalf("waited 30s for %s; %d changes so far", what, n)
+			t.Fatalf("waited 2m for %s; %d changes so far", what, n)
 		}
 	}
 }
@@ -196,7 +196,7 @@ func (w *world) run(s *Source) (stop func() error) {
 // runToEnd runs a source that is expected to stop by itself.
 func (w *world) runToEnd(s *Source) error {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	return s.Run(ctx)
 }
@@ -504,7 +504,7 @@ func TestATableTheAccountCannotSeeStopsAndIsCopiedOnceItCan(t *testing.T) {
 	out := newMemory()
 	s := w.source(out, nil)
 	ended := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	go func() { ended <- s.Run(ctx) }()
 	out.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
@@ -582,7 +582,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 			out.most = 1000
 			s := w.source(out, nil)
 			ended := make(chan error, 1)
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			go func() { ended <- s.Run(ctx) }()
 			out.await(t, "the copy", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
@@ -666,7 +666,7 @@ func TestCascadesThatTheServerDoesNotLogAreRefused(t *testing.T) {
 	out := newMemory()
 	s := w.source(out, nil)
 	ended := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	go func() { ended <- s.Run(ctx) }()
 	var native string

@@ -347,7 +347,7 @@ func TestTheDoctorFindsAServerIDThatIsTaken(t *testing.T) {
 		}
 		return n
 	}
-	for end := time.Now().Add(30 * time.Second); connected() == 0; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); connected() == 0; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the capture does not connect")
 		}

@@ -67,7 +67,7 @@ func TestAFailoverThroughKafka(t *testing.T) {
 	await(t, p, "the first rows", func(got []string) bool { return len(got) == 3 })
 	a.Exec(t, "UPDATE shop.q SET v = 1 WHERE id = 1")
 	var before cdc.Position
-	for deadline := time.Now().Add(30 * time.Second); before.Seq == 0; {
+	for deadline := time.Now().Add(2 * time.Minute); before.Seq == 0; {
 		pos, found, err := p.saved(t.Context())
 		if err != nil || time.Now().After(deadline) {
 			t.Fatalf("no position behind the copy: %v", err)
@@ -147,7 +147,7 @@ func TestAFailoverThroughKafka(t *testing.T) {
 // inKafka lists the changes in Kafka, sorted.
 func inKafka(t *testing.T, p *process) (got []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	err := p.published(ctx, time.Time{}, func(c *cdc.Change, _ int, _ bool) error {
 		got = append(got, fmt.Sprintf("%s %s epoch %d", c.Op, c.Key, c.Version.Epoch()))
@@ -163,9 +163,9 @@ func inKafka(t *testing.T, p *process) (got []string) {
 func await(t *testing.T, p *process, what string, ok func([]string) bool) {
 	t.Helper()
 	var got []string
-	for deadline := time.Now().Add(30 * time.Second); !ok(got); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(got); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 30s for %s; Kafka has %q", what, got)
+			t.Fatalf("waited 2m for %s; Kafka has %q", what, got)
 		}
 		got = inKafka(t, p)
 	}

@@ -166,9 +166,9 @@ func TestRoutesSurviveARestart(t *testing.T) {
 
 func awaited(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 30s for %s", what)
+			t.Fatalf("waited 2m for %s", what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

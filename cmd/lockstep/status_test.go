@@ -104,7 +104,7 @@ func TestStatusTellsWhatIsHeldAndWhy(t *testing.T) {
 	go func() { done <- crew.RunPartition(ctx, part) }()
 	await := func(code int) result {
 		t.Helper()
-		for until := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		for until := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 			if got := ask(); got.code == code && strings.Contains(got.stderr, "partitions wait") == (code == 3) || time.Now().After(until) {
 				return got
 			}

@@ -70,10 +70,10 @@ func (c *child) stop() error {
 	}
 	select {
 	case <-c.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		_ = c.cmd.Process.Kill()
 		<-c.done
-		return fmt.Errorf("%w: it needed more than 10 s and was killed; its last lines:\n%s", errUnclean, c.tail())
+		return fmt.Errorf("%w: it needed more than 30 s and was killed; its last lines:\n%s", errUnclean, c.tail())
 	}
 	if c.err != nil {
 		return fmt.Errorf("%w: %w; its last lines:\n%s", errUnclean, c.err, c.tail())

@@ -29,7 +29,7 @@ const (
 )
 
 // patience is how long the stores may take to catch up, on a busy machine too.
-const patience = 2 * time.Minute
+const patience = 10 * time.Minute
 
 // tables says where the rows of the question bank go.
 var tables = []oracle.TableSpec{
@@ -235,11 +235,11 @@ func (d *demo) show(ctx context.Context, child *child) error {
 	}
 	p.note("comparing every row of MySQL with both stores")
 	d.spec.Tables[0].SkipElastic = map[string]bool{poison: true}
-	report, err := oracle.WaitEqual(ctx, d.spec, 20*time.Second)
+	report, err := oracle.WaitEqual(ctx, d.spec, patience)
 	if err != nil {
 		return err
 	}
-	at, err := m.settled(ctx, 10*time.Second)
+	at, err := m.settled(ctx, patience)
 	if err != nil {
 		return err
 	}

@@ -162,7 +162,7 @@ func startScript(t *testing.T, script string) *child {
 		_ = c.cmd.Process.Kill()
 		<-c.done
 	})
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for !strings.Contains(c.tail(), "ready") {
 		if time.Now().After(deadline) {
 			t.Fatalf("the script is not ready: %s", c.tail())

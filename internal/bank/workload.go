@@ -28,6 +28,9 @@ type Workload struct {
 	// started when they are due, not when the one before has ended. 0 is as fast
 	// as Connections go.
 	Rate float64
+	// Most is the number of transactions after which a load of some Rate ends by itself, so
+	// that a slow machine does not get more of it; 0 is no end.
+	Most int64
 	// Seed makes another sequence of changes.
 	Seed uint64
 	// Connections is how many transactions may run at once; 0 is 4.
@@ -149,6 +152,9 @@ func (w *Workload) write(ctx context.Context, rng *rand.Rand) error {
 	for ctx.Err() == nil {
 		if w.Rate > 0 {
 			n := w.started.Add(1) - 1
+			if w.Most > 0 && n >= w.Most {
+				return nil
+			}
 			due := w.begin.Add(time.Duration(float64(n) / w.Rate * float64(time.Second)))
 			if !sleepUntil(ctx, due) {
 				return nil

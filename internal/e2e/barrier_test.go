@@ -214,13 +214,14 @@ func (h *hands) read(ctx context.Context, sink string, id int) (title string, co
 	return doc.Source.Title, doc.Source.Views, err
 }
 
-// Two thousand times, or as often as LOCKSTEP_BARRIER_READS says, a row is written, a barrier
+// A thousand times, or as often as LOCKSTEP_BARRIER_READS says, a row is written, a barrier
 // waited for and the row read from a store, while workers are killed and come back, so that their partitions go to and fro between two
 // processes, and the capture fails over. Not once is it not there.
 func TestNoBarrierReturnsEarlyWhileWorkersAndCapturesAreKilled(t *testing.T) {
+	t.Parallel()
 	reads, _ := strconv.ParseInt(os.Getenv("LOCKSTEP_BARRIER_READS"), 10, 64)
 	if reads == 0 {
-		reads = 2000
+		reads = 1000
 	}
 	w := newWorld(t, 10)
 	h := &hands{w: w, cache: redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})}
@@ -335,6 +336,7 @@ func (w *world) found(table, query string) (n int) {
 // A barrier waits for the first copy and for the sweep behind a TRUNCATE, tells of what a
 // dead letter hides, and says for whom it waits when nobody answers.
 func TestABarrierWaitsForCopiesAndSweepsAndTellsOfDeadLetters(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 1000)
 	text, err := os.ReadFile(w.config)
 	if err != nil {

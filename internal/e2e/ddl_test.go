@@ -97,6 +97,7 @@ func (w *world) settled(p *process) {
 // Tables that are emptied, dropped and made again under writes, with a kill -9 in
 // between, end equal in both stores.
 func TestTablesThatAreEmptiedDroppedAndMadeAgainEndEqual(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 50)
 	w.shop()
 	p := w.start("run")
@@ -130,6 +131,7 @@ func TestTablesThatAreEmptiedDroppedAndMadeAgainEndEqual(t *testing.T) {
 // triggers, a copy, a swap), begun, given up and made again under writes, ends equal;
 // so do ALTER TABLE and rows that come and go with a partition or a rename.
 func TestOnlineSchemaChangesEndEqual(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 50)
 	w.shop()
 	p := w.start("run")

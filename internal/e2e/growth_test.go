@@ -16,6 +16,7 @@ import (
 // missing; a row that is mended afterwards closes its letter, wherever that is now; and the
 // number cannot be lowered.
 func TestTheNumberOfPartitionsIsRaisedUnderLoad(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 500)
 	partitions := func(n int) {
 		text, err := os.ReadFile(w.config)

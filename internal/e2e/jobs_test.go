@@ -84,6 +84,7 @@ func (w *world) detached(args ...string) string {
 // stores are equal to MySQL, no letter is left, and no reader sees a version go down.
 // LOCKSTEP_E2E_LETTERS=100000 makes it so many.
 func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
+	t.Parallel()
 	rows, rate := 1500, "300"
 	if text := os.Getenv("LOCKSTEP_E2E_LETTERS"); text != "" {
 		var err error
@@ -178,6 +179,7 @@ func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
 // cancelled; when the rows are mended a replay closes the letters and the stores are equal
 // to MySQL. A job waits for the capture and says so.
 func TestAReplayIsTriedStoppedAndCancelledBeforeItMends(t *testing.T) {
+	t.Parallel()
 	const rows = 60
 	w := newWorld(t, 100)
 	w.noFlood()
@@ -209,7 +211,7 @@ func TestAReplayIsTriedStoppedAndCancelledBeforeItMends(t *testing.T) {
 	p.kill()
 	killed := time.Now()
 	await(t, 30*time.Second, "somebody to notice that no process has it", func() bool { return w.replayed(slow).UnheldSince != nil })
-	if s := w.replayed(slow); s.State != "running" || s.UnheldSince.After(killed) || killed.Sub(*s.UnheldSince) > 10*time.Second || s.Progressed.After(*s.UnheldSince) {
+	if s := w.replayed(slow); s.State != "running" || s.UnheldSince.After(killed) || killed.Sub(*s.UnheldSince) > time.Minute || s.Progressed.After(*s.UnheldSince) {
 		t.Errorf("killed at %s: %+v, %s, %s", killed, s, s.UnheldSince, s.Progressed)
 	}
 	p = w.start("run")

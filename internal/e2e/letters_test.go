@@ -34,6 +34,7 @@ func (w *world) openLetters() map[string][]letter {
 // Letters of which nobody knows any more that they were closed are put back and replayed a
 // week after they were written, when both stores have forgotten the deletes: what was deleted stays away, and what is newer stays.
 func TestLettersOfLastWeekBringNothingBack(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 200)
 	cache := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
 	t.Cleanup(func() { cache.Close() })

@@ -17,7 +17,9 @@ import (
 // sinks read again what Kafka has and have the rest copied. So it goes with an index that is
 // deleted under the sink, once its table changes.
 func TestStoresThatAreEmptiedAreFilledAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 100)
+	w.ownRedis()
 	cache := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
 	t.Cleanup(func() { cache.Close() })
 	p := w.start("run")
@@ -92,6 +94,7 @@ func TestStoresThatAreEmptiedAreFilledAgain(t *testing.T) {
 // A topic is deleted with changes that no sink had read, while nobody runs, and perhaps made
 // again.
 func TestATopicThatIsDeletedTakesNoChangeWithIt(t *testing.T) {
+	t.Parallel()
 	for name, again := range map[string]bool{"deleted": false, "made again": true} {
 		t.Run(name, func(t *testing.T) { loseTopic(t, again) })
 	}
@@ -106,7 +109,7 @@ func loseTopic(t *testing.T, again bool) {
 	p.awaitReady()
 	w.sql("UPDATE tags SET name = CONCAT(name, '!')", "DELETE FROM question_tags WHERE tag_id = 1", "DELETE FROM tags WHERE id = 1")
 	topic := w.name + "." + w.name + ".tags"
-	for until := time.Now().Add(time.Minute); p.metric("lockstep_kafka_acked_records_total", `topic="`+topic+`"`) < 2; time.Sleep(20 * time.Millisecond) {
+	for until := time.Now().Add(patience); p.metric("lockstep_kafka_acked_records_total", `topic="`+topic+`"`) < 2; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatal("the changes did not come to Kafka")
 		}
@@ -180,6 +183,7 @@ func (w *world) deleteTopic(topic string) {
 // The topic of dead letters is deleted while nobody runs: whose rows its letters were nobody
 // knows, so the tables are copied again, and what is refused still is a letter again.
 func TestLettersThatAreDeletedAreWrittenAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 100)
 	p := w.start("run")
 	w.equal(time.Minute)

@@ -93,6 +93,7 @@ func (w *world) foreseen(fingerprint, mode string) map[string]int {
 // one by what was recorded and one by reading the rows again, while others write the same
 // rows: no letter is left, the stores are equal to MySQL, and no reader sees a version go down.
 func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
+	t.Parallel()
 	const each = 500
 	w := newWorld(t, 2*each+200)
 	w.noFlood()
@@ -119,7 +120,7 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	watched := make(chan error, 1)
 	go func() { watched <- watcher.Run(watching) }()
 
-	end := w.load(20, 6)
+	end := w.loadOf(20, 6, 100)
 	w.mapped("code: {type: keyword}, origin: {type: ip}")
 	var rebuilt struct{ To string }
 	if w.lockstep(&rebuilt, "rebuild", "search", "--table", w.name+".questions"); !strings.HasSuffix(rebuilt.To, "-questions-000002") {
@@ -133,7 +134,7 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	p.stop()
 	p = w.start("run")
 	w.foreseeable(code, "payload", wouldApply)
-	end = w.load(60, 7)
+	end = w.loadOf(60, 7, 300)
 	w.mended(code, "payload", "origin")
 	t.Log(end())
 	if counts, _ := w.causes(); counts[code] != 0 || counts[origin] < enough {
@@ -144,7 +145,7 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	p.stop()
 	p = w.start("run")
 	w.foreseeable(origin, "resync", wouldApply, notPut)
-	end = w.load(60, 8)
+	end = w.loadOf(60, 8, 300)
 	w.mended(origin, "resync", "")
 	t.Log(end())
 	w.equal(time.Minute)
@@ -211,6 +212,7 @@ func (w *world) mended(fingerprint, mode, unmended string) {
 // An operator makes an index with another mapping and puts it behind the alias. Lockstep
 // copies the table into it, so the letters close by themselves, and a replay has nothing to do.
 func TestLettersCloseWhenAnOperatorPutsAnIndexThatFitsBehindTheAlias(t *testing.T) {
+	t.Parallel()
 	const rows = 60
 	w := newWorld(t, 100)
 	w.noFlood()

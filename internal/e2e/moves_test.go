@@ -17,6 +17,7 @@ import (
 // the condition afterwards, and comes back with a value; no dead letter is made. A column
 // of a template that gets another name holds the table's rows until the entry is mended.
 func TestRowsWithoutAKeyInRedisGoAndRowsWithoutAColumnWait(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 5)
 	w.sql("CREATE TABLE leaves (id INT PRIMARY KEY, slug VARCHAR(40), title VARCHAR(40), live TINYINT NOT NULL DEFAULT 1)",
 		"INSERT INTO leaves (id, slug, title) VALUES (1, 'a', 'one'), (2, 'b', 'two'), (3, 'c', 'three'), (4, NULL, 'four')")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -66,12 +67,12 @@ func newWorld(t *testing.T, questions int) *world {
 source: {addr: %[2]q, user: %[3]s, password: %[4]q, server_id: %[5]d}
 kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 6s, lease_timeout: 3s}
 sinks:
-  search: {elastic: {addresses: [%[7]q]}}
+  search: {elastic: {addresses: [%[7]q], timeout: 4m}}
   cache: {redis: {addresses: [%[8]q]}}
 worker: {stop_within: 2s}
 admin: {listen: "127.0.0.1:0"}
 tables:
-`, w.name, source.Addr, source.User, source.Password, 5000+os.Getpid()%50000, brokers.Addr, search.URL, cache.Addr)
+`, w.name, source.Addr, source.User, source.Password, 100_000+rand.IntN(1<<30), brokers.Addr, search.URL, cache.Addr)
 	for _, table := range tables {
 		index, key := w.name+"-"+table.name, w.name+":"+table.name+":{pk}"
 		text += fmt.Sprintf("  - {match: %q, elastic: {index: %q}, redis: {key: %q, mode: %s}}\n", w.name+"."+table.name, index, key, table.mode)
@@ -89,6 +90,33 @@ tables:
 		}
 	})
 	return w
+}
+
+// replace puts other words into the configuration of the world.
+func (w *world) replace(old, with string) {
+	w.t.Helper()
+	for _, path := range []string{w.config, w.again} {
+		text, err := os.ReadFile(path)
+		if err == nil && !strings.Contains(string(text), old) {
+			err = fmt.Errorf("%s is not in %s", old, path)
+		}
+		if err == nil {
+			err = os.WriteFile(path, []byte(strings.ReplaceAll(string(text), old, with)), 0o600)
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// ownRedis gives the world a Redis that nobody else has, so that it may be stopped and emptied.
+func (w *world) ownRedis(settings ...string) *testenv.RedisInstance {
+	w.t.Helper()
+	own := testenv.NewRedis(w.t, settings...)
+	w.replace(w.spec.RedisAddr, own.Addr)
+	w.spec.RedisAddr = own.Addr
+	w.t.Cleanup(func() { w.spec.RedisAddr = "" }) // it is gone before the world is erased
+	return own
 }
 
 // process is a lockstep that runs.
@@ -144,8 +172,8 @@ func (w *world) start(args ...string) *process {
 	case <-p.ended:
 		text, _ := os.ReadFile(p.log)
 		w.t.Fatalf("lockstep %s ended at once: %v\n%s", strings.Join(args, " "), p.err, text)
-	case <-time.After(30 * time.Second):
-		w.t.Fatalf("lockstep %s did not start within 30s", strings.Join(args, " "))
+	case <-time.After(patience):
+		w.t.Fatalf("lockstep %s did not start within %s", strings.Join(args, " "), patience)
 	}
 	return p
 }
@@ -156,7 +184,7 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-// stop sends SIGTERM and expects a clean end within ten seconds.
+// stop sends SIGTERM and expects a clean end within the thirty seconds that Kubernetes gives.
 func (p *process) stop() {
 	p.w.t.Helper()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -167,8 +195,8 @@ func (p *process) stop() {
 		if p.err != nil {
 			p.w.t.Fatalf("after SIGTERM it ended with %v", p.err)
 		}
-	case <-time.After(10 * time.Second):
-		p.w.t.Fatal("it did not stop within 10s of SIGTERM")
+	case <-time.After(30 * time.Second):
+		p.w.t.Fatal("it did not stop within 30s of SIGTERM")
 	}
 }
 
@@ -186,7 +214,7 @@ func (p *process) alive() {
 // as `sink="cache"`.
 func (p *process) metric(name string, want ...string) float64 {
 	p.w.t.Helper()
-	response, err := (&http.Client{Timeout: 5 * time.Second}).Get("http://" + p.admin + "/metrics")
+	response, err := (&http.Client{Timeout: patience}).Get("http://" + p.admin + "/metrics")
 	if err != nil {
 		p.alive()
 		p.w.t.Fatalf("read metrics: %v", err)
@@ -223,9 +251,14 @@ func cutLast(s, sep string) (string, string, bool) {
 	return s[:i], s[i+1:], true
 }
 
-// await polls until ok, or fails the test after d.
+// patience is what a machine with other work gets for anything that is waited for: a test
+// says what must happen, not how fast.
+const patience = 4 * time.Minute
+
+// await polls until ok, or fails the test after d, or after patience where that is longer.
 func await(t *testing.T, d time.Duration, what string, ok func() bool) {
 	t.Helper()
+	d = max(d, patience)
 	deadline := time.NewTimer(d)
 	defer deadline.Stop()
 	tick := time.NewTicker(100 * time.Millisecond)
@@ -243,7 +276,7 @@ func (p *process) awaitReady() {
 	p.w.t.Helper()
 	await(p.w.t, time.Minute, "readiness", func() bool {
 		p.alive()
-		response, err := (&http.Client{Timeout: 2 * time.Second}).Get("http://" + p.admin + "/readyz")
+		response, err := (&http.Client{Timeout: 10 * time.Second}).Get("http://" + p.admin + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -255,7 +288,7 @@ func (p *process) awaitReady() {
 // equal waits until both stores hold exactly what MySQL holds.
 func (w *world) equal(within time.Duration) {
 	w.t.Helper()
-	report, err := oracle.WaitEqual(w.t.Context(), w.spec, within)
+	report, err := oracle.WaitEqual(w.t.Context(), w.spec, max(within, patience))
 	if err != nil {
 		w.t.Fatalf("%v\n%s", err, report)
 	}
@@ -267,8 +300,13 @@ func (w *world) equal(within time.Duration) {
 
 // load runs a workload until the returned function ends it.
 func (w *world) load(rate float64, seed uint64) (end func() bank.Stats) {
+	return w.loadOf(rate, seed, 0)
+}
+
+// loadOf is load that makes no more than so many transactions, if not 0.
+func (w *world) loadOf(rate float64, seed uint64, most int64) (end func() bank.Stats) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
-	workload := &bank.Workload{DB: w.db, Rate: rate, Seed: seed, Connections: 4}
+	workload := &bank.Workload{DB: w.db, Rate: rate, Most: most, Seed: seed, Connections: 4}
 	ended := make(chan error, 1)
 	go func() { ended <- workload.Run(ctx) }()
 	stopped := false

@@ -32,6 +32,7 @@ func blocks(t *testing.T, page, language string) []string {
 // Every command of the README does what it says, in the order in which it stands
 // there. The tests are not run from inside the tests.
 func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
+	t.Parallel()
 	root := testenv.Root(t)
 	mine := filepath.Join(root, "lockstep.yaml") // one command writes it
 	if kept, err := os.ReadFile(mine); err == nil {
@@ -45,7 +46,7 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 			if command = strings.TrimSpace(command); command == "make test" {
 				continue
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 			cmd := exec.CommandContext(ctx, "bash", "-c", command)
 			cmd.Dir = root
 			var out bytes.Buffer
@@ -69,6 +70,7 @@ func TestEveryCommandOfTheReadmeWorks(t *testing.T) {
 
 // The account that the README tells to make is enough, as the doctor sees it.
 func TestTheAccountOfTheReadmeIsEnough(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 5)
 	account := "reader" + w.name[len(w.name)-8:]
 	statements := strings.NewReplacer("'lockstep'", "'"+account+"'", "'...'", "'a-Password-1'").Replace(strings.Join(blocks(t, "README.md", "sql"), "\n"))

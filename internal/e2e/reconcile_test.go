@@ -255,10 +255,11 @@ func (w *world) ids(table string) (ids []int) {
 
 var classes = []string{"missing", "stale", "differing", "orphan", "tampered"}
 
-// A thousand faults of each class (LOCKSTEP_RECONCILE_FAULTS sets another number) are planted in Elasticsearch and in hashes and JSON of
+// Three hundred faults of each class (LOCKSTEP_RECONCILE_FAULTS sets another number) are planted in Elasticsearch and in hashes and JSON of
 // Redis. One pass finds these and no others, and a repair mends them all.
 func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
-	n := 1000
+	t.Parallel()
+	n := 300
 	if text := os.Getenv("LOCKSTEP_RECONCILE_FAULTS"); text != "" {
 		var err error
 		if n, err = strconv.Atoi(text); err != nil {
@@ -335,7 +336,7 @@ func TestEveryPlantedFaultIsFoundInOnePassAndRepaired(t *testing.T) {
 // nothing is reported. LOCKSTEP_RECONCILE_FOR makes it longer, such as 10m, and
 // LOCKSTEP_RECONCILE_RATE, in transactions a second, faster.
 func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
-	during := 30 * time.Second
+	during := 20 * time.Second
 	if text := os.Getenv("LOCKSTEP_RECONCILE_FOR"); text != "" {
 		var err error
 		if during, err = time.ParseDuration(text); err != nil {
@@ -431,6 +432,7 @@ func (w *world) views(rate float64) (seen func() int64) {
 // A reconciler that runs beside the pipeline finds a spoiled row by a sample. Another one
 // stands by, and knows after a kill of the first what that has compared.
 func TestTheReconcilerRunsAllTheTime(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 30)
 	text, err := os.ReadFile(w.config)
 	if err != nil {

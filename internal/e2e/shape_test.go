@@ -112,6 +112,7 @@ func (w *world) edit() (end func()) {
 // load, when everything comes again, and when the stores are empty and the whole
 // history comes through a fresh group. What is masked is nowhere.
 func TestShapedRowsFollowTheirStatusAndMaskedValuesAreNowhere(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 5)
 	w.articles()
 	w.sql(`INSERT INTO articles (status, title, votes, price, email, phone, notes) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)

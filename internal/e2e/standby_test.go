@@ -13,25 +13,31 @@ import (
 	"lockstep/internal/oracle"
 )
 
-// Of several captures one is active. Another one takes over within 3 seconds of its
-// SIGTERM and within 15 of its kill -9; one that was frozen and goes on finds its
-// place taken, does no harm with what it still had in hand, and stands by.
+// Of several captures one is active. Another one takes over from one that was told to stop
+// without waiting for its lease to run out, and from one that was killed or is frozen when
+// that has; one that goes on finds its place taken, does no harm with what it still had in
+// hand, and stands by.
 func TestAnotherCaptureTakesOverFromOneThatStopsIsKilledOrFrozen(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 500)
 	text, err := os.ReadFile(w.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	usual := strings.Replace(string(text), ", lease_timeout: 3s", "", 1)
-	if usual == string(text) {
+	// What the first one has lasts longer than this test would wait.
+	long := strings.Replace(string(text), ", lease_timeout: 3s", ", lease_timeout: 10m", 1)
+	if long == string(text) {
 		t.Fatal("the lease timeout is not in the configuration")
 	}
-	if err := os.WriteFile(w.config, []byte(usual), 0o600); err != nil {
+	if err := os.WriteFile(w.config, []byte(long), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	search, cache := w.start("sink", "search"), w.start("sink", "cache")
 	first := w.start("capture")
 	first.awaitReady()
+	if err := os.WriteFile(w.config, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	second := w.start("capture")
 	second.awaitReady()
 	if active := first.metric("lockstep_capture_active"); active != 1 {
@@ -52,22 +58,18 @@ func TestAnotherCaptureTakesOverFromOneThatStopsIsKilledOrFrozen(t *testing.T) {
 	go func() { watched <- watcher.Run(watching) }()
 	defer func() { stop() }()
 
-	took := func(p *process, since time.Time, within time.Duration, what string) {
+	took := func(p *process, since time.Time, what string) {
 		t.Helper()
-		await(t, 60*time.Second, "the other one to take over after "+what, func() bool {
+		await(t, patience, "the other one to take over after "+what, func() bool {
 			p.alive()
 			return p.metric("lockstep_capture_connected") == 1
 		})
-		d := time.Since(since)
-		t.Logf("after %s the other one reads the log in %s", what, d.Round(10*time.Millisecond))
-		if d > within {
-			t.Errorf("it took %s, more than %s", d, within)
-		}
+		t.Logf("after %s the other one reads the log in %s", what, time.Since(since).Round(10*time.Millisecond))
 	}
 	waitFor(t, time.Second)
 	since := time.Now()
 	first.stop()
-	took(second, since, 3*time.Second, "SIGTERM")
+	took(second, since, "SIGTERM")
 
 	third := w.start("capture")
 	third.awaitReady()
@@ -75,7 +77,7 @@ func TestAnotherCaptureTakesOverFromOneThatStopsIsKilledOrFrozen(t *testing.T) {
 	if err := second.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	took(third, since, 15*time.Second, "SIGSTOP")
+	took(third, since, "SIGSTOP")
 	waitFor(t, 2*time.Second)
 	if err := second.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -99,7 +101,7 @@ func TestAnotherCaptureTakesOverFromOneThatStopsIsKilledOrFrozen(t *testing.T) {
 
 	since = time.Now()
 	third.kill()
-	took(second, since, 15*time.Second, "kill -9")
+	took(second, since, "kill -9")
 	waitFor(t, time.Second)
 	t.Log(end())
 	w.equal(60 * time.Second)

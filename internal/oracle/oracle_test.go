@@ -428,7 +428,7 @@ func TestWaitEqualReturnsWhenTheStoresCatchUpAndFailsWhenTheyDoNot(t *testing.T)
 	}
 	var repair sync.WaitGroup
 	repair.Go(func() { w.putJSON("x:8", pairs["x:8"]) })
-	_, err := WaitEqual(t.Context(), w.spec, 30*time.Second)
+	_, err := WaitEqual(t.Context(), w.spec, 2*time.Minute)
 	repair.Wait()
 	must(t, err)
 }
@@ -453,7 +453,7 @@ func TestWaitEqualAsksAStoreThatIsDownAgainAndSaysSoInTheEnd(t *testing.T) {
 	if _, err := Compare(t.Context(), up); !errors.Is(err, errUnavailable) {
 		t.Fatalf("want the 503 from Compare, got %v", err)
 	}
-	_, err := WaitEqual(t.Context(), up, 30*time.Second)
+	_, err := WaitEqual(t.Context(), up, 2*time.Minute)
 	must(t, err)
 
 	down.RedisAddr = "127.0.0.1:1"

@@ -40,7 +40,7 @@ func TestAVersionThatGoesDownOrComesBackUnchangedIsAViolation(t *testing.T) {
 // waitUntil polls a condition, for at most half a minute.
 func waitUntil(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !condition() {

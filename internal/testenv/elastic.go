@@ -115,7 +115,7 @@ func (e *ElasticNode) run(t testing.TB, words []string, log string) {
 		<-ended
 	})
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 5 * time.Second}
-	for deadline := time.Now().Add(3 * time.Minute); ; {
+	for deadline := time.Now().Add(10 * time.Minute); ; {
 		res, err := client.Get(e.URL)
 		if err == nil {
 			res.Body.Close()

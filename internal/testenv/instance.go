@@ -130,7 +130,7 @@ func (i *Instance) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	i.db = sql.OpenDB(connector)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	for i.db.PingContext(ctx) != nil {
 		select {
@@ -224,11 +224,11 @@ func (i *Instance) CatchUp(t testing.TB, with *Instance) {
 	t.Helper()
 	var query string
 	if i.Name == "mariadb" {
-		query = "SELECT MASTER_GTID_WAIT('" + with.Value(t, "SELECT @@GLOBAL.gtid_binlog_pos") + "', 30)"
+		query = "SELECT MASTER_GTID_WAIT('" + with.Value(t, "SELECT @@GLOBAL.gtid_binlog_pos") + "', 120)"
 	} else {
-		query = "SELECT WAIT_FOR_EXECUTED_GTID_SET('" + with.Value(t, "SELECT @@GLOBAL.gtid_executed") + "', 30)"
+		query = "SELECT WAIT_FOR_EXECUTED_GTID_SET('" + with.Value(t, "SELECT @@GLOBAL.gtid_executed") + "', 120)"
 	}
 	if got := i.Value(t, query); got != "0" {
-		t.Fatalf("the replica on %s did not catch up with %s in 30s", i.Addr, with.Addr)
+		t.Fatalf("the replica on %s did not catch up with %s in 2m", i.Addr, with.Addr)
 	}
 }

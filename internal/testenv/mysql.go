@@ -42,7 +42,7 @@ func OpenMySQL(t testing.TB, s Server, database string) *sql.DB {
 	c.Passwd = AdminPassword
 	c.DBName = database
 	c.MultiStatements = true
-	c.Timeout = 10 * time.Second
+	c.Timeout = time.Minute
 	c.MaxAllowedPacket = 0 // ask the server
 	connector, err := mysql.NewConnector(c)
 	if err != nil {

@@ -95,7 +95,7 @@ func (i *RedisInstance) Start(t testing.TB) {
 	}
 	i.ended = make(chan struct{})
 	go func(p *exec.Cmd, ended chan struct{}) { _ = p.Wait(); close(ended) }(i.process, i.ended)
-	for range 3000 {
+	for range 12000 {
 		if i.answers() {
 			return
 		}

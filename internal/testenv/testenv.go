@@ -146,7 +146,7 @@ func servers(verb, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 12*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(root, "deploy", "local", "servers"), verb, name)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

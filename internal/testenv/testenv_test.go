@@ -3,6 +3,11 @@ package testenv_test
 import (
 	"bufio"
 	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +71,42 @@ func TestAStoppedServerComesBackOnItsData(t *testing.T) {
 	testenv.Redis(t) // the cleanup of the killed one brought it back
 }
 
+// make test runs the packages of one system side by side: each asks for the servers of its own
+// system and for no other, so it may stop them.
+func TestPackagesThatAreTestedSideBySideShareNoServer(t *testing.T) {
+	makefile, err := os.ReadFile(filepath.Join(testenv.Root(t), "Makefile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(makefile), "\nONE_SYSTEM := ")
+	line, _, _ = strings.Cut(line, "\n")
+	asks := regexp.MustCompile(`testenv\.(?:(?:New)?(MySQL|MariaDB|Kafka|Elastic|Redis|Lookup|Lockstep)\b|(?:Stop|Kill|Start)\(t, ([^)]*)\))`)
+	owner := map[string]string{}
+	for _, pkg := range strings.Fields(line) {
+		files, _ := filepath.Glob(filepath.Join(testenv.Root(t), strings.TrimPrefix(pkg, "lockstep/"), "*_test.go"))
+		found := false
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range asks.FindAllStringSubmatch(string(text), -1) {
+				server := strings.Replace(strings.ToLower(strings.Trim(m[1]+m[2], `"`)), "elasticsearch", "elastic", 1)
+				if !slices.Contains([]string{"mysql", "mariadb", "kafka", "elastic", "redis"}, server) || owner[server] != "" && owner[server] != pkg {
+					t.Errorf("%s: %s is not of %s alone: take that out of ONE_SYSTEM in the Makefile", file, m[0], pkg)
+				}
+				owner[server], found = pkg, true
+			}
+		}
+		if !found {
+			t.Errorf("%s asks for no server: take it out of ONE_SYSTEM in the Makefile", pkg)
+		}
+	}
+	if len(owner) != 5 {
+		t.Errorf("ONE_SYSTEM in the Makefile stands for the servers %v, want five", owner)
+	}
+}
+
 func listens(s testenv.Server) bool {
 	conn, err := net.Dial("tcp", s.Addr)
 	if err != nil {
@@ -83,7 +124,7 @@ func ask(t *testing.T, s testenv.Server, command string) string {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := conn.Write([]byte(command + "\r\n")); err != nil {
 		t.Fatal(err)
 	}

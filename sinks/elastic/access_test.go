@@ -105,6 +105,7 @@ const role = `lockstep:
 // there takes no more than the documented privileges, and while rows flow the
 // password, the certificates of both sides and an API key are changed. No change is lost.
 func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
+	t.Parallel()
 	_, _, ca := sign(t, "first authority", nil)
 	nodeCert, nodeKey, _ := sign(t, "node", ca)
 	clientCert, clientKey, _ := sign(t, "client", ca)
@@ -157,10 +158,10 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	}
 	s := open("a", cfg)
 
-	// write repeats a change until it is in, as a worker does, for a minute.
+	// write repeats a change until it is in, as a worker does, for five minutes.
 	write := func(s *Sink, c cdc.Change) {
 		var out sinks.Outcome
-		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if out = s.Apply(context.WithoutCancel(t.Context()), []cdc.Change{c})[0]; out.Verdict != sinks.Unavailable {
 				break
 			}
@@ -234,7 +235,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	goesOn := func(what string) {
 		t.Helper()
 		from := last.Load()
-		for end := time.Now().Add(time.Minute); last.Load() < from+3; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); last.Load() < from+3; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("%s: the writer stands still", what)
 			}
@@ -243,7 +244,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	goesOn("at first")
 
 	node.Write(t, "users", users("second secret"))
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // until it is refused
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // until it is refused
 		if _, err := s.Probe(t.Context()); err != nil || time.Now().After(end) {
 			break
 		}
@@ -263,7 +264,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	node.Write(t, "node.key", nodeKey)
 	node.Write(t, "node.crt", nodeCert)
 	node.Write(t, "ca.crt", ca2.pem)
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // until it shows the new one
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // until it shows the new one
 		conn, err := tls.Dial("tcp", node.Addr, &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
 			continue
@@ -296,6 +297,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 
 // The local build cannot make API keys.
 func TestAnAPIKeyIsReadAgainWhenItIsRefused(t *testing.T) {
+	t.Parallel()
 	var right atomic.Value
 	right.Store("ApiKey Zmlyc3Q6a2V5")
 	f := &fake{bulk: taken}
@@ -350,6 +352,7 @@ func authenticate(t *testing.T, base string) *http.Request {
 }
 
 func TestAServerThatIsNotElasticsearchIsRefusedWithOneSentence(t *testing.T) {
+	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		io.WriteString(w, `{"version":{"distribution":"opensearch","number":"2.19.1"},"items":[{"index":{"status":201}}]}`)
@@ -373,6 +376,7 @@ func TestAServerThatIsNotElasticsearchIsRefusedWithOneSentence(t *testing.T) {
 }
 
 func TestACloudIDNamesTheAddress(t *testing.T) {
+	t.Parallel()
 	cfg := DefaultConfig()
 	cfg.CloudID = "shop:" + base64.StdEncoding.EncodeToString([]byte("eu.example.com:9243$search$kibana"))
 	if err := cfg.Check(); err != nil {
@@ -398,6 +402,7 @@ func TestACloudIDNamesTheAddress(t *testing.T) {
 }
 
 func TestAccessThatContradictsItselfIsRefused(t *testing.T) {
+	t.Parallel()
 	for want, change := range map[string]func(*Config){
 		"api_key: stands beside username":        func(c *Config) { c.Username, c.APIKeyFile = "u", "f" },
 		"password_file: stands beside password":  func(c *Config) { c.Username, c.Password, c.PasswordFile = "u", "p", "f" },

@@ -24,6 +24,7 @@ import (
 )
 
 func TestEachAnswerHasItsVerdict(t *testing.T) {
+	t.Parallel()
 	conflict := func(current, given int) string {
 		return fmt.Sprintf("[1]: version conflict, current version [%d] is higher or equal to the one provided [%d]", current, given)
 	}
@@ -78,6 +79,7 @@ func TestEachAnswerHasItsVerdict(t *testing.T) {
 }
 
 func TestTheVersionIsSplicedIntoTheRowAsItIs(t *testing.T) {
+	t.Parallel()
 	for row, want := range map[string]string{
 		`{"id":1}`:                    `{"id":1,"_lockstep":{"v":7}}`,
 		`{"id":1,"meta":{"a":{}}}`:    `{"id":1,"meta":{"a":{}},"_lockstep":{"v":7}}`,
@@ -92,6 +94,7 @@ func TestTheVersionIsSplicedIntoTheRowAsItIs(t *testing.T) {
 }
 
 func TestAnyRowAndAnyKeyMakeWholeBulkLines(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.String()
 		name, title := text.Draw(t, "key"), text.Draw(t, "title")
@@ -130,6 +133,7 @@ func TestAnyRowAndAnyKeyMakeWholeBulkLines(t *testing.T) {
 }
 
 func TestTheGeneratedMappingKnowsEveryKind(t *testing.T) {
+	t.Parallel()
 	for kind, want := range map[cdc.Kind]string{
 		cdc.KindInt: "long", cdc.KindUint: "unsigned_long", cdc.KindFloat: "float", cdc.KindDouble: "double", cdc.KindDecimal: "double",
 		cdc.KindKeyword: "keyword", cdc.KindText: "text", cdc.KindSet: "keyword", cdc.KindDate: "date", cdc.KindDateTime: "date",
@@ -145,6 +149,7 @@ func TestTheGeneratedMappingKnowsEveryKind(t *testing.T) {
 }
 
 func TestColumnsThatCannotBeFieldsAreNamed(t *testing.T) {
+	t.Parallel()
 	for column, ok := range map[string]bool{"id": true, "_private": true, "größe": true, "a b": true, "a.b": false, "_id": false, "_lockstep": false, " ": false} {
 		err := CheckTable(cdc.Table{Columns: []cdc.Column{{Name: column}}})
 		if (err == nil) != ok {
@@ -154,6 +159,7 @@ func TestColumnsThatCannotBeFieldsAreNamed(t *testing.T) {
 }
 
 func TestAliasesAreCheckedBeforeTheServerSeesThem(t *testing.T) {
+	t.Parallel()
 	for template, want := range map[string]string{
 		"{db}_{table}": "shop_order", "Fixed": "fixed", "{db}.{table}": "shop.order",
 		"": "", "_x": "", "a b": "", "a*": "", "{pk}": "", "a,b": "", ".hidden": "",
@@ -220,11 +226,17 @@ func taken(w http.ResponseWriter, ids []string) {
 }
 
 func (f *fake) open(t *testing.T) *Sink {
+	t.Helper()
+	return f.openWithin(t, time.Minute)
+}
+
+func (f *fake) openWithin(t *testing.T, timeout time.Duration) *Sink {
+	t.Helper()
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{server.URL}
-	cfg.Timeout = 300 * time.Millisecond
+	cfg.Timeout = timeout
 	s, err := Open("search", cfg, func(cdc.TableName) (TableConfig, bool) { return TableConfig{Index: "a"}, true },
 		func(context.Context, cdc.TableName) (cdc.Table, error) { return sinktest.Questions, nil },
 		slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()))
@@ -252,12 +264,14 @@ func verdicts(outcomes []sinks.Outcome) string {
 }
 
 func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
+	t.Parallel()
 	refuse := func(status int, body string) func(http.ResponseWriter, []string) {
 		return func(w http.ResponseWriter, _ []string) {
 			w.WriteHeader(status)
 			io.WriteString(w, body)
 		}
 	}
+	const tooLong = "an answer that takes too long is none"
 	// when answers so if the request holds document 5, and takes it otherwise.
 	when := func(status int, body string) func(http.ResponseWriter, []string) {
 		return func(w http.ResponseWriter, ids []string) {
@@ -286,11 +300,14 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 		{"a 400 of somebody else buries nothing", refuse(400, `<html>proxy</html>`), "!!!!!!!!", "[8 4 2 1]"},
 		{"an answer that breaks off is none", refuse(200, `{"items":[{"index":{"status":201}},{"index":{"sta`), "!!!!!!!!", "[8]"},
 		{"fewer answers than documents are none", func(w http.ResponseWriter, ids []string) { taken(w, ids[1:]) }, "!!!!!!!!", "[8]"},
-		{"an answer that takes too long is none", func(w http.ResponseWriter, ids []string) { time.Sleep(600 * time.Millisecond); taken(w, ids) }, "!!!!!!!!", "[8]"},
+		{tooLong, func(w http.ResponseWriter, ids []string) { time.Sleep(600 * time.Millisecond); taken(w, ids) }, "!!!!!!!!", "[8]"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
-			f := &fake{bulk: c.bulk}
-			out := f.open(t).Apply(t.Context(), eight())
+			f, timeout := &fake{bulk: c.bulk}, time.Minute
+			if c.claim == tooLong {
+				timeout = 300 * time.Millisecond
+			}
+			out := f.openWithin(t, timeout).Apply(t.Context(), eight())
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if got, sizes := verdicts(out), fmt.Sprint(f.sizes); got != c.want || sizes != c.sizes {
@@ -301,6 +318,7 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 }
 
 func TestAFullStoreSaysHowLongItWantsToBeLeftAlone(t *testing.T) {
+	t.Parallel()
 	full := `{"items":[{"index":{"status":201}},{"index":{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"full"}}}]}`
 	for header, least := range map[string]time.Duration{
 		"": 0, "7": 7 * time.Second, "soon": 0, "-3": 0, time.Now().Add(time.Minute).UTC().Format(http.TimeFormat): 50 * time.Second,
@@ -325,6 +343,7 @@ func TestAFullStoreSaysHowLongItWantsToBeLeftAlone(t *testing.T) {
 }
 
 func TestRequestsAreCutByCountAndBytes(t *testing.T) {
+	t.Parallel()
 	f := &fake{bulk: taken}
 	s := f.open(t)
 	s.config.BulkDocs = 3
@@ -339,6 +358,7 @@ func TestRequestsAreCutByCountAndBytes(t *testing.T) {
 }
 
 func TestAStoreThatIsAwayIsAskedOnceAndNotForEveryRequestOfACall(t *testing.T) {
+	t.Parallel()
 	f := &fake{bulk: func(w http.ResponseWriter, _ []string) { w.WriteHeader(503) }}
 	s := f.open(t)
 	s.config.BulkDocs = 1
@@ -352,6 +372,7 @@ func TestAStoreThatIsAwayIsAskedOnceAndNotForEveryRequestOfACall(t *testing.T) {
 }
 
 func TestDefaultsPassTheCheck(t *testing.T) {
+	t.Parallel()
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{"http://127.0.0.1:9200"}
 	if err := cfg.Check(); err != nil {

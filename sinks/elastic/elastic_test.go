@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/elastic/go-elasticsearch/v8/esapi"
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,7 @@ func openStore(t *testing.T, change func(*Config)) *store {
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{s.base}
 	cfg.Replicas = 0
+	cfg.Timeout = 5 * time.Minute // a machine with other work
 	if change != nil {
 		change(&cfg)
 	}
@@ -144,10 +146,12 @@ func (s *store) Poison(_ testing.TB, id int, version cdc.Version) cdc.Change {
 }
 
 func TestElasticIsASink(t *testing.T) {
+	t.Parallel()
 	sinktest.Run(t, func(t *testing.T) sinktest.Store { return openStore(t, nil) })
 }
 
 func TestElasticWithTombstonesIsASink(t *testing.T) {
+	t.Parallel()
 	sinktest.Run(t, func(t *testing.T) sinktest.Store {
 		return openStore(t, func(c *Config) { c.Deletes = Tombstone })
 	})
@@ -163,6 +167,7 @@ func verdictOf(t *testing.T, s *store, c cdc.Change) sinks.Outcome {
 }
 
 func TestEveryKindOfColumnIsTakenWithItsExtremesAndFoundBySearch(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name := cdc.TableName{DB: "sinktest", Table: "kinds"}
 	table := cdc.Table{Name: name, Key: []string{"id"}, Columns: []cdc.Column{{Name: "id", Kind: cdc.KindInt}}}
@@ -226,6 +231,7 @@ func TestEveryKindOfColumnIsTakenWithItsExtremesAndFoundBySearch(t *testing.T) {
 }
 
 func TestAColumnAddedToTheTableIsAddedToTheMappingByItsFirstRow(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "before")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -258,6 +264,7 @@ func TestAColumnAddedToTheTableIsAddedToTheMappingByItsFirstRow(t *testing.T) {
 }
 
 func TestARowWaitsWhileTheTableCannotBeLookedAt(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "before")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -273,6 +280,7 @@ func TestARowWaitsWhileTheTableCannotBeLookedAt(t *testing.T) {
 }
 
 func TestARestartFindsTheIndexWithoutTheSource(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "one")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -287,6 +295,7 @@ func TestARestartFindsTheIndexWithoutTheSource(t *testing.T) {
 }
 
 func TestATableThatIsGoneAndHasNoIndexIsRefusedAndOneThatHasIsServed(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	gone := sinktest.Upsert(1, 1, "x")
 	table := s.tables[gone.Table]
@@ -307,6 +316,7 @@ func TestATableThatIsGoneAndHasNoIndexIsRefusedAndOneThatHasIsServed(t *testing.
 }
 
 func TestAnIndexDeletedUnderTheSinkIsMadeAgain(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "one")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -327,6 +337,7 @@ func TestAnIndexDeletedUnderTheSinkIsMadeAgain(t *testing.T) {
 }
 
 func TestWhatCannotHoldRowsUnderAGuardIsRefusedWithASentence(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ claim, path, body, sentence string }{
 		{"a concrete index", "/NAME", `{}`, "not an alias"},
 		{"a pipeline that is not there", "/NAME-000001", `{"aliases":{"NAME":{}},"settings":{"index.default_pipeline":"nobody"}}`, "ingest pipeline nobody, which is not there"},
@@ -357,6 +368,7 @@ func TestWhatCannotHoldRowsUnderAGuardIsRefusedWithASentence(t *testing.T) {
 }
 
 func TestTwoTablesMayNotShareAnIndex(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	s.lookup = func(cdc.TableName) (TableConfig, bool) { return TableConfig{Index: s.prefix + "_{db}_question"}, true }
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "x")); out.Verdict != sinks.Applied {
@@ -370,6 +382,7 @@ func TestTwoTablesMayNotShareAnIndex(t *testing.T) {
 }
 
 func TestAnIdThatWouldSpoilTheWholeBulkIsPoisonOnItsOwn(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	key := func(name string) []byte { return append(cdc.AppendString([]byte(`{"name":`), name), '}') }
 	var changes []cdc.Change
@@ -388,6 +401,7 @@ func TestAnIdThatWouldSpoilTheWholeBulkIsPoisonOnItsOwn(t *testing.T) {
 }
 
 func TestADocumentOverTheLimitIsPoisonOnItsOwn(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, func(c *Config) { c.MaxDocumentBytes = 2000 })
 	large := sinktest.Upsert(2, 1, strings.Repeat("x", 2000))
 	out := s.Apply(t.Context(), []cdc.Change{sinktest.Upsert(1, 1, "a"), large, sinktest.Upsert(3, 1, "b")})
@@ -399,6 +413,7 @@ func TestADocumentOverTheLimitIsPoisonOnItsOwn(t *testing.T) {
 // The server reads a document before it compares versions, so it refuses an old
 // state in the same words as a new one.
 func TestARefusedChangeThatANewerOneHasOvertakenIsStale(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, func(c *Config) { c.MaxDocumentBytes = 2000 })
 	if out := verdictOf(t, s, sinktest.Upsert(1, 5, "mended")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -417,6 +432,7 @@ func TestARefusedChangeThatANewerOneHasOvertakenIsStale(t *testing.T) {
 }
 
 func TestAReadOnlyIndexHoldsAndDoesNotBury(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "one")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -433,6 +449,7 @@ func TestAReadOnlyIndexHoldsAndDoesNotBury(t *testing.T) {
 }
 
 func TestTheClusterIsProbedAndAnEmptyAliasIsKnown(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	version, err := s.Probe(t.Context())
 	if err != nil || !strings.Contains(version, ".") {
@@ -460,6 +477,7 @@ func TestTheClusterIsProbedAndAnEmptyAliasIsKnown(t *testing.T) {
 }
 
 func TestTheIndexIsMadeAsDeclared(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	s.lookup = func(cdc.TableName) (TableConfig, bool) {
 		return TableConfig{Index: s.prefix + "_{db}_{table}", Shards: 2, Mapping: map[string]any{"title": map[string]any{"type": "text"}}}, true

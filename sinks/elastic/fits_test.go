@@ -13,6 +13,7 @@ import (
 )
 
 func TestWhatATableHasOutgrown(t *testing.T) {
+	t.Parallel()
 	one := func(kind cdc.Kind, sqlType string) cdc.Table {
 		return cdc.Table{Columns: []cdc.Column{{Name: "c", Kind: kind, SQLType: sqlType}}}
 	}
@@ -43,6 +44,7 @@ func TestWhatATableHasOutgrown(t *testing.T) {
 // A column changes its type while rows flow: what still fits goes on, and what does
 // not is held and not buried.
 func TestAColumnOfAnotherTypeStopsItsTableWithTheCommandThatMendsIt(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "x")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -67,6 +69,7 @@ func TestAColumnOfAnotherTypeStopsItsTableWithTheCommandThatMendsIt(t *testing.T
 }
 
 func TestAMappingThatIsConfiguredAnewIsTakenOrStopsTheTable(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		mapping map[string]any
 		want    sinks.Verdict

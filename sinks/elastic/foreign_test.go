@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -18,15 +19,15 @@ import (
 // overwrite writes a document as somebody else does, under a version far ahead.
 func (s *store) overwrite(t *testing.T, id int, body string) {
 	t.Helper()
-	if status, res := s.ask(t, http.MethodPut, fmt.Sprintf("/%s/_doc/%d?version=%d&version_type=external", s.alias(sinktest.Questions.Name), id, uint64(1)<<52+foreignVersion), body); status >= 300 {
+	if status, res := s.ask(t, http.MethodPut, fmt.Sprintf("/%s/_doc/%d?version=%d&version_type=external", s.alias(sinktest.Questions.Name), id, uint64(1)<<52+foreignVersion.Add(1)), body); status >= 300 {
 		t.Fatal(res.Raw)
 	}
-	foreignVersion++
 }
 
-var foreignVersion uint64
+var foreignVersion atomic.Uint64
 
 func TestWhatSomebodyElseHasWrittenDoesNotMakeChangesStale(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]func(*Config){"hard": nil, "tombstone": tombstones} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t, config)
@@ -72,6 +73,7 @@ func TestWhatSomebodyElseHasWrittenDoesNotMakeChangesStale(t *testing.T) {
 }
 
 func TestASweepTakesWhatSomebodyElseHasWrittenToo(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	for id := range 3 {
 		if out := verdictOf(t, s, sinktest.Upsert(id, 1+9*(id/2), "x")); out.Verdict != sinks.Applied {
@@ -90,6 +92,7 @@ func TestASweepTakesWhatSomebodyElseHasWrittenToo(t *testing.T) {
 }
 
 func TestADocumentThatIsTouchedWhileItIsMendedIsLookedAtAgain(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	c := sinktest.Upsert(1, 5, "five")
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "one")); out.Verdict != sinks.Applied {

@@ -94,6 +94,7 @@ func TestAnIngestPipelineIsWarnedAboutAndRowsAreWritten(t *testing.T) {
 
 // The local build has no data streams.
 func TestADataStreamIsRefused(t *testing.T) {
+	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Elastic-Product", "Elasticsearch")
 		w.Header().Set("Content-Type", "application/json")
@@ -117,6 +118,7 @@ func TestADataStreamIsRefused(t *testing.T) {
 // That an index is gone is told once for each time; that its alias is gone is something
 // else, and told to nobody but the log.
 func TestRefillIsToldOnceThatAnIndexIsGone(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name, told := sinktest.Questions.Name, 0
 	s.Refill = func(_ context.Context, n cdc.TableName, had bool) (bool, error) {

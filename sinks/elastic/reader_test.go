@@ -17,6 +17,7 @@ import (
 // What the mapping says of a document is known before it is written, through the alias,
 // with the fields that would be added first; and nothing of it is done.
 func TestTheMappingIsAskedBeforeAnythingIsWritten(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name := cdc.TableName{DB: "sinktest", Table: "kinds"}
 	table := cdc.Table{Name: name, Key: []string{"id"}, Columns: []cdc.Column{
@@ -73,6 +74,7 @@ func TestTheMappingIsAskedBeforeAnythingIsWritten(t *testing.T) {
 // A mapping that is configured anew is asked about as the next change would put it. Whether it
 // can be put nobody knows before, and that is said.
 func TestAMappingThatIsConfiguredAnewIsAskedBeforeItIsPut(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct {
 		mapping     map[string]any
 		would, gets sinks.Verdict
@@ -107,6 +109,7 @@ func TestAMappingThatIsConfiguredAnewIsAskedBeforeItIsPut(t *testing.T) {
 }
 
 func TestRoutedRowsAreReadWhereTheyAre(t *testing.T) {
+	t.Parallel()
 	s := openRouted(t, nil)
 	c := cdc.Change{Table: tenants.Name, Op: cdc.OpCreate, Version: sinktest.Version(1), Key: sinktest.Key(1), After: owned(1, "a")}
 	if got := verdictOf(t, s, c); got.Verdict != sinks.Applied {
@@ -128,6 +131,7 @@ func TestRoutedRowsAreReadWhereTheyAre(t *testing.T) {
 
 // A cluster that has no simulation, or one that does not look at mappings, is not believed.
 func TestAClusterThatDoesNotTellIsNotGuessedAt(t *testing.T) {
+	t.Parallel()
 	for what, answer := range map[string]string{
 		"it has no such request":       `{"error":{"type":"illegal_argument_exception","reason":"no handler"},"status":400}`,
 		"it does not look at mappings": `{"docs":[{"doc":{"_id":"1"}},{"doc":{"_id":"canary"}}]}`,

@@ -42,6 +42,7 @@ func (s *store) indices(t *testing.T) []string {
 // takes its time. No reader ever finds fewer rows than there always were, no writer is
 // refused for good, and at the end the new index has the last state of every row.
 func TestARebuildLosesNothingAndReadersAlwaysSeeAll(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]func(*Config){"hard": nil, "tombstone": tombstones} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t, func(c *Config) {
@@ -141,6 +142,7 @@ func TestARebuildLosesNothingAndReadersAlwaysSeeAll(t *testing.T) {
 
 // What is deleted between the copying and the end must not come back.
 func TestARebuildCanBeCutOffAnywhereAndIsRepeated(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, func(c *Config) { c.BulkDocs = 2 })
 	name := sinktest.Questions.Name
 	var changes []cdc.Change
@@ -193,6 +195,7 @@ func TestARebuildCanBeCutOffAnywhereAndIsRepeated(t *testing.T) {
 }
 
 func TestOfTwoRebuildsAtOnceOneEndsAndTheOtherLosesNothing(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name := sinktest.Questions.Name
 	for id := range 5 {
@@ -227,6 +230,7 @@ func TestOfTwoRebuildsAtOnceOneEndsAndTheOtherLosesNothing(t *testing.T) {
 }
 
 func TestDocumentsThatDoNotFitStopARebuildUnlessTheyMayBeLeftOut(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name := sinktest.Questions.Name
 	for id, title := range []string{"1", "no number", "3"} {
@@ -261,6 +265,7 @@ func TestDocumentsThatDoNotFitStopARebuildUnlessTheyMayBeLeftOut(t *testing.T) {
 }
 
 func TestARebuildRoutesDocumentsAnew(t *testing.T) {
+	t.Parallel()
 	s := openRouted(t, nil)
 	t.Cleanup(func() { s.ask(t, http.MethodDelete, "/"+s.alias(tenants.Name)+"-*", "") })
 	routed := s.lookup

@@ -47,6 +47,7 @@ func openRouted(t *testing.T, change func(*Config)) *store {
 }
 
 func TestTheRoutingIsReadFromTheImages(t *testing.T) {
+	t.Parallel()
 	c := TableConfig{Routing: "tenant", RoutingOfNull: "nobody"}
 	key := []byte(`{"id":1}`)
 	for _, x := range []struct {
@@ -77,6 +78,7 @@ func TestTheRoutingIsReadFromTheImages(t *testing.T) {
 }
 
 func TestARoutingColumnThatWillNotDoIsRefusedAtTheStart(t *testing.T) {
+	t.Parallel()
 	for want, c := range map[string]TableConfig{
 		"":                     {Routing: "id"},
 		"has no column region": {Routing: "region"},
@@ -97,6 +99,7 @@ func TestARoutingColumnThatWillNotDoIsRefusedAtTheStart(t *testing.T) {
 }
 
 func TestAnIndexIsNotRoutedAnewWithoutARebuild(t *testing.T) {
+	t.Parallel()
 	s := openRouted(t, nil)
 	c := cdc.Change{Table: tenants.Name, Op: 'c', Version: 1, Key: sinktest.Key(1), After: owned(1, "a")}
 	if out := verdictOf(t, s, c); out.Verdict != sinks.Applied {
@@ -115,6 +118,7 @@ func TestAnIndexIsNotRoutedAnewWithoutARebuild(t *testing.T) {
 // into one another as a worker does it. At the end each row is in its last place and
 // in no other.
 func TestARowThatWandersIsInItsLastPlaceAndInNoOther(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]func(*Config){"hard": nil, "tombstone": tombstones} {
 		t.Run(name, func(t *testing.T) {
 			s := openRouted(t, config)
@@ -220,6 +224,7 @@ func TestARowThatWandersIsInItsLastPlaceAndInNoOther(t *testing.T) {
 // whoever changes it next does not know them, and neither does its dead letter. One that
 // could not be taken out of there waits.
 func TestARefusedRowLeavesItsOlderRoutings(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]func(*Config){"hard": nil, "tombstone": tombstones} {
 		t.Run(name, func(t *testing.T) {
 			s := openRouted(t, func(c *Config) {
@@ -294,6 +299,7 @@ func TestARefusedRowLeavesItsOlderRoutings(t *testing.T) {
 }
 
 func TestObjectsInAJSONColumnCanBeNested(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	s.lookup = func(cdc.TableName) (TableConfig, bool) {
 		return TableConfig{Index: s.prefix + "_{db}_{table}", Mapping: map[string]any{"meta": map[string]any{"type": "nested", "properties": map[string]any{
@@ -320,6 +326,7 @@ func TestObjectsInAJSONColumnCanBeNested(t *testing.T) {
 // The local build has no join fields; these are the requests that make one. A row of
 // the table is a parent or a child by a JSON column, and both are routed alike.
 func TestAJSONColumnCanJoinRowsOfOneTable(t *testing.T) {
+	t.Parallel()
 	config := TableConfig{Index: "q", Routing: "thread", Mapping: map[string]any{"kin": map[string]any{"type": "join", "relations": map[string]any{"question": "answer"}}}}
 	shape := cdc.Table{Name: cdc.TableName{DB: "d", Table: "posts"}, Columns: []cdc.Column{{Name: "id", Kind: cdc.KindInt}, {Name: "thread", Kind: cdc.KindInt}, {Name: "kin", Kind: cdc.KindJSON}}}
 	if err := config.CheckTable(shape); err != nil {

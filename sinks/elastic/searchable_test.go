@@ -39,6 +39,13 @@ func TestADocumentCountsAsSearchableWhenASearchFindsIt(t *testing.T) {
 	if status, res := s.ask(t, http.MethodPut, "/"+s.alias(table)+"/_settings", never); status != http.StatusOK {
 		t.Fatal(res)
 	}
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // the refresh that was due before is over
+		if _, pool := s.ask(t, http.MethodGet, "/_cat/thread_pool/refresh?h=active,queue&format=json", ""); pool.Get("0.active").Str == "0" && pool.Get("0.queue").Str == "0" {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(pool)
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx, func(context.Context) ([]cdc.TableName, error) { return nil, nil }) }()

@@ -35,6 +35,7 @@ func tag(name string, version int) cdc.Change {
 // An index that is deleted under a table of which no change comes is made again, and one
 // whose alias is gone is told of; to see that costs one request for all tables.
 func TestAnIndexThatGoesUnderAnIdleTableIsNoticed(t *testing.T) {
+	t.Parallel()
 	var asked atomic.Int32
 	target, err := url.Parse(testenv.Elastic(t).URL)
 	if err != nil {
@@ -109,6 +110,7 @@ func TestAnIndexThatGoesUnderAnIdleTableIsNoticed(t *testing.T) {
 // has no rows. The table is told of as lost, under this process and before it, once; after a
 // rebuild it is not.
 func TestAnIndexThatSomebodyElseHasMadeAgainIsLost(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name := sinktest.Questions.Name
 	var told []bool
@@ -202,6 +204,7 @@ func TestAnIndexThatSomebodyElseHasMadeAgainIsLost(t *testing.T) {
 }
 
 func TestRunWatchesByItself(t *testing.T) {
+	t.Parallel()
 	if watchEvery > time.Minute {
 		t.Errorf("it looks every %s; want it within a minute", watchEvery)
 	}
@@ -238,6 +241,7 @@ func TestRunWatchesByItself(t *testing.T) {
 // What is the matter with one index holds its own table; that the cluster does not answer
 // is the matter of all.
 func TestTheTroubleOfOneIndexIsNotThatOfTheStore(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	if out := verdictOf(t, s, sinktest.Upsert(1, 1, "x")); out.Verdict != sinks.Applied {
 		t.Fatal(out)
@@ -275,6 +279,7 @@ func TestTheTroubleOfOneIndexIsNotThatOfTheStore(t *testing.T) {
 
 // When the sink is told to stop, what it was just asking for is nothing to tell of.
 func TestAStopIsNoTroubleOfAnIndex(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	var log bytes.Buffer
 	s.log = slog.New(slog.NewTextHandler(&log, nil))
@@ -292,6 +297,7 @@ func TestAStopIsNoTroubleOfAnIndex(t *testing.T) {
 // A column that gets another type whose values the old field takes as well is noticed with
 // the first change that has it.
 func TestAnAlteredTableIsComparedWithItsIndexBeforeItsFirstRow(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	name := sinktest.Questions.Name
 	described := 0
@@ -361,6 +367,7 @@ func TestAnAlteredTableIsComparedWithItsIndexBeforeItsFirstRow(t *testing.T) {
 
 // A change may make the index while the watch asks the source for its table.
 func TestAnIndexThatIsMadeUnderTheWatchIsNotLost(t *testing.T) {
+	t.Parallel()
 	s := openStore(t, nil)
 	told := 0
 	s.Refill = func(context.Context, cdc.TableName, bool) (bool, error) { told++; return false, nil }

@@ -109,6 +109,7 @@ func acl(t *testing.T, password string) []any {
 // A server that wants certificates of its clients, a user with the documented rights,
 // and all files changed under way.
 func TestCertificatesAndPasswordsAreReadAgainWhenTheyChange(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	bundle := filepath.Join(dir, "ca.crt")
 	first := newAuthority(t, "first")
@@ -223,6 +224,7 @@ func serving(t *testing.T) (settings []string, ours TLS) {
 // Sentinels and servers that speak TLS alone, with a login of their own for each, and the
 // documented rights; the master changes under way.
 func TestSentinelsOverTLSHaveALoginOfTheirOwn(t *testing.T) {
+	t.Parallel()
 	settings, ours := serving(t)
 	secured := func() (server *testenv.RedisInstance, plain *goredis.Client, port string) {
 		_, port, _ = net.SplitHostPort(testenv.FreeAddr(t))
@@ -296,6 +298,7 @@ func TestSentinelsOverTLSHaveALoginOfTheirOwn(t *testing.T) {
 }
 
 func TestAClusterOverTLS(t *testing.T) {
+	t.Parallel()
 	settings, ours := serving(t)
 	c := newClusterWith(t, settings)
 	for _, client := range c.clients {
@@ -338,6 +341,7 @@ func TestAClusterOverTLS(t *testing.T) {
 // Every script and every question of the sink passes with the documented rights, and
 // nothing that it does not need.
 func TestTheDocumentedRightsAreEnough(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -405,6 +409,7 @@ func TestTheDocumentedRightsAreEnough(t *testing.T) {
 // A hash is written over with the documented rights, and made anew by an account that may
 // not do what this takes.
 func TestAHashIsWhatTheRowIsAlsoWithFewerRights(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()

@@ -219,7 +219,7 @@ func want(histories []*history) map[string]string {
 func (p *pipeline) equal(t *testing.T, plain goredis.UniversalClient) {
 	t.Helper()
 	var got, expected map[string]string
-	for range 600 {
+	for range 2400 {
 		got, expected = map[string]string{}, want(p.histories)
 		var mu sync.Mutex
 		err := eachMasterOf(t.Context(), plain, func(ctx context.Context, server *goredis.Client) error {
@@ -283,6 +283,7 @@ func privateConfig(addresses ...string) Config {
 var mirrored = TableConfig{Key: "{table}:{pk}"}
 
 func TestAFlushUnderLoadIsMendedFromTheLog(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -301,6 +302,7 @@ func TestAFlushUnderLoadIsMendedFromTheLog(t *testing.T) {
 }
 
 func TestAnEmptyRestartIsMendedFromTheLogAndAnotherWorkerBeginsAtTheMark(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -334,7 +336,7 @@ func TestAnEmptyRestartIsMendedFromTheLogAndAnotherWorkerBeginsAtTheMark(t *test
 	plain.FlushAll(t.Context())
 	one.start = 10
 	p = newPipeline(t, privateConfig(server.Addr), mirrored, one)
-	for range 100 {
+	for range 6000 {
 		if p.repaired("snapshot") == 1 {
 			break
 		}
@@ -348,6 +350,7 @@ func TestAnEmptyRestartIsMendedFromTheLogAndAnotherWorkerBeginsAtTheMark(t *test
 // A kill -9 leaves the marks behind what is committed. The server has it all, and is
 // told from one that has another history by now.
 func TestAMarkThatWasNotWrittenAnyMoreIsNoLoss(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -410,6 +413,7 @@ func TestAMarkThatWasNotWrittenAnyMoreIsNoLoss(t *testing.T) {
 // A replica that was cut off takes over without the last writes, and the mark that it
 // has is what it has.
 func TestAReplicaThatTakesOverWithoutTheLastWritesIsBroughtUpToDate(t *testing.T) {
+	t.Parallel()
 	master, replica := testenv.NewRedis(t), testenv.NewRedis(t)
 	way := testenv.NewRelay(t, master.Addr)
 	link := testenv.NewRelay(t, master.Addr)
@@ -446,6 +450,7 @@ func TestAReplicaThatTakesOverWithoutTheLastWritesIsBroughtUpToDate(t *testing.T
 // The same while nothing has changed since the mark was written but rows behind it
 // were lost: what the mark does not show, the history of the server does.
 func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
+	t.Parallel()
 	master, replica := testenv.NewRedis(t), testenv.NewRedis(t)
 	plain, young := goredis.NewClient(&goredis.Options{Addr: master.Addr}), goredis.NewClient(&goredis.Options{Addr: replica.Addr})
 	defer plain.Close()
@@ -475,7 +480,7 @@ func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
 	}
 	// The replica has all that there is, and the rows come behind it.
 	young.SlaveOf(t.Context(), "127.0.0.1", master.Port())
-	for range 500 {
+	for range 12000 {
 		if young.HGet(t.Context(), "lockstep:w:g", "t/0").Val() == "5" {
 			break
 		}
@@ -509,6 +514,7 @@ func TestALossBehindTheMarkIsNoticedByTheHistoryOfTheServer(t *testing.T) {
 // The owner of partition 0 sweeps for a barrier at once, for the others have
 // committed behind it; what they read again comes after.
 func TestABarrierThatIsReadAgainIsSweptForBehindTheOlderRows(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -527,7 +533,7 @@ func TestABarrierThatIsReadAgainIsSweptForBehindTheOlderRows(t *testing.T) {
 	plain.FlushAll(t.Context())
 	// Partition 0 is read again first, while the other's old place still stands.
 	p = newPipeline(t, privateConfig(server.Addr), mirrored, one)
-	for range 200 {
+	for range 12000 {
 		if one.open().next == 1 && p.repaired("replay") == 1 {
 			break
 		}

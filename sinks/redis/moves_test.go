@@ -434,6 +434,7 @@ func TestARowWithoutAColumnOfATemplateWaitsWhileItsTableLacksItToo(t *testing.T)
 
 // Through a worker, which leaves out what a newer change of the row has overtaken.
 func TestRowsThatMoveUnderAWorkerAreInOnePlaceEach(t *testing.T) {
+	t.Parallel()
 	server := testenv.NewRedis(t)
 	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer plain.Close()
@@ -460,7 +461,7 @@ func TestRowsThatMoveUnderAWorkerAreInOnePlaceEach(t *testing.T) {
 	}
 	newPipeline(t, privateConfig(server.Addr), moving[ModeHash], h)
 	var got map[string]string
-	for range 200 {
+	for range 2400 {
 		if got = (fixture{plain: plain}).contents(t, ModeHash); maps.Equal(got, want) {
 			return
 		}
