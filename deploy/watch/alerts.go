@@ -181,7 +181,7 @@ sum by ({P}, sink, table) (lockstep_dlq_letters{state="retrying"})
 			{alert: "LockstepMemoryNearLimit", level: ticket, wait: "15m",
 				expr:        `process_resident_memory_bytes / (go_gc_gomemlimit_bytes < 9e18) > 0.9 and on ({P}, instance) lockstep_build_info`,
 				summary:     `{{ $labels.instance }} of {{ $labels.job }} has little memory left`,
-				description: `It has taken {{ $value | humanizePercentage }} of what the runtime may have (GOMEMLIMIT, or four times worker.memory_bytes less an eighth) and gets slower above it.`},
+				description: `It has taken {{ $value | humanizePercentage }} of what the runtime may have (GOMEMLIMIT, or else three and a half times worker.memory_bytes) and gets slower above it.`},
 			{alert: "LockstepClockSkew", level: ticket, wait: "15m",
 				expr:        `abs(lockstep_source_clock_skew_seconds) > 1 or lockstep_source_clock_uncertainty_seconds > 0.4`,
 				summary:     `The clocks of {{ $labels.instance }} of {{ $labels.job }} and of MySQL are apart`,
