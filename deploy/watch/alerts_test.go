@@ -77,7 +77,7 @@ var stories = []story{
 		{"job=shop sink=search window=1d", tooLate, tooLateBy("4%", "2h", "1d")}, {"job=shop sink=search window=3d", tooLate, tooLateBy("4%", "6h", "3d")}}},
 	{alert: "LockstepFreshnessBudgetBurns", about: "three of two hundred are late for long", every: "2m", series: aging(.015, 0, 11), at: "10h", fires: []firing{{"job=shop sink=search window=3d", tooLate, tooLateBy("1.5%", "6h", "3d")}}},
 	{alert: "LockstepFreshnessBudgetBurns", about: "one of two hundred is late for long", every: "2m", series: aging(.005, 0, 11), at: "10h"},
-	{alert: "LockstepFreshnessBudgetBurns", about: "it was late for an hour, and is over", every: "2m", series: counted(grow(120, 74*30), grow(120, 71*30, 96, 30, 120, 60), grow(0, 74*30)), at: "73h"},
+	{alert: "LockstepFreshnessBudgetBurns", about: "half was late for an hour, and that is over", every: "2m", series: counted(grow(120, 74*30), grow(120, 71*30, 60, 30, 120, 60), grow(0, 74*30)), at: "72h30m"},
 	{alert: "LockstepFreshnessBudgetBurns", about: "some changes an hour, all late", every: "2m", series: counted(grow(1, 90), grow(0, 90), grow(0, 90)), at: "2h"},
 	{alert: "LockstepFreshnessBudgetBurns", about: "everything becomes a dead letter", every: "2m", series: counted(grow(0, 60), grow(0, 60), grow(120, 60)), at: "1h",
 		fires: []firing{{"job=shop sink=search window=1h", tooLate, tooLateBy("100%", "5m", "1h")}, {"job=shop sink=search window=6h", tooLate, tooLateBy("100%", "30m", "6h")}}},
