@@ -114,9 +114,10 @@ and on ({P}, instance, sink)
   sum by ({P}, instance, sink, table) (lockstep_sink_received_total)
   - sum by ({P}, instance, sink, table) (lockstep_sink_in_flight)
   - sum by ({P}, instance, sink, table) (lockstep_sink_changes_total)
-) > 0`,
+)
+> 0.1 * sum by ({P}, instance, sink, table) (rate(lockstep_sink_received_total[5m]))`, // what happens while it is scraped
 				summary:     `The books of {{ $labels.table }} in sink {{ $labels.sink }} of {{ $labels.job }} do not balance`,
-				description: `On {{ $labels.instance }} the changes received and the changes settled or in flight differ by {{ $value }} without a break for half an hour: one has ended nowhere, or twice.`},
+				description: `On {{ $labels.instance }} the changes received and the changes settled or in flight differ by {{ $value }} without a break for half an hour, more than what comes while it is scraped: one has ended nowhere, or twice.`},
 		}},
 		{"lockstep-dead-letters", []rule{
 			{alert: "LockstepDeadLetterFlood", level: page,

@@ -162,7 +162,11 @@ var stories = []story{
 	{alert: "LockstepBooksDoNotBalance", about: "one has gone missing", series: map[string]string{
 		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+100x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x50",
 		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "0 100 199+100x48", `lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="stale"}`: "0x50",
-	}, at: "45m", fires: []firing{{"job=shop instance=a sink=search table=s.q", "The books of s.q in sink search of shop do not balance", "On a the changes received and the changes settled or in flight differ by 1 without a break for half an hour: one has ended nowhere, or twice."}}},
+	}, at: "45m", fires: []firing{{"job=shop instance=a sink=search table=s.q", "The books of s.q in sink search of shop do not balance", "On a the changes received and the changes settled or in flight differ by 1 without a break for half an hour, more than what comes while it is scraped: one has ended nowhere, or twice."}}},
+	{alert: "LockstepBooksDoNotBalance", about: "they are never scraped without changes that come", series: map[string]string{
+		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+6000x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x50",
+		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "5+6000x50",
+	}, at: "45m"},
 	{alert: "LockstepBooksDoNotBalance", about: "they are scraped while changes come", series: map[string]string{
 		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+100x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x50",
 		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "0+100x10 1097+100x15 2700 2803+100x22",
