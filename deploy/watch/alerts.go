@@ -134,7 +134,7 @@ and
 sum by ({P}, sink, table) (lockstep_dlq_letters{state="retrying"})
 > (sum by ({P}, sink, table) (lockstep_dlq_letters{state="retrying"} offset 10m) or sum by ({P}, sink, table) (lockstep_dlq_letters{state="retrying"}) * 0)`,
 				summary:     `More and more dead letters of {{ $labels.table }} try themselves again in sink {{ $labels.sink }} of {{ $labels.job }}`,
-				description: `{{ $value }} rows were refused for a reason that may pass, more than ten minutes ago.`},
+				description: `{{ $value }} rows were refused for a reason that may pass and try themselves again; ten minutes before there were fewer.`},
 			{alert: "LockstepDeadLetterOld", level: ticket,
 				expr:        `max by ({P}, sink, table) (lockstep_dlq_oldest_unresolved_seconds) > 86400`,
 				summary:     `Sink {{ $labels.sink }} of {{ $labels.job }} has lacked a row of {{ $labels.table }} for a day`,
@@ -219,7 +219,7 @@ and
 lockstep:sink_changes:rate%[3]s * %[4]d >= 100`, b.short, share, b.long, seconds[b.long]),
 			summary:     `Changes reach sink {{ $labels.sink }} of {{ $labels.job }} too late`,
 			description: fmt.Sprintf(`{{ $value | humanizePercentage }} of the changes of the last %s took longer than %s s from the commit to the store, or are dead letters; %g %% may, and over the last %s it is too many, too.`, b.short, lateAfter, mayBeLate*100, b.long),
-			means:       fmt.Sprintf("More changes than %g %% take longer than %s s from the commit to the store, measured over 5 minutes and an hour, 30 minutes and 6 hours (page), 2 hours and a day, 6 hours and 3 days (ticket).", mayBeLate*100, lateAfter),
+			means:       fmt.Sprintf("More than %g %% of the changes take longer than %s s from the commit to the store, measured over 5 minutes and an hour, 30 minutes and 6 hours (page), 2 hours and a day, 6 hours and 3 days (ticket).", mayBeLate*100, lateAfter),
 		})
 	}
 	return all

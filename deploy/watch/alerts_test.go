@@ -184,7 +184,7 @@ var stories = []story{
 	}, at: "16m"},
 
 	{alert: "LockstepDeadLettersRetrying", about: "more and more", series: map[string]string{`lockstep_dlq_letters{job="shop",instance="a",sink="search",table="s.q",class="refused",state="retrying"}`: "0+4x30"}, at: "20m",
-		fires: []firing{{"job=shop sink=search table=s.q", "More and more dead letters of s.q try themselves again in sink search of shop", "80 rows were refused for a reason that may pass, more than ten minutes ago."}}},
+		fires: []firing{{"job=shop sink=search table=s.q", "More and more dead letters of s.q try themselves again in sink search of shop", "80 rows were refused for a reason that may pass and try themselves again; ten minutes before there were fewer."}}},
 	{alert: "LockstepDeadLettersRetrying", about: "some, and some more for a while", series: map[string]string{`lockstep_dlq_letters{job="shop",instance="a",sink="search",table="s.q",class="refused",state="retrying"}`: "3x10 40 30 20 9 8 7 6x20"}, at: "20m"},
 
 	{alert: "LockstepDeadLetterOld", about: "of two tables", series: map[string]string{`lockstep_dlq_oldest_unresolved_seconds{job="shop",instance="a",sink="search",table="s.q"}`: "90000x5", `lockstep_dlq_oldest_unresolved_seconds{job="shop",instance="a",sink="search",table="s.t"}`: "60x5"}, at: "4m",
