@@ -187,6 +187,18 @@ type health struct {
 // unavailableAfter keeps a leader election out of the log.
 const unavailableAfter = 2 * time.Second
 
+// Unavailable is for how long some request has been sent again and again without an
+// answer; 0 while Kafka answers.
+func (c *Client) Unavailable() time.Duration {
+	h := &c.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.failing == 0 {
+		return 0
+	}
+	return time.Since(h.since)
+}
+
 // watcher is the view of one loop. It is for one goroutine.
 type watcher struct {
 	h   *health

@@ -57,6 +57,9 @@ func TestTheLogHearsOnceThatKafkaIsAwayAndOnceThatItIsBack(t *testing.T) {
 			b.failed(errors.New("refused"))
 			time.Sleep(time.Second)
 		}
+		if got := (&Client{health: health{failing: h.failing, since: h.since}}).Unavailable(); got != 10*time.Second {
+			t.Errorf("it says that Kafka has been away for %s", got)
+		}
 		a.done()
 		b.failed(errors.New("refused"))
 		b.done()

@@ -33,7 +33,6 @@ type server struct {
 	logOnly, logNot string
 	replica         bool
 	applying        bool // it may still get or apply transactions of its source
-	expire          time.Duration
 }
 
 // setting is one that the reader depends on, with the value it must have.
@@ -83,9 +82,18 @@ func identify(conn *client.Conn) (string, error) {
 	return cmp.Or(is["server_uid"], is["hostname"]+":"+is["port"]) + "/" + is["server_id"], nil
 }
 
+// keeps is for how long the server keeps its log, 0 when it purges it only when told to.
+func (s *server) keeps() time.Duration {
+	seconds, err := strconv.Atoi(s.settings["binlog_expire_logs_seconds"])
+	if err != nil || s.settings["binlog_expire_logs_auto_purge"] == "OFF" {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
+
 func inspect(conn *client.Conn) (*server, error) {
 	s := &server{version: conn.GetServerVersion(), flavor: flavorOf(conn), settings: map[string]string{}}
-	names := []string{"innodb_native_foreign_keys", "log_replica_updates", "log_slave_updates", "lower_case_table_names", "binlog_expire_logs_seconds"}
+	names := []string{"innodb_native_foreign_keys", "log_replica_updates", "log_slave_updates", "lower_case_table_names", "binlog_expire_logs_seconds", "binlog_expire_logs_auto_purge"}
 	for _, r := range required[s.flavor] {
 		names = append(names, r.name)
 	}
@@ -95,9 +103,6 @@ func inspect(conn *client.Conn) (*server, error) {
 	}
 	for _, r := range rows {
 		s.settings[r[0]] = r[1]
-	}
-	if seconds, err := strconv.Atoi(s.settings["binlog_expire_logs_seconds"]); err == nil {
-		s.expire = time.Duration(seconds) * time.Second
 	}
 	if s.id, err = identify(conn); err != nil {
 		return nil, err

@@ -123,8 +123,8 @@ func (s *Source) overGap(ctx context.Context, now *server, tables []cdc.TableNam
 // headroom says how long the server keeps its log.
 func headroom(c *client.Conn, now *server) string {
 	said := fmt.Sprintf("the server has %s and keeps its log from behind %s on", now.executed, shown(now.purged.String()))
-	if now.expire > 0 {
-		said += fmt.Sprintf(", for %s (binlog_expire_logs_seconds)", now.expire)
+	if keep := now.keeps(); keep > 0 {
+		said += fmt.Sprintf(", for %s (binlog_expire_logs_seconds)", keep)
 	}
 	if logs, err := queryRows(c, "SHOW BINARY LOGS"); err == nil && len(logs) > 0 {
 		said += fmt.Sprintf(", in %d files since %s", len(logs), logs[0][0])

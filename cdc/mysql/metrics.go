@@ -25,6 +25,7 @@ type Metrics struct {
 	leftOut      prometheus.Counter
 	ddl          *prometheus.CounterVec
 	readAge      *prometheus.HistogramVec
+	kept         prometheus.Gauge
 
 	ghostTransactions, ghostKeys prometheus.Counter
 }
@@ -71,6 +72,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		readAge: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "lockstep_capture_read_age_seconds", Help: "Time from the commit in the source to the reading of the row change from its log, by the source's clock.",
 			Buckets: ageBuckets}, []string{"table"}),
+		kept: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_source_log_kept_seconds", Help: "For how long the source keeps its binary log (binlog_expire_logs_seconds), as the capture saw it when it connected last; 0 before, and when the server purges its log only when told to."}),
 		ghostTransactions: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_capture_ghost_transactions_total", Help: "Transactions in Kafka that the source has lost, as when a replica took over without them; the rows they changed are read again."}),
 		ghostKeys: prometheus.NewCounter(prometheus.CounterOpts{
@@ -79,7 +82,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, action := range []string{"emptied", "dropped", "copied", "passed", "skipped"} {
 		m.ddl.WithLabelValues(action)
 	}
-	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.estimated, m.copyState, m.held, m.leftOut, m.ddl, m.readAge, m.ghostTransactions, m.ghostKeys)
+	reg.MustRegister(m.rows, m.transactions, m.connected, m.reconnects, m.lag, m.clock, m.epoch, m.fileNumber, m.filePos, m.copying, m.copied, m.estimated, m.copyState, m.held, m.leftOut, m.ddl, m.readAge, m.kept, m.ghostTransactions, m.ghostKeys)
 	return m
 }
 

@@ -106,9 +106,8 @@ func (s *server) findPlace(cfg Config, saved *cdc.Position, read gtidSet) []Find
 // from being purged.
 func (s *server) retention(saved *cdc.Position, behind bool) Finding {
 	f := Finding{Check: "log retention", OK: true}
-	seconds, _ := strconv.ParseInt(s.settings["binlog_expire_logs_seconds"], 10, 64)
-	keep := time.Duration(seconds) * time.Second
-	if keep == 0 || s.settings["binlog_expire_logs_auto_purge"] == "OFF" {
+	keep := s.keeps()
+	if keep == 0 {
 		f.Detail = "the server purges its log only when told to"
 		return f
 	}

@@ -209,6 +209,7 @@ func (s *Source) prepare(ctx context.Context, conn *client.Conn) (collations, er
 	if problem := server.firstProblem(); problem != nil {
 		return nil, problem
 	}
+	s.Metrics.kept.Set(server.keeps().Seconds())
 	s.foldNames = server.settings["lower_case_table_names"] != "0"
 	tables, err := listTables(conn, s.Match)
 	if err != nil {

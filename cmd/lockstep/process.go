@@ -69,6 +69,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	}
 	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), loading: make(chan struct{}, 1), started: time.Now()}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(newBuildInfo(cfg.Prefix), newKafkaUnavailable(client))
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
 	p.metrics.sinks = sinks.NewMetrics(p.registry)
 	p.metrics.elastic = elastic.NewMetrics(p.registry)

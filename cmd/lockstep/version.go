@@ -6,7 +6,10 @@ import (
 	"runtime"
 	"runtime/debug"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+
+	"lockstep/kafka"
 )
 
 // version is set by the linker: -ldflags "-X main.version=v1.2.3".
@@ -18,6 +21,25 @@ type build struct {
 	Commit   string `json:"commit"`
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
+}
+
+// newBuildInfo is the metric that tells which build a process is, and of which pipeline.
+func newBuildInfo(pipeline string) prometheus.Collector {
+	info, _ := debug.ReadBuildInfo()
+	b := thisBuild(info)
+	m := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "lockstep_build_info", Help: "1, with the build of this process and the pipeline (the prefix of the configuration) that it works for.",
+	}, []string{"version", "commit", "pipeline"})
+	m.WithLabelValues(b.Version, b.Commit, pipeline).Set(1)
+	return m
+}
+
+// newKafkaUnavailable is the metric that tells for how long Kafka has not answered.
+func newKafkaUnavailable(client *kafka.Client) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "lockstep_kafka_unavailable_seconds",
+		Help: "For how long some request of this process to Kafka has been sent again and again without an answer; 0 while Kafka answers.",
+	}, func() float64 { return client.Unavailable().Seconds() })
 }
 
 // thisBuild takes the linker's word first and then the module's and the

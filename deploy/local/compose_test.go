@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -22,6 +23,7 @@ type service struct {
 	Profiles    []string
 	Command     []string
 	Ports       []string
+	NetworkMode string `yaml:"network_mode"`
 	Environment map[string]string
 	Volumes     []string
 	Healthcheck struct {
@@ -81,7 +83,11 @@ func TestComposeAndNativeServersAreTheSame(t *testing.T) {
 		if _, tag, _ := strings.Cut(s.Image, ":"); tag != version {
 			t.Errorf("%s: compose has version %s, native %s", name, tag, version)
 		}
-		if len(s.Ports) != 1 || !strings.HasPrefix(s.Ports[0], "127.0.0.1:"+port+":") {
+		if s.NetworkMode == "host" {
+			if !slices.Contains(s.Command, "--web.listen-address=127.0.0.1:"+port) {
+				t.Errorf("%s: compose runs %v in the machine's network, native listens on 127.0.0.1:%s alone", name, s.Command, port)
+			}
+		} else if len(s.Ports) != 1 || !strings.HasPrefix(s.Ports[0], "127.0.0.1:"+port+":") {
 			t.Errorf("%s: compose publishes %v, native listens on 127.0.0.1:%s alone", name, s.Ports, port)
 		}
 		if len(s.Healthcheck.Test) == 0 {
@@ -153,22 +159,40 @@ func TestFlagsComeFromTheSharedFiles(t *testing.T) {
 			files:   []string{"redis.conf"},
 			command: []string{"valkey-server", "/usr/local/etc/valkey/redis.conf"},
 		},
+		"prometheus": {
+			files: []string{"prometheus.yml", "../helm/lockstep/files/alerts.yaml"},
+			command: []string{"--config.file=/etc/prometheus/local/prometheus.yml", "--storage.tsdb.path=/prometheus",
+				"--web.listen-address=127.0.0.1:" + shell(t, "port prometheus")[0]},
+		},
 	}
 	for name, s := range readCompose(t) {
 		script, err := os.ReadFile("native-" + name + ".sh")
 		if err != nil {
 			t.Fatal(err)
 		}
+		// Prometheus' own file names its rules.
+		configured := ""
+		if name == "prometheus" {
+			text, err := os.ReadFile("prometheus.yml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			configured = string(text)
+		}
 		var mounted []string
 		for _, volume := range s.Volumes {
-			if file, ok := strings.CutPrefix(volume, "./deploy/local/"); ok {
+			if file, ok := strings.CutPrefix(volume, "./deploy/"); ok {
 				file, _, _ = strings.Cut(file, ":")
-				mounted = append(mounted, file)
+				relative, err := filepath.Rel("local", file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				mounted = append(mounted, relative)
 			}
 		}
 		sameSet(t, name+": files mounted", mounted, want[name].files)
 		for _, file := range want[name].files {
-			if !strings.Contains(string(script), "$HERE/"+file) {
+			if !strings.Contains(string(script), "$HERE/"+file) && !strings.Contains(configured, file) {
 				t.Errorf("%s: the native start does not read %s", name, file)
 			}
 		}

@@ -3,7 +3,7 @@
 
 readonly ADDRESS=127.0.0.1
 readonly DEFAULT_SERVERS=(mysql kafka elasticsearch redis)
-readonly ALL_SERVERS=(mysql mariadb kafka elasticsearch redis redis8 valkey)
+readonly ALL_SERVERS=(mysql mariadb kafka elasticsearch redis redis8 valkey prometheus)
 
 # The one table of versions and ports. compose.yaml and internal/testenv repeat
 # what they cannot read from here; compose_test.go holds them to it.
@@ -15,6 +15,7 @@ declare -rA VERSION=(
   [redis]=7.0
   [redis8]=8.0
   [valkey]=9.1
+  [prometheus]=v2.42.0
 )
 declare -rA BASE_PORT=(
   [mysql]=13306
@@ -24,6 +25,7 @@ declare -rA BASE_PORT=(
   [redis]=16379
   [redis8]=16380
   [valkey]=16381
+  [prometheus]=19090
 )
 readonly KAFKA_HEAP="-Xms256m -Xmx512m"
 readonly ELASTICSEARCH_HEAP="-Xms1g -Xmx1g"
@@ -231,4 +233,8 @@ probe_redis8() { probe_redis "$1"; }
 # A Valkey says which Redis it is compatible with as well.
 probe_valkey() {
   talk "$1" 'PING\r\nINFO server\r\n' 200 | tr -d '\r' | sed -n '1{/^+PONG/!q};s/^valkey_version://p'
+}
+
+probe_prometheus() {
+  talk "$1" 'GET /api/v1/status/buildinfo HTTP/1.0\r\n\r\n' 4096 | grep -oE '"version":"[^"]+"' | cut -d'"' -f4
 }

@@ -5,7 +5,7 @@
 # Each server file defines SERVER_install (idempotent), SERVER_prepare STATE (make
 # the data directory, idempotent) and SERVER_command STATE (fills the array command);
 # SERVER_settle, where there is one, waits after the first answer until it is of use.
-for file in mysql mariadb kafka elasticsearch redis redis8 valkey; do
+for file in mysql mariadb kafka elasticsearch redis redis8 valkey prometheus; do
   # shellcheck source=/dev/null
   . "$HERE/native-$file.sh"
 done

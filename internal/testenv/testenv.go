@@ -52,6 +52,7 @@ var ports = map[string]int{
 	"redis":         16379,
 	"redis8":        16380,
 	"valkey":        16381,
+	"prometheus":    19090,
 }
 
 // MySQL returns the local MySQL, or fails the test if it does not listen.
@@ -90,7 +91,7 @@ func Lookup(name string) (Server, error) {
 	switch name {
 	case "mysql", "mariadb":
 		s.User, s.Password = readerUser, readerPassword
-	case "elasticsearch":
+	case "elasticsearch", "prometheus":
 		s.URL = "http://" + s.Addr
 	case "redis", "redis8", "valkey":
 		s.URL = "redis://" + s.Addr
