@@ -30,7 +30,7 @@ var imports = map[string][]string{
 	"admin":           {"kafka", "dlq", "freshness", "route", "audit"},
 	"client":          {}, // for other programs
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "route", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "config", "internal/nearest"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "config", "internal/certs", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"lockstep/cdc/mysql"
 	"lockstep/config"
@@ -34,9 +35,9 @@ type settings struct {
 
 	mu    sync.Mutex
 	parts map[string]context.CancelCauseFunc
-	// back tells that a part could not go on. It reports whether the configuration was given
-	// back that ran before, so that the part can try with that one; nil is never.
-	back func(part string, err error) bool
+	// back tells that a part could not go on. It reports whether and when it is to try again,
+	// with the configuration of that moment; nil is never.
+	back func(part string, err error) (wait time.Duration, again bool)
 }
 
 // now is the process with the configuration of this moment.
@@ -65,12 +66,21 @@ func (p *process) under(ctx context.Context, part string, run func(context.Conte
 		switch changed := context.Cause(running) == errOtherConfig; {
 		case ctx.Err() != nil:
 			return err
+		case changed && err != nil:
+			p.log.Warn("a part that was to begin anew ended with an error", "part", part, "error", err)
 		case changed:
-			if err != nil {
-				p.log.Warn("a part that was to begin anew ended with an error", "part", part, "error", err)
-			}
-		case err == nil || back == nil || !back(part, err):
+		case err == nil || back == nil:
 			return err
+		default:
+			wait, again := back(part, err)
+			if !again {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return err
+			case <-time.After(wait):
+			}
 		}
 	}
 }

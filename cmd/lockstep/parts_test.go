@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -164,7 +165,12 @@ func (r *reloading) begin(want ...string) {
 	r.t.Helper()
 	var got []string
 	for range want {
-		got = append(got, <-r.began)
+		select {
+		case one := <-r.began:
+			got = append(got, one)
+		case <-time.After(30 * time.Second):
+			r.t.Fatalf("%v begin; want %v", got, want)
+		}
 	}
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -252,7 +258,8 @@ func TestAFileThatCannotBeUsedChangesNothing(t *testing.T) {
 }
 
 // A part that cannot go on under what it was given goes on under what it had, and so do all
-// others; one that cannot go on with that either ends the process.
+// others; one that cannot go on with that either tries again for a time, and ends the process
+// then.
 func TestWhatRanBeforeIsGivenBackWhenAPartCannotGoOn(t *testing.T) {
 	r := newReloading(t)
 	r.begin("sink cache row.a > 1", "sink search row.a > 1")
@@ -272,6 +279,13 @@ func TestWhatRanBeforeIsGivenBackWhenAPartCannotGoOn(t *testing.T) {
 	r.begin("sink cache row.a > 2", "sink search row.a > 2")
 	r.fail <- errors.New("there is no column a")
 	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.fail <- errors.New("a server is away")
+	if one := <-r.began; !strings.HasSuffix(one, "row.a > 1") || len(r.ended) > 0 {
+		t.Errorf("%s begins", one)
+	}
+	r.mu.Lock()
+	r.since = r.since.Add(-2 * trial)
+	r.mu.Unlock()
 	r.fail <- errors.New("the column a is gone, too")
 	if err := <-r.ended; err == nil || err.Error() != "the column a is gone, too" {
 		t.Errorf("the part ended with %v", err)

@@ -77,11 +77,14 @@ type reloader struct {
 	mu      sync.Mutex
 	running configText
 	since   time.Time
-	good    *configText // ran before, and for longer than a trial; nil for none
-	seen    attempt     // a moment ago
-	tried   attempt     // last
-	problem string      // with what was tried last; empty when it runs
+	seen    attempt // a moment ago
+	tried   attempt // last
+	problem string  // with what was tried last; empty when it runs
 	failed  time.Time
+	// good ran before, and for longer than a trial; nil for none. It runs again when what ran
+	// since is reverted.
+	good     *configText
+	reverted bool
 }
 
 // attempt is a configuration as it was read.
@@ -172,7 +175,7 @@ func (r *reloader) try(file configText) {
 		r.good = &was
 	}
 	ended := r.set(file, p, admin)
-	r.problem = ""
+	r.problem, r.reverted = "", false
 	r.log.Info("the configuration file was read again", "file", r.app.configFile(), "sha256", file.sum, "changed", strings.Join(p.Fields, " "), "begins_anew", strings.Join(ended, ", "))
 	r.metrics.reloads.WithLabelValues(reloadApplied).Inc()
 	r.tell()
@@ -211,15 +214,20 @@ func (r *reloader) set(file configText, p plan, admin func()) (ended []string) {
 }
 
 // back gives the configuration back that ran before, when a part cannot go on so soon after
-// a change.
-func (r *reloader) back(part string, err error) bool {
+// a change. Whoever cannot go on with that one either, because a server is away for one, tries
+// again until the trial is over: a change ends no process that a server's absence would not.
+func (r *reloader) back(part string, err error) (wait time.Duration, again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.good == nil || time.Since(r.since) > trial {
-		return false
+	switch {
+	case time.Since(r.since) > trial || r.good == nil && !r.reverted:
+		return 0, false
+	case r.reverted:
+		r.log.Warn("a part cannot begin again, trying again", "part", part, "error", err)
+		return time.Second, true
 	}
 	good := *r.good
-	r.good = nil
+	r.good, r.reverted = nil, true
 	p := planOf(r.running.cfg, good.cfg)
 	admin, unready := r.admin.prepare(r.view(good.cfg))
 	if unready != nil {
@@ -228,7 +236,7 @@ func (r *reloader) back(part string, err error) bool {
 	}
 	r.set(good, p, admin)
 	r.fail(reloadReverted, fmt.Sprintf("%s could not go on: %v", part, err))
-	return true
+	return 0, true
 }
 
 // fail notes that the file is not what runs.
