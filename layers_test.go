@@ -31,7 +31,7 @@ var imports = map[string][]string{
 	"tracing":         {"cdc", "internal/certs", "internal/secret"},
 	"client":          {}, // for other programs
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "route", "tracing", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "tracing", "config", "internal/nearest"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "tracing", "config", "internal/certs", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.

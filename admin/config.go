@@ -28,6 +28,8 @@ type Config struct {
 	// without a token: gateways that hold none. It tells names of tables and sinks, their
 	// state and what a store said last. Default false.
 	OpenRoute bool `yaml:"open_route"`
+	// TLS of the server. Default off.
+	TLS TLS `yaml:"tls"`
 }
 
 // Token lets its holder in.
@@ -65,6 +67,9 @@ func (c Config) Check() error {
 	}
 	if wrong := map[bool]string{c.ImportBytes < 1<<20: "small", c.ImportBytes > 64<<30: "large"}[true]; wrong != "" {
 		bad("import_bytes: %d is too %s; use 1048576 to 68719476736 (default %d)", c.ImportBytes, wrong, DefaultConfig().ImportBytes)
+	}
+	if err := c.TLS.Check(); err != nil {
+		errs = append(errs, err)
 	}
 	names, files := map[string]bool{}, map[string]bool{}
 	for i, t := range c.Tokens {

@@ -3,12 +3,17 @@ package admin
 import (
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
-// Each holder of a token may ask this often, and so often at once.
+// Each holder of a token may ask this often, and so often at once; and so may each address
+// from which somebody asks without a right one.
 const (
 	ratePerSecond = 20
 	rateBurst     = 40
+	// mostLimits bounds for how many that is remembered.
+	mostLimits = 4096
 )
 
 // limited is a problem that passes by itself.
@@ -19,35 +24,46 @@ type limited struct {
 
 func (l *limited) Unwrap() error { return l.Problem }
 
-// limits counts requests by name.
+// limits counts requests by who sends them.
 type limits struct {
-	mu  sync.Mutex
-	all map[string]*allowance
-}
-
-// allowance is what somebody has left.
-type allowance struct {
-	left float64
-	at   time.Time
+	mu    sync.Mutex
+	all   map[string]*rate.Limiter
+	swept time.Time
 }
 
 // take counts a request, or says how long to wait.
 func (l *limits) take(name string, now time.Time) time.Duration {
+	r := l.of(name, now).ReserveN(now, 1)
+	wait := r.DelayFrom(now)
+	if wait > 0 {
+		r.CancelAt(now)
+	}
+	return wait
+}
+
+func (l *limits) of(name string, now time.Time) *rate.Limiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all == nil {
-		l.all = map[string]*allowance{}
+		l.all = map[string]*rate.Limiter{}
 	}
-	a := l.all[name]
-	if a == nil {
-		a = &allowance{rateBurst, now}
-		l.all[name] = a
+	if l.all[name] == nil && len(l.all) >= mostLimits {
+		if now.Sub(l.swept) > time.Second {
+			l.swept = now
+			for other, limit := range l.all { // who has not asked for a while is as one that is new
+				if limit.TokensAt(now) >= rateBurst {
+					delete(l.all, other)
+				}
+			}
+		}
+		if len(l.all) >= mostLimits {
+			name = "" // so many at once share one allowance
+		}
 	}
-	a.left = min(rateBurst, a.left+ratePerSecond*now.Sub(a.at).Seconds())
-	a.at = now
-	if a.left < 1 {
-		return time.Duration((1-a.left)/ratePerSecond*float64(time.Second)).Round(time.Millisecond) + time.Millisecond
+	limit := l.all[name]
+	if limit == nil {
+		limit = rate.NewLimiter(ratePerSecond, rateBurst)
+		l.all[name] = limit
 	}
-	a.left--
-	return 0
+	return limit
 }

@@ -61,6 +61,8 @@ type Route struct {
 	// everything, changes nothing and says what is to be done.
 	Act   string
 	Write func(context.Context, *Request) (*Work, error)
+
+	within time.Duration // that a request may take; timeLimit when it is 0
 }
 
 // Param is a parameter of the query or the path.
@@ -131,7 +133,7 @@ func (r Route) limit() time.Duration {
 	if r.Bulk {
 		return bulkLimit
 	}
-	return timeLimit
+	return cmp.Or(r.within, timeLimit)
 }
 
 func (r Route) work() time.Duration {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -175,7 +176,8 @@ func (w *status) WriteHeader(code int) {
 func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // admit finds out who asks, and whether it is not too often. Those without a right token
-// share one allowance. What is open is also for those who send none.
+// share an allowance with all others of their address. What is open is also for those who
+// send none.
 func (s *Server) admit(r *Request, route Route) (err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
 	switch {
@@ -184,15 +186,19 @@ func (s *Server) admit(r *Request, route Route) (err error) {
 	case route.Often && err == nil:
 		return nil
 	}
-	if wait := s.limits.take(r.Identity.Name, time.Now()); wait > 0 {
-		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait), wait}
+	who := r.Identity.Name
+	if who == "" {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		who = "from " + host // which is no name of a holder
+	}
+	if wait := s.limits.take(who, time.Now()); wait > 0 {
+		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait.Round(time.Millisecond)), wait}
 	}
 	return err
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *Request, err error) {
 	p := *problemOf(err)
-	p.Type, p.Title, p.RequestID = "about:blank", http.StatusText(p.Status), r.ID
 	wait := time.Duration(0)
 	switch l, ok := errors.AsType[*limited](err); {
 	case ok:
@@ -207,7 +213,14 @@ func (s *Server) refuse(w http.ResponseWriter, r *Request, err error) {
 	if wait > 0 {
 		w.Header().Set("Retry-After", fmt.Sprint(int((wait+time.Second-1)/time.Second)))
 	}
-	body, err := json.Marshal(p)
+	answerProblem(w, &p, r.ID)
+}
+
+// answerProblem says why not.
+func answerProblem(w http.ResponseWriter, p *Problem, request string) {
+	said := *p
+	said.Type, said.Title, said.RequestID = "about:blank", http.StatusText(p.Status), request
+	body, err := json.Marshal(said)
 	if err != nil {
 		panic(err) // it is made of texts and a number
 	}
@@ -262,7 +275,7 @@ func (i Identity) mayBe(role Role) error {
 	case role == Viewer || i.Role == Operator:
 		return nil
 	case i.Name == "":
-		return problem(http.StatusForbidden, "not_writable", "nothing can be written without a token, and no letters exported; name one of the role operator in admin.tokens")
+		return problem(http.StatusForbidden, "not_writable", "nothing can be written without a token, no letters exported and no profile taken; name one of the role operator in admin.tokens")
 	}
 	return problem(http.StatusForbidden, "role_viewer", "%s is a viewer, and this needs the role operator", i.Name)
 }

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"mime"
@@ -16,6 +17,9 @@ const (
 	watchersAtOnce = 1000
 	// eventWithin is how long who watches may take to take an event.
 	eventWithin = 10 * time.Second
+	// watchLimit is how long one stream lasts: who watches comes again by itself, and shows
+	// its token then.
+	watchLimit = time.Hour
 )
 
 // accepts reports whether a request names a media type as one that it takes.
@@ -38,8 +42,10 @@ func (s *Server) watch(w http.ResponseWriter, r *Request, route Route) error {
 		return problem(http.StatusServiceUnavailable, "busy", "%d watch already, which is as many as this process serves; ask another one, or use the parameter wait", watchersAtOnce)
 	}
 	defer s.watchers.Add(-1)
+	ctx, stop := context.WithTimeout(r.Context(), watchLimit)
+	defer stop()
 	conn, began := http.NewResponseController(w), false
-	err := route.Watch(r.Context(), r, func(id string, v any) error {
+	err := route.Watch(ctx, r, func(id string, v any) error {
 		body, err := json.Marshal(v)
 		if err != nil {
 			return err

@@ -46,7 +46,7 @@ type Filter struct {
 
 // Acts are those there are, by name.
 var Acts = []string{
-	"capture.epoch", "capture.skip_gtid", "dlq.cancel", "dlq.import", "dlq.patch", "dlq.replay", "dlq.replay.end", "dlq.skip",
+	"capture.epoch", "capture.skip_gtid", "dlq.cancel", "dlq.import", "dlq.patch", "dlq.replay", "dlq.replay.end", "dlq.skip", "log.level",
 	"rebuild", "rebuild.drop-old", "reconcile.repair", "snapshot.cancel", "snapshot.pause", "snapshot.resnapshot", "snapshot.resume", "snapshot.start",
 }
 

@@ -311,17 +311,17 @@ func TestASecretIsNeverPrinted(t *testing.T) {
 
 func TestAFileIsLoadedAndOneThatIsMissingSaysHowToBegin(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lockstep.yaml")
-	_, err := config.Load(path, noEnv)
+	_, _, err := config.Load(path, noEnv)
 	if want := path + ": there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml"; err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	if err := os.WriteFile(path, []byte(small), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := config.Load(path, noEnv); err != nil || c.Prefix != "shop" {
+	if _, c, err := config.Load(path, noEnv); err != nil || c.Prefix != "shop" {
 		t.Errorf("%v: %+v", err, c)
 	}
-	if _, err := config.Load(filepath.Dir(path), noEnv); err == nil || !strings.HasPrefix(err.Error(), filepath.Dir(path)+": ") {
+	if _, _, err := config.Load(filepath.Dir(path), noEnv); err == nil || !strings.HasPrefix(err.Error(), filepath.Dir(path)+": ") {
 		t.Errorf("a folder gives %v", err)
 	}
 }

@@ -15,16 +15,18 @@ import (
 	"github.com/goccy/go-yaml/parser"
 )
 
-// Load is Parse for the file at path. A file that cannot be read is a Problem too.
-func Load(path string, env func(string) (string, bool)) (*Config, error) {
+// Load is Parse for the file at path, whose text it gives, too. A file that cannot be read is
+// a Problem.
+func Load(path string, env func(string) (string, bool)) ([]byte, *Config, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, Problems{{File: path, Message: "there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml"}}
+		return nil, nil, Problems{{File: path, Message: "there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml"}}
 	}
 	if err != nil {
-		return nil, Problems{{File: path, Message: err.Error()}}
+		return nil, nil, Problems{{File: path, Message: err.Error()}}
 	}
-	return Parse(path, data, env)
+	c, err := Parse(path, data, env)
+	return data, c, err
 }
 
 // Parse reads and checks a configuration; name stands for the file in messages,

@@ -39,6 +39,16 @@ func NewBoard(config func(table string) Config, metrics *Metrics) *Board {
 	return &Board{config: config, metrics: metrics, machines: map[Place]*machine{}, changed: make(chan struct{})}
 }
 
+// Configure has every table judged by what the configuration says of it now. What is known of
+// a table stays.
+func (b *Board) Configure() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for p, m := range b.machines {
+		m.configure(b.config(p.Table))
+	}
+}
+
 // at is the machine of a place, a new one if need be.
 func (b *Board) at(now time.Time, p Place) *machine {
 	m := b.machines[p]

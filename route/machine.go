@@ -67,6 +67,15 @@ func NewMachine(cfg Config, now time.Time) *Machine {
 	return m
 }
 
+// configure has a machine judge by other limits. One that had all its readers back has them
+// still, and one that was on its way goes on at the same step of the new shares.
+func (m *Machine) configure(cfg Config) {
+	if whole := m.step > len(m.cfg.Shares); whole || m.step > len(cfg.Shares) {
+		m.step = len(cfg.Shares) + 1
+	}
+	m.cfg = cfg
+}
+
 // Saved is what a machine must know of itself after a restart.
 type Saved struct {
 	State  State     `json:"state"`

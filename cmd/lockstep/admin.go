@@ -2,16 +2,20 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 
 	"lockstep/admin"
 	"lockstep/audit"
@@ -31,9 +35,11 @@ type part struct {
 	ready func() bool
 }
 
+// add makes a part known, in the place of the one that had its name.
 func (r *readiness) add(name string, ready func() bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.parts = slices.DeleteFunc(r.parts, func(p part) bool { return p.name == name })
 	r.parts = append(r.parts, part{name, ready})
 }
 
@@ -70,19 +76,35 @@ func (r *readiness) state() (map[string]bool, bool) {
 	return state, all
 }
 
-// adminServer serves /metrics, /healthz, /readyz and the API under /v1.
+// adminServer serves /metrics, /healthz, /readyz, the API under /v1 and profiles.
 type adminServer struct {
 	listener net.Listener // nil when it is turned off
 	server   *http.Server
+	log      *rareLog
+	audit    *audit.Log
+	jobs     *dlq.Jobs
+	now      atomic.Pointer[configuredAdmin]
+}
+
+// configuredAdmin is what of the server follows the configuration.
+type configuredAdmin struct {
+	api, profiles, metrics http.Handler
+	certificates           *admin.Certificates // nil for no TLS
 }
 
 func (p *process) listenAdmin() (*adminServer, error) {
-	tokens, err := admin.OpenTokens(p.cfg.Admin, p.log)
+	log := &rareLog{p.newLetterLog()}
+	a := &adminServer{
+		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
+		jobs: &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld},
+	}
+	configured, err := a.prepare(p)
 	if err != nil {
 		return nil, err
 	}
+	configured()
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) { a.now.Load().metrics.ServeHTTP(w, r) })
 	// Alive means that this process answers. A store that is down must not have
 	// it restarted: that would only take longer.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -98,23 +120,52 @@ func (p *process) listenAdmin() (*adminServer, error) {
 			Doing map[string]string `json:"doing,omitempty"`
 		}{ready, parts, p.ready.doing()})
 	})
-	log := &rareLog{p.newLetterLog()}
-	api := &admin.Server{
-		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
-		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute,
-	}
-	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld})...))
-	a := &adminServer{server: &http.Server{
+	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().api.ServeHTTP(w, r) })
+	mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().profiles.ServeHTTP(w, r) })
+	a.server = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-	}}
+		ErrorLog: slog.NewLogLogger(p.log.With("part", "admin").Handler(), slog.LevelDebug), // of single connections
+	}
 	if p.cfg.Admin.Listen == "" {
 		return a, nil
 	}
 	if a.listener, err = net.Listen("tcp", p.cfg.Admin.Listen); err != nil {
 		return nil, fmt.Errorf("admin.listen: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", err)
 	}
+	a.listener = netutil.LimitListener(a.listener, connectionsAtOnce)
 	return a, nil
+}
+
+const (
+	// connectionsAtOnce is how many connections are served; another one waits until one ends. It
+	// is more than there may be streams of events.
+	connectionsAtOnce = 2048
+	// scrapesAtOnce is how many may read the metrics at once.
+	scrapesAtOnce = 8
+)
+
+// prepare reads what the server needs for the configuration of p; what it gives has
+// requests answered with that from then on. Those under way end as they began.
+func (a *adminServer) prepare(p *process) (configure func(), err error) {
+	tokens, err := admin.OpenTokens(p.cfg.Admin, p.log)
+	if err != nil {
+		return nil, err
+	}
+	api := &admin.Server{
+		Tokens: tokens, Audit: a.audit,
+		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute,
+	}
+	certificates, err := admin.OpenCertificates(p.cfg.Admin.TLS, api.Log)
+	if err != nil {
+		return nil, err
+	}
+	known := p.cfg.Admin.TLS.Known
+	now := &configuredAdmin{
+		api: known(api.Handler(p.routes(a.log, a.jobs)...)), profiles: known(api.Profiles()), certificates: certificates,
+		metrics: known(promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry, MaxRequestsInFlight: scrapesAtOnce})),
+	}
+	return func() { a.now.Store(now) }, nil
 }
 
 // routes are the operations of the API.
@@ -126,7 +177,7 @@ func (p *process) routes(log dlq.Log, jobs *dlq.Jobs) []admin.Route {
 	}
 	d := &desk{p, log}
 	fresh := &admin.Freshness{Barrier: p.barrier, Sinks: d.Sinks, Check: p.checkAsk}
-	return slices.Concat([]admin.Route{status}, admin.FreshnessRoutes(fresh), admin.LetterRoutes(d), admin.JobRoutes(d, jobs), admin.GatewayRoutes(gateways{p}))
+	return slices.Concat([]admin.Route{status}, admin.FreshnessRoutes(fresh), admin.LetterRoutes(d), admin.JobRoutes(d, jobs), admin.GatewayRoutes(gateways{p}), admin.LevelRoutes(p.level))
 }
 
 // rareLog is a letterLog for who writes now and then: each write has a publisher of its
@@ -165,7 +216,14 @@ func (a *adminServer) run(ctx context.Context) error {
 		}
 	})
 	defer stop()
-	if err := a.server.Serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
+	serve := a.server.Serve
+	if a.now.Load().certificates != nil {
+		a.server.TLSConfig = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return a.now.Load().certificates.Config(), nil // it is not turned off while the process runs
+		}}
+		serve = func(l net.Listener) error { return a.server.ServeTLS(l, "", "") }
+	}
+	if err := serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("admin.listen: %w", err)
 	}
 	return nil

@@ -103,7 +103,7 @@ func TestTheExamplesOfTheAPIPageWork(t *testing.T) {
 	}
 	var acts []audit.Listed
 	got := c.run("audit", "list", "-o", "json")
-	if err := json.Unmarshal([]byte(got.stdout), &acts); err != nil || len(acts) != 3 || acts[1].Act != "dlq.replay" || acts[2].Act != "dlq.cancel" || acts[1].Filter["job"] != acts[2].Filter["job"] || acts[0].Actor != "olga" || acts[0].Via != "http" || acts[0].Act != "dlq.skip" || acts[0].RequestID != "ticket-4711" || acts[0].Outcome != audit.Done || acts[0].Reason != "test data" {
+	if err := json.Unmarshal([]byte(got.stdout), &acts); err != nil || len(acts) != 4 || acts[3].Act != "log.level" || acts[1].Act != "dlq.replay" || acts[2].Act != "dlq.cancel" || acts[1].Filter["job"] != acts[2].Filter["job"] || acts[0].Actor != "olga" || acts[0].Via != "http" || acts[0].Act != "dlq.skip" || acts[0].RequestID != "ticket-4711" || acts[0].Outcome != audit.Done || acts[0].Reason != "test data" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	// Another process gives the first answer, though the letter is closed.

@@ -187,17 +187,21 @@ func (p *process) newHub() *freshness.Hub {
 }
 
 func (p *process) newBarrier() *freshness.Barrier {
-	d := &desk{p, &rareLog{p.newLetterLog()}}
+	log := &rareLog{p.newLetterLog()}
 	return &freshness.Barrier{
-		Hub: p.hub, Takes: p.sinkTakes, Refresh: p.refresh, Metrics: p.metrics.freshness,
+		Hub: p.hub, Metrics: p.metrics.freshness,
+		Takes: func(sink, table string) bool { return p.now().sinkTakes(sink, table) },
+		Refresh: func(ctx context.Context, sink string, tables []string) error {
+			return p.now().refresh(ctx, sink, tables)
+		},
 		Committed: func(ctx context.Context) (string, error) {
-			gtids, _, _, err := p.commits.Committed(ctx)
+			gtids, _, _, err := p.commits.now().Committed(ctx)
 			return gtids, err
 		},
 		Letter: func(ctx context.Context, sink, table, key string, partitions map[int]bool) (*dlq.Letter, error) {
 			ctx, cancel := context.WithTimeout(ctx, lookWithin)
 			defer cancel()
-			return d.letterOf(ctx, sink, table, key, partitions)
+			return (&desk{p.now(), log}).letterOf(ctx, sink, table, key, partitions)
 		},
 	}
 }

@@ -19,19 +19,7 @@ func newConfigCommand(a *app) *cobra.Command {
   lockstep config check -c lockstep.yaml
   lockstep config schema > lockstep.schema.json`,
 	})
-	cmd.AddCommand(
-		&cobra.Command{
-			Use:   "check",
-			Short: "Name every mistake in the configuration",
-			Long: `Reads the configuration, with its variables and secret files, and names every
-mistake in it with file, line and column. Nothing is connected to; lockstep doctor
-does that. The exit code is 0 when all is well and 2 when something is wrong.`,
-			Example: `  lockstep config check
-  lockstep config check -c deploy/shop.yaml
-  lockstep config check -o json | jq '.problems[].line'`,
-			Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { return checkConfig(a) },
-		},
+	cmd.AddCommand(newConfigCheckCommand(a),
 		&cobra.Command{
 			Use:   "schema",
 			Short: "Print the JSON schema of the configuration",
@@ -54,6 +42,31 @@ schemas completes and checks with it while you write; put this line at the top:
 	return cmd
 }
 
+func newConfigCheckCommand(a *app) *cobra.Command {
+	var against string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Name every mistake in the configuration",
+		Long: `Reads the configuration, with its variables and secret files, and names every
+mistake in it with file, line and column. Nothing is connected to; lockstep doctor
+does that. The exit code is 0 when all is well and 2 when something is wrong.
+
+With --against it also says what a running process would do that has the other file
+now and gets this one: which fields count at once, which parts begin anew, and which
+fields only a restart of the process can change. For those the exit code is 1.`,
+		Example: `  lockstep config check
+  lockstep config check -c deploy/shop.yaml
+  lockstep config check -o json | jq '.problems[].line'
+
+  # before the file of a running process is replaced
+  lockstep config check -c new.yaml --against /etc/lockstep/lockstep.yaml`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return checkConfig(a, against) },
+	}
+	cmd.Flags().StringVar(&against, "against", "", "the file that a process runs with")
+	return cmd
+}
+
 func write(w io.Writer, text []byte) error {
 	_, err := w.Write(text)
 	return err
@@ -67,6 +80,7 @@ type checked struct {
 	Prefix   string          `json:"prefix,omitempty"`
 	Sinks    []checkedSink   `json:"sinks,omitempty"`
 	Tables   []checkedTable  `json:"tables,omitempty"`
+	Reload   *plan           `json:"reload,omitempty"` // from --against
 }
 
 type checkedSink struct {
@@ -83,7 +97,7 @@ type checkedTable struct {
 	RedisMode    string `json:"redis_mode,omitempty"`
 }
 
-func checkConfig(a *app) error {
+func checkConfig(a *app, against string) error {
 	c, err := a.loadConfig()
 	if err != nil {
 		problems, _ := errors.AsType[config.Problems](err)
@@ -96,7 +110,16 @@ func checkConfig(a *app) error {
 	}
 	sum := summary(c)
 	sum.File = a.configFile()
-	return a.show(sum, func(w io.Writer) {
+	refused := error(nil)
+	if against != "" {
+		_, from, err := config.Load(against, a.env)
+		if err != nil {
+			return err
+		}
+		reload := planOf(from, c)
+		sum.Reload, refused = &reload, reload.refusal()
+	}
+	return errors.Join(a.show(sum, func(w io.Writer) {
 		fmt.Fprintf(w, "%s is ok: pipeline %s, %s, %s\n", sum.File, sum.Prefix, count(len(sum.Sinks), "sink"), count(len(sum.Tables), "table entry"))
 		fmt.Fprint(w, "\nSINK\tSTORE\tADDRESSES\n")
 		for _, s := range sum.Sinks {
@@ -110,8 +133,14 @@ func checkConfig(a *app) error {
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", t.Match, dash(t.ElasticIndex), dash(t.RedisKey), dash(t.RedisMode))
 		}
-	})
+		if r := sum.Reload; r != nil {
+			fmt.Fprintf(w, "\na process that runs with %s and gets this file:\nchanged: %s\nat once: %s\nbegin anew: %s\nnot without a restart of the process: %s\n",
+				against, listed(r.Fields), listed(r.AtOnce), listed(r.Restarts), listed(r.Refused))
+		}
+	}), refused)
 }
+
+func listed(names []string) string { return dash(strings.Join(names, ", ")) }
 
 func summary(c *config.Config) checked {
 	sum := checked{OK: true, Problems: config.Problems{}, Prefix: c.Prefix}

@@ -43,7 +43,7 @@ func newDocsCommand(*app) *cobra.Command {
 // generatedPages gives each page its file's name.
 func generatedPages(root *cobra.Command) (map[string][]byte, error) {
 	metrics, err := metricsReference()
-	api := admin.Document((&process{cfg: &config.Config{}}).routes(nil, nil))
+	api := admin.Document((&process{cfg: &config.Config{}, shared: &shared{}}).routes(nil, nil))
 	return map[string][]byte{"cli.md": cliReference(root), "metrics.md": metrics, "openapi.json": api}, err
 }
 

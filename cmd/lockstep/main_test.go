@@ -370,7 +370,7 @@ func TestTheLoggerFollowsTheConfigurationAndTheFlag(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		log := a.logger(c)
+		log := a.logger(c, levelOf(c))
 		if got := log.Enabled(t.Context(), slog.LevelDebug); got != want {
 			t.Errorf("--log-level %q: debug lines %v, want %v", level, got, want)
 		}

@@ -32,14 +32,22 @@ import (
 	"lockstep/tracing"
 )
 
-// process is one running lockstep: what its parts share.
+// process is one running lockstep, as a part of it sees it: with the configuration under
+// which that part runs, which stays as it is, and what all parts share.
 type process struct {
-	cfg      *config.Config
+	cfg    *config.Config
+	memory *sinks.Memory // of all sinks
+	*shared
+}
+
+// shared is what the parts of a process share.
+type shared struct {
+	settings settings
 	log      *slog.Logger
+	level    *slog.LevelVar // of the log
 	registry *prometheus.Registry
 	kafka    *kafka.Client
 	ready    readiness
-	memory   *sinks.Memory // of all sinks
 	loading  chan struct{} // room for those who read their dead letters
 	workers  workers
 	clock    *mysql.WallClock
@@ -50,7 +58,7 @@ type process struct {
 	id       string // of this run, among the watermarks
 	hub      *freshness.Hub
 	barrier  *freshness.Barrier
-	commits  *mysql.Commits // what the source has committed
+	commits  *commits // what the source has committed
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -59,7 +67,9 @@ type process struct {
 		dlq     *dlq.Metrics
 
 		freshness *freshness.Metrics
+		reload    *reloadMetrics
 	}
+	configured func() configStatus // nil in a command that answers once
 }
 
 func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
@@ -67,7 +77,10 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), kafka: client, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), loading: make(chan struct{}, 1), started: time.Now()}
+	p := &process{cfg: cfg, memory: sinks.NewMemory(cfg.Worker.MemoryBytes), shared: &shared{
+		log: log, level: new(slog.LevelVar), registry: prometheus.NewRegistry(), kafka: client, loading: make(chan struct{}, 1), started: time.Now(),
+	}}
+	p.settings.view.Store(p)
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.registry.MustRegister(newBuildInfo(cfg.Prefix), newKafkaUnavailable(client))
 	p.metrics.kafka = kafka.NewMetrics(p.registry)
@@ -76,12 +89,13 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.admin = admin.NewMetrics(p.registry)
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
 	p.metrics.freshness = freshness.NewMetrics(p.registry)
+	p.metrics.reload = newReloadMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
 	p.clock = &mysql.WallClock{Config: cfg.Source, Log: log, Metrics: mysql.NewWallClockMetrics(p.registry)}
 	if p.tracer, err = tracing.Open(cfg.Tracing, cfg.Prefix, version, p.clock.At, tracing.NewMetrics(p.registry), log); err != nil {
 		return nil, err
 	}
-	p.id, p.commits = uuid.NewString(), &mysql.Commits{Config: cfg.Source}
+	p.id, p.commits = uuid.NewString(), newCommits(cfg.Source)
 	p.board = p.newBoard()
 	p.hub = p.newHub()
 	p.barrier = p.newBarrier()
@@ -93,15 +107,17 @@ type parts struct {
 	capture *captureFlags // nil: no capture
 	sinks   []string
 	compare []string // the sinks that are compared with the source
+	enabled bool     // they are only while reconcile.enabled says so
 }
 
 // serve runs the parts until ctx ends or one of them cannot go on; its error
 // stops the others.
 func (a *app) serve(ctx context.Context, what parts) error {
-	cfg, err := a.loadConfig()
+	file, err := a.readConfig()
 	if err != nil {
 		return err
 	}
+	cfg := file.cfg
 	for _, name := range what.sinks {
 		if _, err := a.sinkNamed(cfg, name); err != nil {
 			return err
@@ -112,31 +128,42 @@ func (a *app) serve(ctx context.Context, what parts) error {
 			return err
 		}
 	}
-	log := a.logger(cfg)
+	level := levelOf(cfg)
+	log := a.logger(cfg, level)
 	p, err := newProcess(cfg, log)
 	if err != nil {
 		return err
 	}
+	p.level = level
 	server, err := p.listenAdmin()
 	if err != nil {
 		return err
 	}
-	published, err := a.openConfigMap(cfg)
-	if err != nil {
+	if _, err := a.openConfigMap(cfg); err != nil {
 		return err
 	}
+	reload := p.newReloader(a, file, server)
 	log.Info("lockstep starts", "version", version, "admin", server.addr())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
-	g.Go(func() error { p.clock.Run(ctx); return nil })
 	defer p.stopTracing()
+	g.Go(func() error { return reload.run(ctx) })
+	g.Go(func() error {
+		return p.under(ctx, clockPart, func(ctx context.Context, p *process) error { p.runClock(ctx); return nil })
+	})
 	g.Go(func() error { return p.hub.Run(ctx) })
 	g.Go(func() error { return p.runRoute(ctx) })
 	g.Go(func() error { return p.keepRoute(ctx) })
-	if published != nil {
-		lease := newConfigMapLeaseMetrics(p.registry)
-		g.Go(func() error { return p.runConfigMap(ctx, published, lease) })
-	}
+	mapped := sync.OnceValue(func() *kafka.LeaseMetrics { return newConfigMapLeaseMetrics(p.registry) })
+	g.Go(func() error {
+		return p.under(ctx, configMapPart, func(ctx context.Context, p *process) error {
+			published, err := a.openConfigMap(p.cfg)
+			if err != nil || published == nil {
+				return idle(ctx, err)
+			}
+			return p.runConfigMap(ctx, published, mapped())
+		})
+	})
 	if what.capture != nil {
 		g.Go(func() error { return p.standby(ctx, *what.capture) })
 	}
@@ -144,11 +171,21 @@ func (a *app) serve(ctx context.Context, what parts) error {
 		a.collectLess(cfg.Worker)
 		replays, lease := dlq.NewJobMetrics(p.registry), newReplaysLeaseMetrics(p.registry)
 		g.Go(func() error { return p.runSinks(ctx, what.sinks) })
-		g.Go(func() error { return p.runReplays(ctx, replays, lease) })
+		g.Go(func() error {
+			return p.under(ctx, replaysPart, func(ctx context.Context, p *process) error { return p.runReplays(ctx, replays, lease) })
+		})
 	}
 	if len(what.compare) > 0 {
-		metrics, lease := reconcile.NewMetrics(p.registry), newReconcileLeaseMetrics(p.registry)
-		g.Go(func() error { return p.runReconcile(ctx, what.compare, metrics, lease) })
+		metrics := sync.OnceValue(func() *reconcile.Metrics { return reconcile.NewMetrics(p.registry) })
+		lease := sync.OnceValue(func() *kafka.LeaseMetrics { return newReconcileLeaseMetrics(p.registry) })
+		g.Go(func() error {
+			return p.under(ctx, reconcilePart, func(ctx context.Context, p *process) error {
+				if what.enabled && !p.cfg.Reconcile.Enabled {
+					return idle(ctx, nil)
+				}
+				return p.runReconcile(ctx, what.compare, metrics(), lease())
+			})
+		})
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- g.Wait() }()
@@ -163,6 +200,14 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	p.kafka.Close()
 	p.commits.Close()
 	log.Info("lockstep stopped", "cleanly", err == nil)
+	return err
+}
+
+// idle is a part that has nothing to do.
+func idle(ctx context.Context, err error) error {
+	if err == nil {
+		<-ctx.Done()
+	}
 	return err
 }
 
@@ -406,7 +451,8 @@ func (p *process) mayCopy(flags captureFlags) func(context.Context, cdc.Table) (
 		}
 		known = known || flags.epoch > 0
 		for _, name := range p.cfg.SinkNames() {
-			if err := p.mayTake(ctx, name, t, known); err != nil {
+			// What is to become of rows may have changed since the capture began.
+			if err := p.now().mayTake(ctx, name, t, known); err != nil {
 				return known, fmt.Errorf("sink %s: %w", name, err)
 			}
 		}
@@ -486,10 +532,12 @@ func (p *process) runSinks(ctx context.Context, names []string) error {
 		g, ctx := errgroup.WithContext(ctx)
 		for _, name := range names {
 			g.Go(func() error {
-				if err := p.runSink(ctx, name, letters); err != nil && ctx.Err() == nil {
-					return fmt.Errorf("sink %s: %w", name, err)
-				}
-				return nil
+				return p.under(ctx, sinkPart(name), func(ctx context.Context, p *process) error {
+					if err := p.runSink(ctx, name, letters); err != nil && ctx.Err() == nil {
+						return fmt.Errorf("sink %s: %w", name, err)
+					}
+					return nil
+				})
 			})
 		}
 		return g.Wait()
@@ -554,7 +602,9 @@ func (p *process) runSink(ctx context.Context, name string, log *letterLog) erro
 		open, all := posts.Open() // afterwards: whatever counts as applied and is a letter is there by now
 		return withLetters(s, open, all)
 	}
-	p.workers.add(worker{name: name, kind: p.cfg.Sinks[name].Store(), store: store, try: crew.Try, status: status})
+	told := ctx
+	p.workers.add(worker{name: name, kind: p.cfg.Sinks[name].Store(), store: store, try: crew.Try, status: status, ending: func() bool { return told.Err() != nil }})
+	defer p.workers.drop(name)
 	report.Shown, report.Letters, report.State, report.Latencies = crew.Shown, posts.OpenIn, status, crew.Latencies
 	// One that got no partition, because others have them all, is as ready as it can be.
 	var member atomic.Bool

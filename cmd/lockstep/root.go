@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -201,23 +203,38 @@ func (a *app) configFile() string {
 
 // loadConfig reads and checks the configuration. Its errors are for report.
 func (a *app) loadConfig() (*config.Config, error) {
-	c, err := config.Load(a.configFile(), a.env)
-	if err != nil {
-		return nil, err
-	}
-	if a.logLevel != "" {
-		c.Log.Level = a.logLevel
-	}
-	return c, nil
+	file, err := a.readConfig()
+	return file.cfg, err
 }
 
-// logger writes to standard error as the configuration says. Every line carries
-// the pipeline's prefix.
-func (a *app) logger(c *config.Config) *slog.Logger {
-	var level slog.Level
+// configText is a configuration and the SHA-256 of the file that it was read from.
+type configText struct {
+	cfg *config.Config
+	sum string
+}
+
+func (a *app) readConfig() (configText, error) {
+	text, c, err := config.Load(a.configFile(), a.env)
+	sum := sha256.Sum256(text)
+	file := configText{c, hex.EncodeToString(sum[:])}
+	if err == nil && a.logLevel != "" {
+		c.Log.Level = a.logLevel
+	}
+	return file, err
+}
+
+// levelOf is the level of a configuration, as it can be changed.
+func levelOf(c *config.Config) *slog.LevelVar {
+	level := new(slog.LevelVar)
 	if err := level.UnmarshalText([]byte(c.Log.Level)); err != nil {
 		panic(err) // the configuration was checked
 	}
+	return level
+}
+
+// logger writes to standard error as the configuration says, from a level on. Every line
+// carries the pipeline's prefix.
+func (a *app) logger(c *config.Config, level slog.Leveler) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	var handler slog.Handler = slog.NewTextHandler(a.stderr, options)
 	if c.Log.Format == "json" {

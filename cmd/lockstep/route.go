@@ -20,8 +20,9 @@ import (
 	"lockstep/route/configmap"
 )
 
-// sinksOf are the sinks that take a table; none for one that is not captured.
+// sinksOf are the sinks that take a table now; none for one that is not captured.
 func (p *process) sinksOf(table string) []string {
+	p = p.now()
 	if !p.captured(tableNamed(table)) {
 		return nil
 	}
@@ -30,7 +31,7 @@ func (p *process) sinksOf(table string) []string {
 
 // newBoard judges tables by what the configuration says of each.
 func (p *process) newBoard() *route.Board {
-	return route.NewBoard(func(table string) route.Config { return p.cfg.ObjectivesOf(tableNamed(table)) }, route.NewMetrics(p.registry))
+	return route.NewBoard(func(table string) route.Config { return p.now().cfg.ObjectivesOf(tableNamed(table)) }, route.NewMetrics(p.registry))
 }
 
 // gateways answers those who ask where to read.

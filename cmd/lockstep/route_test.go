@@ -30,7 +30,8 @@ func routed() *process {
 	cfg := config.Default()
 	cfg.Sinks = map[string]config.Sink{"search": {Redis: &redis.Config{}}}
 	cfg.Tables = []config.Table{{Match: "d.t", Objectives: route.DefaultOverride()}}
-	p := &process{cfg: &cfg, registry: prometheus.NewRegistry(), log: slog.New(slog.DiscardHandler)}
+	p := &process{cfg: &cfg, shared: &shared{registry: prometheus.NewRegistry(), log: slog.New(slog.DiscardHandler)}}
+	p.settings.view.Store(p)
 	p.board = p.newBoard()
 	return p
 }

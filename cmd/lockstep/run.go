@@ -79,11 +79,8 @@ goes on where the last one was.`,
 			if err != nil {
 				return err
 			}
-			what := parts{capture: &flags, sinks: cfg.SinkNames()}
-			if cfg.Reconcile.Enabled {
-				what.compare = what.sinks
-			}
-			return a.serve(cmd.Context(), what)
+			names := cfg.SinkNames()
+			return a.serve(cmd.Context(), parts{capture: &flags, sinks: names, compare: names, enabled: true})
 		},
 	}
 	flags.add(cmd)

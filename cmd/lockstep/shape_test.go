@@ -77,7 +77,7 @@ func TestAStopIsNoTroubleOfAShape(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	cfg := config.Default()
-	if err := (&process{cfg: &cfg}).checkShapes(ctx, &store{shaper: s.shaper}); !errors.Is(err, context.Canceled) || log.Len() > 0 {
+	if err := (&process{cfg: &cfg, shared: &shared{}}).checkShapes(ctx, &store{shaper: s.shaper}); !errors.Is(err, context.Canceled) || log.Len() > 0 {
 		t.Errorf("error %v, and the log says %s", err, log.String())
 	}
 }

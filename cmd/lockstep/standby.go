@@ -38,14 +38,18 @@ func (p *process) standby(ctx context.Context, flags captureFlags) error {
 		Client: p.kafka, Group: p.captureGroup(), Topic: kafka.CheckpointTopic(p.cfg.Prefix),
 		Metrics: newCaptureLeaseMetrics(p.registry), Log: log,
 		Hold: func(ctx context.Context) error {
-			defer running.Store(nil)
-			now := flags
-			flags = always
-			err := p.capture(ctx, now, metrics, running.Store)
-			if now != always && errors.Is(context.Cause(ctx), kafka.ErrRevoked) {
-				log.Warn("the lease was lost, and the flags of this start are not repeated; start again with them if the log does not say that they were done", once...)
-			}
-			return err
+			// The lease outlives a change of the configuration: whoever stands by may have
+			// the older one.
+			return p.under(ctx, config.CapturePart, func(ctx context.Context, p *process) error {
+				defer running.Store(nil)
+				now := flags
+				flags = always
+				err := p.capture(ctx, now, metrics, running.Store)
+				if cause := context.Cause(ctx); now != always && (errors.Is(cause, kafka.ErrRevoked) || errors.Is(cause, errOtherConfig)) {
+					log.Warn("the capture was ended early, and the flags of this start are not repeated; start again with them if the log does not say that they were done", append([]any{"cause", cause}, once...)...)
+				}
+				return err
+			})
 		},
 	}
 	p.ready.add("capture", func() bool {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,11 +33,13 @@ type processStatus struct {
 	Version  string `json:"version"`
 	Pipeline string `json:"pipeline"`
 	// Now is when the process answered, by its own clock, as are all times in it.
-	Now           time.Time    `json:"now"`
-	UptimeSeconds float64      `json:"uptime_seconds"`
-	Ready         bool         `json:"ready"`
-	Parts         []partStatus `json:"parts"`
-	Sinks         []sinkStatus `json:"sinks"`
+	Now           time.Time `json:"now"`
+	UptimeSeconds float64   `json:"uptime_seconds"`
+	Ready         bool      `json:"ready"`
+	// Configuration is the one that runs, and whether the file can be used.
+	Configuration *configStatus `json:"configuration,omitempty"`
+	Parts         []partStatus  `json:"parts"`
+	Sinks         []sinkStatus  `json:"sinks"`
 	// Routes are those of the whole pipeline, as this process sees them.
 	Routes []route.Advice `json:"routes"`
 }
@@ -66,6 +69,7 @@ type worker struct {
 	store  *store
 	status func() sinks.Status
 	try    func(ctx context.Context, topic string, changes []cdc.Change) []sinks.Outcome
+	ending func() bool // it is told to end; nil for one that never is
 }
 
 func (w *workers) add(one worker) {
@@ -74,12 +78,19 @@ func (w *workers) add(one worker) {
 	w.all = append(w.all, one)
 }
 
-// find is the worker of a sink, if this process has one.
+// drop forgets the worker of a sink that has ended.
+func (w *workers) drop(sink string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = slices.DeleteFunc(w.all, func(one worker) bool { return one.name == sink })
+}
+
+// find is the worker of a sink, if this process has one that is to go on.
 func (w *workers) find(sink string) (worker, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	i := slices.IndexFunc(w.all, func(one worker) bool { return one.name == sink })
-	if i < 0 {
+	if i < 0 || w.all[i].ending != nil && w.all[i].ending() {
 		return worker{}, false
 	}
 	return w.all[i], true
@@ -172,6 +183,10 @@ func (p *process) status() processStatus {
 		Version: thisBuild(info).Version, Pipeline: p.cfg.Prefix, Now: time.Now(), UptimeSeconds: time.Since(p.started).Seconds(),
 		Ready: ready, Parts: []partStatus{}, Sinks: p.workers.status(), Routes: gateways{p}.all(),
 	}
+	if p.configured != nil {
+		c := p.configured()
+		s.Configuration = &c
+	}
 	for name, ready := range parts {
 		s.Parts = append(s.Parts, partStatus{name, ready, doing[name]})
 	}
@@ -190,6 +205,9 @@ func (s *processStatus) unwell(letters bool) []string {
 	}
 	if !s.Ready && len(out) == 0 {
 		out = append(out, "the process is not ready")
+	}
+	if c := s.Configuration; c != nil && c.Problem != "" {
+		out = append(out, "the configuration file is not used")
 	}
 	for _, k := range s.Sinks {
 		name := "sink " + k.Name
@@ -225,7 +243,14 @@ func (s *processStatus) table(w io.Writer) {
 		ready = "NOT READY"
 	}
 	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)
-	fmt.Fprintf(w, "lockstep %s, pipeline %s, up %s, %s\n\n", s.Version, s.Pipeline, up, ready)
+	fmt.Fprintf(w, "lockstep %s, pipeline %s, up %s, %s\n", s.Version, s.Pipeline, up, ready)
+	if c := s.Configuration; c != nil {
+		fmt.Fprintf(w, "configuration %s (sha256 %s) since %s\n", c.File, c.SHA256[:min(12, len(c.SHA256))], s.ago(c.Since))
+		if c.Problem != "" {
+			fmt.Fprintf(w, "the file as it is now is not used, since %s: %s\n", s.ago(*c.FailedAt), c.Problem)
+		}
+	}
+	fmt.Fprintln(w)
 	fmt.Fprintln(w, "PART\tREADY\tDOING\t")
 	for _, p := range s.Parts {
 		fmt.Fprintf(w, "%s\t%t\t%s\t\n", p.Name, p.Ready, p.Doing)
@@ -370,6 +395,7 @@ const (
 
 func newStatusCommand(a *app) *cobra.Command {
 	var address, tokenFile string
+	var caller callerFlags
 	var watch, letters bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -405,12 +431,16 @@ is.
 
 It exits with 0 when all is well, with 1 when the process cannot be asked, with 2 for a mistake
 in the command line or the configuration, and with 3 when a part is not ready, a breaker is not
-closed, a table is held, a partition waits, or a table is to be read from MySQL; with --letters,
+closed, a table is held, a partition waits, a table is to be read from MySQL, or the
+configuration file as it is now cannot be used; with --letters,
 also when a dead letter is open.`,
 		Example: `  lockstep status -c lockstep.yaml
 
   # another process, again and again
   lockstep status --address sink-2:8080 --watch
+
+  # one that has TLS and wants a certificate (admin.tls)
+  lockstep status --address https://sink-2:8080 --ca-file ca.pem --cert-file me.pem --key-file me.key
 
   # for a check that should know of open dead letters, too
   lockstep status --letters -o json > /dev/null
@@ -427,8 +457,14 @@ also when a dead letter is open.`,
 				if address, err = askAt(cfg.Admin.Listen); err != nil {
 					return err
 				}
+				if cfg.Admin.TLS.On() {
+					address = "https://" + address
+				}
 			}
-			at := processAt{address, ""}
+			at := processAt{address: address}
+			if at.client, err = caller.client(cfg); err != nil {
+				return err
+			}
 			if at.token, err = a.token(tokenFile, cfg); err != nil {
 				return err
 			}
@@ -438,7 +474,8 @@ also when a dead letter is open.`,
 			return a.watchStatus(cmd.Context(), at, letters)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", "", "host:port of the process to ask (default admin.listen of the configuration)")
+	cmd.Flags().StringVar(&address, "address", "", "host:port or https://host:port of the process to ask (default admin.listen of the configuration)")
+	caller.add(cmd)
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file of the token to ask with")
 	cmd.Flags().BoolVar(&letters, "letters", false, "exit with 3 also when a dead letter is open")
 	cmd.Flags().BoolVar(&watch, "watch", false, "ask again every two seconds until interrupted")
@@ -446,7 +483,10 @@ also when a dead letter is open.`,
 }
 
 // processAt is a process to ask.
-type processAt struct{ address, token string }
+type processAt struct {
+	address, token string
+	client         *http.Client
+}
 
 // token is what to ask a process with; none is an empty text.
 func (a *app) token(file string, cfg *config.Config) (string, error) {
@@ -536,14 +576,14 @@ func askStatus(ctx context.Context, at processAt) (*processStatus, error) {
 	address := at.address
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/v1/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, urlOf(address)+"/v1/status", nil)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--address %q is not host:port", address)}
+		return nil, usageError{fmt.Errorf("--address %q is not host:port, nor https://host:port", address)}
 	}
 	if at.token != "" {
 		req.Header.Set("Authorization", "Bearer "+at.token)
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := cmp.Or(at.client, http.DefaultClient).Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("ask the process at %s: %w; see that it runs, or name another one with --address", address, err)
 	}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"lockstep/config"
+	"lockstep/sinks"
+)
+
+const (
+	// reloadEvery is how often the configuration is read. A file that is only read tells
+	// whatever became of it: written, renamed, or behind a symbolic link that was turned, as
+	// Kubernetes does it; and so do the files of secrets.
+	reloadEvery = time.Second
+	// trial is how long after a change a part that cannot go on has the configuration given
+	// back that ran before.
+	trial = time.Minute
+)
+
+// Outcomes of a reload.
+const (
+	reloadApplied  = "applied"
+	reloadInvalid  = "invalid"
+	reloadRefused  = "refused"
+	reloadReverted = "reverted"
+)
+
+// reloadMetrics say what became of changes of the configuration.
+type reloadMetrics struct {
+	reloads    *prometheus.CounterVec
+	successful prometheus.Gauge
+	at         prometheus.Gauge
+	info       *prometheus.GaugeVec
+}
+
+func newReloadMetrics(reg prometheus.Registerer) *reloadMetrics {
+	m := &reloadMetrics{
+		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "lockstep_config_reloads_total",
+			Help: "Changes of the configuration file by what came of them: applied, invalid (the file has mistakes), refused (it needs a restart of the process), reverted (a part could not go on with it, so what ran before runs again)."}, []string{"outcome"}),
+		successful: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_config_last_reload_successful",
+			Help: "1 while the configuration that runs is that of the file, 0 while the file cannot be used; the log and lockstep status say why."}),
+		at: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "lockstep_config_last_reload_success_timestamp_seconds",
+			Help: "When the configuration that runs began to run."}),
+		info: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_config_info",
+			Help: "1, with the SHA-256 of the file of the configuration that runs, as sha256sum prints it."}, []string{"sha256"}),
+	}
+	reg.MustRegister(m.reloads, m.successful, m.at, m.info)
+	for _, outcome := range []string{reloadApplied, reloadInvalid, reloadRefused, reloadReverted} {
+		m.reloads.WithLabelValues(outcome)
+	}
+	return m
+}
+
+// reloader has the process follow its configuration file.
+type reloader struct {
+	app     *app
+	process *process
+	admin   *adminServer
+	log     *slog.Logger
+	metrics *reloadMetrics
+
+	mu      sync.Mutex
+	running configText
+	since   time.Time
+	seen    attempt // a moment ago
+	tried   attempt // last
+	problem string  // with what was tried last; empty when it runs
+	failed  time.Time
+	// good ran before, and for longer than a trial; nil for none. It runs again when what ran
+	// since is reverted.
+	good     *configText
+	reverted bool
+}
+
+// attempt is a configuration as it was read.
+type attempt struct {
+	configText
+	err string
+}
+
+// same reports whether two attempts would come to the same.
+func (a attempt) same(b attempt) bool {
+	if a.sum != b.sum || a.err != b.err || (a.cfg == nil) != (b.cfg == nil) {
+		return false
+	}
+	return a.cfg == nil || len(config.Diff(a.cfg, b.cfg)) == 0 // secrets have files of their own
+}
+
+func (p *process) newReloader(a *app, file configText, admin *adminServer) *reloader {
+	r := &reloader{
+		app: a, process: p, admin: admin, log: p.log.With("part", "configuration"), metrics: p.metrics.reload,
+		running: file, since: time.Now(), seen: attempt{configText: file}, tried: attempt{configText: file},
+	}
+	r.tell()
+	p.settings.mu.Lock()
+	p.settings.back = r.back
+	p.settings.mu.Unlock()
+	p.configured = r.status
+	return r
+}
+
+// run follows the file until ctx ends. A change counts when it has been there for two looks,
+// so that a file that is being written is not taken for a whole one, or at once with a
+// SIGHUP.
+func (r *reloader) run(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	tick := time.NewTicker(reloadEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			r.look(true)
+		case <-tick.C:
+			r.look(false)
+		}
+	}
+}
+
+// look reads the configuration, and tries it when it is another one than before or somebody
+// asks for it.
+func (r *reloader) look(asked bool) {
+	file, err := r.app.readConfig()
+	now := attempt{configText: file}
+	if err != nil {
+		now.err = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.seen
+	r.seen = now
+	if !asked && (!now.same(was) || now.same(r.tried)) {
+		return
+	}
+	r.tried = now
+	if now.err != "" {
+		r.fail(reloadInvalid, now.err)
+		return
+	}
+	r.try(now.configText)
+}
+
+// try has a configuration run, or says why it cannot.
+func (r *reloader) try(file configText) {
+	p := planOf(r.running.cfg, file.cfg)
+	if err := p.refusal(); err != nil {
+		r.fail(reloadRefused, err.Error())
+		return
+	}
+	admin, err := r.admin.prepare(r.view(file.cfg))
+	if err != nil {
+		r.fail(reloadInvalid, err.Error())
+		return
+	}
+	if len(p.Fields) > 0 && (r.good == nil || time.Since(r.since) > trial) {
+		was := r.running
+		r.good = &was
+	}
+	ended := r.set(file, p, admin)
+	r.problem, r.reverted = "", false
+	r.log.Info("the configuration file was read again", "file", r.app.configFile(), "sha256", file.sum, "changed", strings.Join(p.Fields, " "), "begins_anew", strings.Join(ended, ", "))
+	r.metrics.reloads.WithLabelValues(reloadApplied).Inc()
+	r.tell()
+}
+
+// view is the process with another configuration.
+func (r *reloader) view(cfg *config.Config) *process {
+	now := r.process.now()
+	view := &process{cfg: cfg, memory: now.memory, shared: now.shared}
+	if cfg.Worker.MemoryBytes != now.cfg.Worker.MemoryBytes {
+		view.memory = sinks.NewMemory(cfg.Worker.MemoryBytes)
+	}
+	return view
+}
+
+// set has a configuration run, and gives the parts that begin anew.
+func (r *reloader) set(file configText, p plan, admin func()) (ended []string) {
+	was, view := r.running, r.view(file.cfg)
+	if file.cfg.Log.Level != was.cfg.Log.Level {
+		view.level.Set(levelOf(file.cfg).Level())
+	}
+	ended = view.settings.set(view, p.Restarts)
+	if file.cfg.Worker.MemoryBytes != was.cfg.Worker.MemoryBytes {
+		r.app.collectLess(file.cfg.Worker)
+	}
+	if slices.Contains(p.Restarts, clockPart) {
+		view.commits.ask(file.cfg.Source)
+	}
+	view.board.Configure()
+	admin()
+	r.running = file
+	if len(p.Fields) > 0 {
+		r.since = time.Now()
+	}
+	return ended
+}
+
+// back gives the configuration back that ran before, when a part cannot go on so soon after
+// a change. Whoever cannot go on with that one either, because a server is away for one, tries
+// again until the trial is over: a change ends no process that a server's absence would not.
+func (r *reloader) back(part string, err error) (wait time.Duration, again bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case time.Since(r.since) > trial || r.good == nil && !r.reverted:
+		return 0, false
+	case r.reverted:
+		r.log.Warn("a part cannot begin again, trying again", "part", part, "error", err)
+		return time.Second, true
+	}
+	good := *r.good
+	r.good, r.reverted = nil, true
+	p := planOf(r.running.cfg, good.cfg)
+	admin, unready := r.admin.prepare(r.view(good.cfg))
+	if unready != nil {
+		r.log.Warn("the admin server keeps what it has", "error", unready)
+		admin = func() {}
+	}
+	r.set(good, p, admin)
+	r.fail(reloadReverted, fmt.Sprintf("%s could not go on: %v", part, err))
+	return 0, true
+}
+
+// fail notes that the file is not what runs.
+func (r *reloader) fail(outcome, problem string) {
+	r.problem, r.failed = problem, time.Now()
+	r.metrics.reloads.WithLabelValues(outcome).Inc()
+	r.tell()
+	r.log.Error("the configuration file is not used, and what ran before goes on", "file", r.app.configFile(), "outcome", outcome, "error", problem)
+}
+
+// tell shows what runs.
+func (r *reloader) tell() {
+	ok := 0.0
+	if r.problem == "" {
+		ok = 1
+	}
+	r.metrics.successful.Set(ok)
+	r.metrics.at.Set(float64(r.since.UnixMilli()) / 1000)
+	r.metrics.info.Reset()
+	r.metrics.info.WithLabelValues(r.running.sum).Set(1)
+}
+
+// configStatus is the configuration of a process.
+type configStatus struct {
+	File   string    `json:"file"`
+	SHA256 string    `json:"sha256"` // of the file that runs, as it was then
+	Since  time.Time `json:"since"`
+	// Problem says why the file as it is now does not run, since FailedAt; empty when it does.
+	Problem  string     `json:"problem,omitempty"`
+	FailedAt *time.Time `json:"failed_at,omitempty"`
+	LogLevel string     `json:"log_level"`
+}
+
+func (r *reloader) status() configStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := configStatus{File: r.app.configFile(), SHA256: r.running.sum, Since: r.since, Problem: r.problem, LogLevel: strings.ToLower(r.process.level.Level().String())}
+	if r.problem != "" {
+		failed := r.failed
+		s.FailedAt = &failed
+	}
+	return s
+}
