@@ -46,6 +46,7 @@ type stage struct {
 	between func(step string)
 	lost    map[string]bool // keys whose changes the store loses
 
+	hidden   map[string]bool // keys of rows that the store is not to have
 	altered  bool
 	findings []Finding
 	unclear  []string
@@ -146,7 +147,9 @@ func (s *stage) Stored(_ context.Context, changes []cdc.Change, _ int) (out []si
 	defer s.mu.Unlock()
 	s.between("store")
 	for _, c := range changes {
-		out = append(out, s.docs[string(c.Key)])
+		doc := s.docs[string(c.Key)]
+		doc.Place = map[string]string{"key": string(c.Key)}
+		out = append(out, doc)
 	}
 	return out
 }
@@ -157,7 +160,10 @@ func (s *stage) Keeps(cdc.TableName) error                            { return n
 func (s *stage) Expect(_ context.Context, changes []cdc.Change) (out []sinks.Expected) {
 	for _, c := range changes {
 		e := sinks.Expected{Document: c.After}
-		if c.After != nil {
+		if s.hidden[string(c.Key)] {
+			e.Document = nil
+		}
+		if e.Document != nil {
 			e.Place = string(c.Key)
 		}
 		out = append(out, e)

@@ -281,3 +281,19 @@ func TestAPassReadsNoFurtherWhileASinkIsBehind(t *testing.T) {
 		}
 	})
 }
+
+func TestADocumentOfARowThatTheStoreIsNotToHaveIsCountedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.write(1, "a")
+		s.write(2, "b")
+		s.all()
+		s.hidden = map[string]bool{string(keyOf(1)): true}
+		findings := 0
+		p := &Pass{World: s.world(), Table: table.Name, Targets: []Target{{Name: "search", Store: s}}, Report: func(*Finding) bool { findings++; return false }}
+		r, err := p.Run(t.Context())
+		if err != nil || findings != 1 || r.Sinks[0].Mismatches[Orphan] != 1 || r.Sinks[0].Differ() != 1 {
+			t.Errorf("%d findings, %+v, %v", findings, r.Sinks[0], err)
+		}
+	})
+}
