@@ -74,6 +74,7 @@ type Answer struct {
 	Sinks   []SinkAnswer `json:"sinks"`
 
 	columns []string // of the key of Ask.Table, once the capture has told them
+	place   Reached  // of the capture, once it has answered
 }
 
 // Settled reports whether every sink has settled everything.
@@ -119,7 +120,7 @@ func (b *Barrier) Await(ctx context.Context, ask Ask) (answer Answer, err error)
 		return answer, err
 	}
 	defer b.release(q)
-	defer func() { answer.columns = q.keyColumns() }()
+	defer func() { answer.columns, answer.place = q.told() }()
 	b.Metrics.waiting.Inc()
 	defer b.Metrics.waiting.Dec()
 	defer func() { b.Metrics.ended(&answer, began) }()
@@ -185,19 +186,27 @@ func (b *Barrier) refresh(ctx context.Context, sinks []SinkAnswer) error {
 	return nil
 }
 
+// Reached is a place of the capture in the log.
+type Reached struct {
+	// GTIDs are the transactions before it, and no change before it has a higher version
+	// than Version, save those of a copy that was made there, which have up to cdc.Turns more.
+	GTIDs   string
+	Version cdc.Version
+}
+
 // Reach returns when the transactions gtids, or all that is committed now when it is
-// empty, are settled in a sink as far as they touch a table, with the offsets behind the
-// last records of its topic that were waited for. Dead letters count as settled. Its error
-// is also the end of ctx, with for what it waits.
-func (b *Barrier) Reach(ctx context.Context, sink, table, gtids string) (ends []int64, err error) {
+// empty, are settled in a sink as far as they touch a table, with a place of the capture
+// behind all of them. Dead letters count as settled. Its error is also the end of ctx,
+// with for what it waits.
+func (b *Barrier) Reach(ctx context.Context, sink, table, gtids string) (Reached, error) {
 	answer, err := b.Await(ctx, Ask{Sinks: []string{sink}, Table: table, GTIDs: gtids})
 	if err != nil {
-		return nil, err
+		return Reached{}, err
 	}
 	if !answer.Settled() {
-		return nil, fmt.Errorf("%w: %v", context.Cause(ctx), answer.Sinks[0].WaitsFor)
+		return Reached{}, fmt.Errorf("%w: %v", context.Cause(ctx), answer.Sinks[0].WaitsFor)
 	}
-	return answer.Sinks[0].Ends[table], nil
+	return answer.place, nil
 }
 
 // inquiryKey is what makes two barriers wait for the same.
@@ -215,6 +224,7 @@ type inquiry struct {
 	changed chan struct{}
 	asked   bool     // the want stands in the topic: what is said from now on is an answer
 	passed  bool     // the capture has answered
+	place   Reached  // where it was when it first did
 	columns []string // of the key of the one table that matters
 	pins    map[string]pin
 	refills map[string]int64                   // by table: what the requests must have come to
@@ -354,7 +364,9 @@ func (q *inquiry) pass(c *Capture) {
 			delete(q.pins, table)
 		}
 	}
-	q.passed = true
+	if !q.passed {
+		q.passed, q.place = true, Reached{c.GTIDs, c.Version}
+	}
 }
 
 // see notes what a process says of its partitions.
@@ -381,12 +393,12 @@ func (q *inquiry) see(s *Sink) {
 	}
 }
 
-// keyColumns are the columns of the key of the one table that matters; nil while nobody has
-// told them.
-func (q *inquiry) keyColumns() []string {
+// told gives the columns of the key of the one table that matters and the place of the
+// capture, as far as it has told them.
+func (q *inquiry) told() ([]string, Reached) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.columns
+	return q.columns, q.place
 }
 
 // judge says of each sink whether it is there, with a state also for what it waits, and
@@ -434,7 +446,7 @@ func (q *inquiry) sink(ask Ask, sink string, state *State) SinkAnswer {
 	}
 	if a.Visible = a.Settled && len(a.Letters) == 0; a.Settled {
 		for _, table := range slices.Sorted(maps.Keys(a.Letters)) {
-			a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("%d dead letters of %s hide what the store has refused (lockstep dlq list --sink %s --table %s)", a.Letters[table], table, sink, table))
+			a.WaitsFor = append(a.WaitsFor, fmt.Sprintf("open dead letters of %s hide what the store has refused: %d (lockstep dlq list --sink %s --table %s)", table, a.Letters[table], sink, table))
 		}
 	}
 	return a

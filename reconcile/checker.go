@@ -146,37 +146,56 @@ func (c *Checker) blind(s *suspect, now *sight) bool {
 }
 
 // settled waits until what is committed now is settled in the sink.
-func (c *Checker) settled(ctx context.Context) (cdc.Version, error) {
+func (c *Checker) settled(ctx context.Context) (Reached, error) {
 	set, err := c.Source.Executed()
 	if err != nil {
-		return 0, err
+		return Reached{}, err
 	}
 	table, _ := c.Source.Table()
 	return c.World.Await(ctx, c.Target.Name, table.Name, set)
 }
 
+// shown waits until what is read shows what the capture has read of the log: else a store
+// would have what the source does not show yet.
+func (c *Checker) shown(ctx context.Context, set string) error {
+	for began := time.Now(); ; {
+		ok, err := c.Source.Shows(set)
+		switch {
+		case err != nil || ok:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case time.Since(began) > patience:
+			return fmt.Errorf("the source has transactions of %s in its log and has not shown them for %s: see whether a semi-synchronous replica does not answer", set, patience)
+		}
+	}
+}
+
 // see makes the observations of a round.
 func (c *Checker) see(ctx context.Context, suspects []*suspect) ([]*sight, error) {
 	table, layout := c.Source.Table()
-	if _, err := c.settled(ctx); err != nil {
+	at, err := c.settled(ctx)
+	if err != nil {
 		return nil, err
 	}
 	before, err := c.World.Ends(ctx, table.Name)
 	if err != nil {
 		return nil, err
 	}
+	if err := c.shown(ctx, at.Read); err != nil {
+		return nil, err
+	}
 	rows, err := c.rows(suspects)
 	if err != nil {
 		return nil, err
 	}
-	newest, err := c.settled(ctx)
-	if err != nil {
+	if at, err = c.settled(ctx); err != nil {
 		return nil, err
 	}
 	sights := make([]*sight, len(suspects))
 	changes := make([]cdc.Change, len(suspects))
 	for i, s := range suspects {
-		sights[i] = &sight{before: before, row: rows[string(s.key)], newest: newest}
+		sights[i] = &sight{before: before, row: rows[string(s.key)], newest: at.Newest}
 		changes[i] = changeOf(table.Name, layout, cdc.Row{Key: s.key, Row: sights[i].row})
 	}
 	for i, e := range c.expect(ctx, suspects, changes) {

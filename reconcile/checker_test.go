@@ -39,10 +39,14 @@ type stage struct {
 
 	// late is how many transactions can be seen a moment before they count as executed.
 	late int
+	// held is called once a transaction stands in the log and cannot be seen, when somebody
+	// waits for it.
+	held func()
 	// between is called at each step of a look, so that something happens meanwhile.
 	between func(step string)
 	lost    map[string]bool // keys whose changes the store loses
 
+	hidden   map[string]bool // keys of rows that the store is not to have
 	altered  bool
 	findings []Finding
 	unclear  []string
@@ -115,14 +119,27 @@ func (s *stage) Executed() (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	told := max(0, s.committed-s.late)
+	if s.held != nil {
+		told--
+	}
 	s.late = 0
 	return fmt.Sprint(told), nil
 }
 
 func (s *stage) Table() (cdc.Table, uint32) { return table, 1 }
 func (s *stage) Same() (bool, error)        { return !s.altered, nil }
-func (s *stage) Busy() (string, error)      { return "", nil }
-func (s *stage) Close()                     {}
+func (s *stage) Shows(set string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held != nil && set == fmt.Sprint(s.committed) {
+		s.held()
+		s.held = nil
+		return false, nil
+	}
+	return true, nil
+}
+func (s *stage) Busy() (string, error) { return "", nil }
+func (s *stage) Close()                {}
 
 // Store.
 func (s *stage) Stored(_ context.Context, changes []cdc.Change, _ int) (out []sinks.Stored) {
@@ -130,7 +147,9 @@ func (s *stage) Stored(_ context.Context, changes []cdc.Change, _ int) (out []si
 	defer s.mu.Unlock()
 	s.between("store")
 	for _, c := range changes {
-		out = append(out, s.docs[string(c.Key)])
+		doc := s.docs[string(c.Key)]
+		doc.Place = map[string]string{"key": string(c.Key)}
+		out = append(out, doc)
 	}
 	return out
 }
@@ -141,7 +160,10 @@ func (s *stage) Keeps(cdc.TableName) error                            { return n
 func (s *stage) Expect(_ context.Context, changes []cdc.Change) (out []sinks.Expected) {
 	for _, c := range changes {
 		e := sinks.Expected{Document: c.After}
-		if c.After != nil {
+		if s.hidden[string(c.Key)] {
+			e.Document = nil
+		}
+		if e.Document != nil {
 			e.Place = string(c.Key)
 		}
 		out = append(out, e)
@@ -173,19 +195,19 @@ func (s *stage) Again(ctx context.Context, found []sinks.Found, most int) []sink
 func (s *stage) world() *World {
 	return &World{
 		Open: func(context.Context, cdc.TableName, string) (Source, error) { return s, nil },
-		Await: func(_ context.Context, _ string, _ cdc.TableName, set string) (cdc.Version, error) {
+		Await: func(_ context.Context, _ string, _ cdc.TableName, set string) (Reached, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.between("await")
 			var want int
 			if _, err := fmt.Sscan(set, &want); err != nil {
-				return 0, err
+				return Reached{}, err
 			}
 			for s.committed-len(s.pending) < want {
 				s.capture(1)
 			}
 			s.apply(len(s.log) - s.applied)
-			return cdc.Version(s.committed), nil
+			return Reached{cdc.Version(s.committed), fmt.Sprint(s.committed - len(s.pending))}, nil
 		},
 		Ends: func(context.Context, cdc.TableName) (Log, error) {
 			s.mu.Lock()
@@ -352,6 +374,24 @@ func TestARowThatIsSeenBeforeItsTransactionCountsAsExecutedIsNotReported(t *test
 				s.late = 1
 			}
 		}
+		s.check(1)
+		if got := s.said(); got != "" {
+			t.Errorf("it says %q", got)
+		}
+	})
+}
+
+// A semi-synchronous replica that does not answer lets a commit wait: the log has it, and
+// the store, and the source shows the row as it was.
+func TestARowThatTheLogHasAndTheSourceDoesNotShowYetIsNotReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.write(1, "old")
+		old := s.rows[string(keyOf(1))]
+		s.write(1, "new")
+		s.all()
+		s.rows[string(keyOf(1))] = old
+		s.held = func() { s.rows[string(keyOf(1))] = rowOf(1, "new") }
 		s.check(1)
 		if got := s.said(); got != "" {
 			t.Errorf("it says %q", got)

@@ -8,6 +8,7 @@
 // meanwhile. A Checker looks at suspects in rounds. A round
 //
 //   - waits until everything that was committed is settled, and notes the end of the log;
+//   - waits until the source shows what the capture has read;
 //   - reads the rows by their keys, and waits until everything that can have been seen is
 //     settled;
 //   - asks the store, and notes the end of the log again.

@@ -153,8 +153,9 @@ type side struct {
 	result   *SinkResult
 	chunks   chan chunk
 	suspects chan *suspect
-	places   []uint64 // hashes of those of the rows
-	partial  bool     // places does not have all
+	places   []uint64        // hashes of those of the rows
+	partial  bool            // places does not have all
+	orphans  map[string]bool // that were reported, by key and place
 	layout   uint32
 }
 
@@ -166,7 +167,7 @@ func (p *Pass) Run(ctx context.Context) (*Result, error) {
 	p.mu.Lock()
 	p.progress.compared, p.progress.suspects = map[string]*atomic.Int64{}, map[string]*atomic.Int64{}
 	for _, t := range p.Targets {
-		s := &side{Pass: p, target: t, result: &SinkResult{Sink: t.Name, Mismatches: map[Class]int64{}}, partial: p.After != nil}
+		s := &side{Pass: p, target: t, result: &SinkResult{Sink: t.Name, Mismatches: map[Class]int64{}}, partial: p.After != nil, orphans: map[string]bool{}}
 		r.Sinks = append(r.Sinks, s.result)
 		if err := t.Store.Keeps(p.Table); err != nil {
 			s.result.Incomparable = err.Error()
@@ -467,6 +468,13 @@ func (s *side) unclear(of *suspect, why string) {
 func (s *side) report(f Finding) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if f.Class == Orphan && f.Place != nil { // of a row that has no place it is found by its key, and again in the store
+		id := string(f.Key) + fmt.Sprint(f.Place)
+		if s.orphans[id] {
+			return
+		}
+		s.orphans[id] = true
+	}
 	kept := s.Report(&f)
 	if f.Letter != "" {
 		s.result.Letters++

@@ -19,8 +19,26 @@ const (
 // repairBatch is how many rows are read again together at most.
 const repairBatch = cdc.MaxRequestKeys
 
+// repairTries is how often what differs is written anew. Whoever else deletes or writes a
+// document of Elasticsearch raises its version by one, and where nothing is written to the
+// source a row that is read again gets no more than that, but more each time.
+const repairTries = 2
+
 // repair has the rows of all mismatches written anew, and compares them again.
 func (p *Pass) repair(ctx context.Context, sides []*side) error {
+	for range repairTries {
+		if err := p.repairOnce(ctx, sides); err != nil {
+			return err
+		}
+	}
+	for _, s := range sides {
+		s.result.Remaining += int64(len(s.result.repair))
+		s.result.repair = nil
+	}
+	return nil
+}
+
+func (p *Pass) repairOnce(ctx context.Context, sides []*side) error {
 	var keys [][]byte
 	for _, s := range sides {
 		for _, f := range s.result.repair {
@@ -76,14 +94,14 @@ func (s *side) free(ctx context.Context) error {
 	}
 	defer source.Close()
 	c := &Checker{World: s.World, Target: s.target, Source: source}
-	newest, err := c.settled(ctx)
+	at, err := c.settled(ctx)
 	if err != nil {
 		return err
 	}
 	var of []*suspect
 	var versions []cdc.Version
 	for _, f := range s.result.repair {
-		if f.Version > newest {
+		if f.Version > at.Newest {
 			of, versions = append(of, &suspect{key: f.Key, found: f.found}), append(versions, f.Version)
 		}
 	}
@@ -104,7 +122,7 @@ func (s *side) free(ctx context.Context) error {
 	return store.Free(ctx, changes, versions)
 }
 
-// verify compares the rows that were repaired again.
+// verify compares the rows that were repaired again, and keeps those that still differ.
 func (s *side) verify(ctx context.Context) error {
 	of := s.result.repair
 	if len(of) == 0 {
@@ -121,14 +139,13 @@ func (s *side) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range of {
+	s.result.repair = slices.DeleteFunc(of, func(f *Finding) bool {
 		if f.Repair = Repaired; bad[id(f.Key, f.found)] {
 			f.Repair = Remains
-			s.result.Remaining++
-		} else {
-			s.result.Repaired++
+			return false
 		}
-	}
-	s.result.repair = nil
+		s.result.Repaired++
+		return true
+	})
 	return nil
 }

@@ -28,6 +28,10 @@ type Source interface {
 	Same() (bool, error)
 	// Busy says why the source should be left alone now; empty when nothing does.
 	Busy() (string, error)
+	// Shows reports whether what is read now shows every transaction of a set of the log,
+	// and waits a moment for it: one stands in the log before it can be seen, and as long as
+	// a semi-synchronous replica lets the source wait.
+	Shows(set string) (bool, error)
 	Close()
 }
 
@@ -43,9 +47,8 @@ type World struct {
 	// empty.
 	Open func(ctx context.Context, table cdc.TableName, where string) (Source, error)
 	// Await returns once every change of the table that belongs to a transaction of a GTID
-	// set is settled in a sink. No change that was published by the time the set was
-	// made is of a higher version than newest.
-	Await func(ctx context.Context, sink string, table cdc.TableName, set string) (newest cdc.Version, err error)
+	// set is settled in a sink.
+	Await func(ctx context.Context, sink string, table cdc.TableName, set string) (Reached, error)
 	// Ends is the end of the log of a table.
 	Ends func(ctx context.Context, table cdc.TableName) (Log, error)
 	// Changes calls fn with the changes between two ends, in order within a partition. It is
@@ -60,6 +63,15 @@ type World struct {
 	// Reread has the rows with these keys read again and written by the normal way, and
 	// returns when they are in the log.
 	Reread func(ctx context.Context, table cdc.TableName, keys [][]byte) error
+}
+
+// Reached is a place of the capture in the source's log.
+type Reached struct {
+	// Newest is a version such that no change that was published by the time the set was
+	// made that Await was given is of a higher one.
+	Newest cdc.Version
+	// Read are the transactions before the place, a GTID set.
+	Read string
 }
 
 // Target is a sink whose documents are compared.

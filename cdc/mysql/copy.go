@@ -918,7 +918,7 @@ func checkWhere(conn *client.Conn, t cdc.TableName, where string) error {
 	for _, form := range []string{"SELECT 1 FROM %s WHERE (\n%s\n)", "SELECT 1 FROM %s WHERE CASE WHEN\n%s\nTHEN TRUE ELSE FALSE END"} { // both only when it is one expression
 		_, err := queryRows(conn, "EXPLAIN "+fmt.Sprintf(form, quoteTable(t), where))
 		if my, ok := errors.AsType[*gomysql.MyError](err); ok {
-			return stopf("", "the condition %s cannot be used for %s: %s", where, t, my.Message)
+			return BadWhere{stopf("", "the condition %s cannot be used for %s: %s", where, t, my.Message)}
 		}
 		if err != nil {
 			return err

@@ -385,6 +385,11 @@ type BadKey struct {
 
 func (e BadKey) Unwrap() error { return e.error }
 
+// BadWhere says that a condition cannot be used for a table.
+type BadWhere struct{ *Stop }
+
+func (e BadWhere) Unwrap() error { return e.Stop }
+
 // ordered writes a key as rows have it: columns in the key's order, no white space.
 func (t *tableIn) ordered(key []byte) []byte {
 	fields := map[string]gjson.Result{}

@@ -209,6 +209,20 @@ func (r *RowReader) Executed() (string, error) {
 	return set.String(), nil
 }
 
+// Shows waits up to a second until every transaction of a set can be seen, and reports
+// whether that is so. MariaDB cannot be asked, and is taken to show them.
+func (r *RowReader) Shows(set string) (bool, error) {
+	if flavorOf(r.conn) == flavorMariaDB {
+		return true, nil
+	}
+	gtids, err := parseGTIDs(flavorMySQL, set)
+	if err != nil {
+		return false, err
+	}
+	late, err := queryOne(r.conn, "SELECT WAIT_FOR_EXECUTED_GTID_SET('"+gtids.String()+"', 1)")
+	return late == "0", err
+}
+
 // Busy says why the server should be left alone now, by Snapshot.MaxThreadsRunning; empty
 // when nothing does.
 func (r *RowReader) Busy() (string, error) { return threadsRunning(r.conn, r.threads) }

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -75,6 +76,12 @@ func TestARowReaderReadsATableInTheOrderOfItsKey(t *testing.T) {
 			t.Errorf("%s contains %s: %v, %v", c.set, c.other, got, err)
 		}
 	}
+	server, _, _ := strings.Cut(after, ":")
+	for set, want := range map[string]bool{after: true, "": true, server + ":1-99999999": false} {
+		if got, err := r.Shows(set); got != want || err != nil {
+			t.Errorf("it shows %q: %v, %v", set, got, err)
+		}
+	}
 	if same, err := r.Same(); !same || err != nil {
 		t.Errorf("the table is the same: %v, %v", same, err)
 	}
@@ -90,7 +97,7 @@ func TestARowReaderReadsATableInTheOrderOfItsKey(t *testing.T) {
 	if rows, err := none.Next(nil, 10, 10); len(rows) > 0 || err != nil {
 		t.Errorf("a table that is not there has %q, %v", rows, err)
 	}
-	if _, err := OpenRows(t.Context(), w.cfg, cdc.TableName{DB: w.name, Table: "q"}, "nothing = 1"); err == nil || !strings.Contains(fmt.Sprint(err), "nothing") {
+	if _, err := OpenRows(t.Context(), w.cfg, cdc.TableName{DB: w.name, Table: "q"}, "nothing = 1"); !errors.As(err, new(BadWhere)) || !strings.Contains(fmt.Sprint(err), "nothing") {
 		t.Errorf("a wrong condition gives %v", err)
 	}
 }

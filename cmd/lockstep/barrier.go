@@ -112,7 +112,7 @@ func printBarrier(w io.Writer, answer freshness.Answer) {
 		if !s.Visible {
 			visible = "no"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", s.Sink, visible, dash(strings.Join(s.WaitsFor, "; ")))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", s.Sink, visible, dash(few(s.WaitsFor)))
 	}
 }
 
@@ -126,16 +126,19 @@ func notVisible(answer freshness.Answer, timeout time.Duration) error {
 		}
 	}
 	slices.Sort(why)
-	why = slices.Compact(why)
-	more := ""
-	if len(why) > 3 {
-		why, more = why[:3], fmt.Sprintf("; and %d more", len(why)-3)
-	}
 	after := ""
 	if !answer.Settled() {
 		after = " after " + timeout.String()
 	}
-	return fmt.Errorf("not everything is visible in %s%s: %s%s", strings.Join(names, ", "), after, strings.Join(why, "; "), more)
+	return fmt.Errorf("not everything is visible in %s%s: %s", strings.Join(names, ", "), after, few(slices.Compact(why)))
+}
+
+// few names some of what is waited for; -o json has all.
+func few(why []string) string {
+	if len(why) > 3 {
+		return fmt.Sprintf("%s; and %d more", strings.Join(why[:3], "; "), len(why)-3)
+	}
+	return strings.Join(why, "; ")
 }
 
 // checkAsk says as a dlq.FieldError what is wrong with a question to a barrier.

@@ -109,11 +109,17 @@ func nextVersion(pos cdc.Position) cdc.Version {
 
 // newestVersion is one that no change before a position is above.
 func newestVersion(pos cdc.Position) cdc.Version {
-	v, err := cdc.NewVersion(pos.Epoch, min(pos.Seq+cdc.Turns, cdc.MaxSeq))
+	v, err := pos.Version()
 	if err != nil {
 		panic(err) // a position that was saved
 	}
-	return v
+	return above(v)
+}
+
+// above is the highest version of a change that stands before a place with this version, or
+// of a row that was read there.
+func above(v cdc.Version) cdc.Version {
+	return v - cdc.Version(v.Seq()) + cdc.Version(min(v.Seq()+cdc.Turns, cdc.MaxSeq))
 }
 
 // rowNow is the row of a change as the source has it.

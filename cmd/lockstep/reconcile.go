@@ -164,7 +164,11 @@ func (f *reconcileFlags) chosen(ctx context.Context, a *app, cfg *config.Config)
 		all = []cdc.TableName{tableNamed(f.table)}
 	}
 	if f.where != "" {
-		if _, err := mysql.PlanSnapshot(ctx, cfg.Source, all[0], f.where, nil); err != nil {
+		_, err := mysql.PlanSnapshot(ctx, cfg.Source, all[0], f.where, nil)
+		if bad, ok := errors.AsType[mysql.BadWhere](err); ok {
+			return nil, nil, usageError{fmt.Errorf("--where: %w", bad)}
+		}
+		if err != nil {
 			return nil, nil, untoldError{err}
 		}
 	}
@@ -381,6 +385,9 @@ func (c *compared) sentence() string {
 }
 
 func (c *compared) print(w io.Writer) {
+	if len(c.Tables) == 0 {
+		return
+	}
 	fmt.Fprintln(w, "TABLE\tSINK\tCOMPARED\tMISSING\tSTALE\tDIFFERING\tORPHAN\tTAMPERED\tDEAD LETTERS\tUNCLEAR\tREPAIRED\tTOOK")
 	for _, t := range c.Tables {
 		for _, s := range t.Sinks {

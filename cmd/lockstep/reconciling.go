@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
 	"lockstep/dlq"
+	"lockstep/freshness"
 	"lockstep/kafka"
 	"lockstep/reconcile"
 )
@@ -108,11 +110,11 @@ func (w *reconcileWorld) peek(ctx context.Context) (cdc.Position, bool, error) {
 }
 
 // awaitTick is how often what is waited for is looked at.
-const awaitTick = 20 * time.Millisecond
+const awaitTick = 100 * time.Millisecond
 
-// patient repeats look until it says that there is nothing more to wait for. When what it
-// waits for stays the same for too long it gives up, with that.
-func (w *reconcileWorld) patient(ctx context.Context, sink string, look func() (waits string, err error)) error {
+// patient repeats look, at each tick and when there is news, until it says that there is
+// nothing more to wait for. When what it waits for stays the same for too long it gives up, with that.
+func (w *reconcileWorld) patient(ctx context.Context, sink string, news <-chan struct{}, look func() (waits string, err error)) error {
 	last, since := "", time.Now()
 	defer w.waiting(sink, "")
 	for {
@@ -130,6 +132,8 @@ func (w *reconcileWorld) patient(ctx context.Context, sink string, look func() (
 		}
 		select {
 		case <-time.After(awaitTick):
+		case <-news:
+			news = nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -156,41 +160,57 @@ func (w *reconcileWorld) waitsFor() string {
 	return strings.Join(all, "; ")
 }
 
-// await is reconcile.World.Await: the capture has read up to the set, no copy of rows of the
-// table is under way, and the sink has committed what is in Kafka then.
-func (w *reconcileWorld) await(ctx context.Context, sink string, t cdc.TableName, set string) (newest cdc.Version, err error) {
-	err = w.patient(ctx, sink, func() (string, error) {
-		pos, err := w.position(ctx, awaitTick)
+// await is reconcile.World.Await: no copy of rows of the table is under way, and a barrier has
+// passed, which takes milliseconds under load, or what is saved says the same, which it does where nothing
+// is written or nobody runs: the capture has read up to the set, and the sink has committed what is in Kafka then.
+func (w *reconcileWorld) await(ctx context.Context, sink string, t cdc.TableName, set string) (at reconcile.Reached, err error) {
+	topic, err := kafka.ChangeTopic(w.cfg.Prefix, t)
+	if err != nil {
+		return at, err
+	}
+	asking, stop := context.WithCancel(ctx)
+	passed := make(chan struct{})
+	var place freshness.Reached
+	var barrier sync.WaitGroup
+	barrier.Go(func() {
+		if reached, err := w.barrier.Reach(asking, sink, t.String(), set); err == nil {
+			place = reached
+			close(passed)
+		}
+	})
+	defer barrier.Wait()
+	defer stop()
+	var ends map[int]int64
+	return at, w.patient(ctx, sink, passed, func() (string, error) {
+		pos, err := w.position(ctx, awaitTick/5)
 		if err != nil {
 			return "", err
-		}
-		done, err := mysql.Contains(pos.Flavor, pos.GTIDSet, set)
-		if err != nil {
-			return "", err
-		}
-		if !done {
-			return fmt.Sprintf("the capture has read up to %s", pos.GTIDSet), nil
 		}
 		for _, sn := range pos.Snapshots {
 			if sn.Table == t.String() && !ended(sn.State) {
-				return fmt.Sprintf("snapshot %s of %s is %s with %d rows", sn.ID, t, sn.State, sn.Rows), nil
+				return fmt.Sprintf("snapshot %s of %s is %s with %s", sn.ID, t, sn.State, count(int(sn.Rows), "row")), nil
 			}
 		}
-		newest = newestVersion(pos)
-		return "", nil
-	})
-	if err != nil {
-		return 0, err
-	}
-	topic, err := kafka.ChangeTopic(w.cfg.Prefix, t)
-	if err != nil {
-		return 0, err
-	}
-	ends, there, err := w.kafka.Ends(ctx, topic)
-	if err != nil || !there {
-		return newest, err
-	}
-	return newest, w.patient(ctx, sink, func() (string, error) {
+		select {
+		case <-passed:
+			at = reconcile.Reached{Newest: above(place.Version), Read: place.GTIDs}
+			return "", nil
+		default:
+		}
+		if ends == nil {
+			done, err := mysql.Contains(pos.Flavor, pos.GTIDSet, set)
+			if err != nil {
+				return "", err
+			}
+			if !done {
+				return "the capture has read up to " + cmp.Or(pos.GTIDSet, "the beginning"), nil
+			}
+			var there bool
+			at = reconcile.Reached{Newest: newestVersion(pos), Read: pos.GTIDSet}
+			if ends, there, err = w.kafka.Ends(ctx, topic); err != nil || !there {
+				return "", err
+			}
+		}
 		_, committed, err := w.progress(ctx, sink, w.stores[sink], topic)
 		if err != nil { // its store, where that says how far the sink is, may be back soon
 			return fmt.Sprintf("how far sink %s is cannot be told: %s", sink, oneLine(err.Error())), ctx.Err()
@@ -200,7 +220,7 @@ func (w *reconcileWorld) await(ctx context.Context, sink string, t cdc.TableName
 			left += max(0, end-committed[id])
 		}
 		if left > 0 {
-			return fmt.Sprintf("sink %s has %d changes of %s to apply", sink, left, t), nil
+			return fmt.Sprintf("sink %s has %s of %s to apply", sink, count(int(left), "change"), t), nil
 		}
 		return "", nil
 	})
@@ -331,7 +351,7 @@ func (w *reconcileWorld) reread(ctx context.Context, t cdc.TableName, keys [][]b
 		}
 		ids = append(ids, r.ID)
 	}
-	return w.patient(ctx, "", func() (string, error) {
+	return w.patient(ctx, "", nil, func() (string, error) {
 		readings, err := w.replays.readings(ctx, ids)
 		if err != nil {
 			return "", err

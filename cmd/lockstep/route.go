@@ -134,6 +134,13 @@ func (p *process) mayRepair(ctx context.Context, tables []cdc.TableName, sinks [
 	}
 	for _, r := range newest {
 		for _, t := range tables {
+			topic, err := kafka.ChangeTopic(p.cfg.Prefix, t)
+			if err != nil {
+				return err
+			}
+			if !slices.Contains(all, topic) {
+				continue // it has never had a row, so no process has a part of it, and a repair does no harm
+			}
 			for _, sink := range sinks {
 				stops, why, err := route.Forbidden(time.Now(), r.Value, route.Place{Sink: sink, Table: t.String()})
 				if err != nil {

@@ -352,6 +352,9 @@ func (a *app) startSnapshot(ctx context.Context, f snapshotFlags) error {
 		if bad, ok := errors.AsType[mysql.BadKey](err); ok {
 			return usageError{fmt.Errorf("--keys line %d: %w", lines[bad.Index], bad)}
 		}
+		if bad, ok := errors.AsType[mysql.BadWhere](err); ok {
+			return usageError{fmt.Errorf("--where: %w", bad)}
+		}
 		return fmt.Errorf("snapshot of %s: %w", table, err)
 	}
 	if f.id == "" {

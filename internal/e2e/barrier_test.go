@@ -393,7 +393,7 @@ func TestABarrierWaitsForCopiesAndSweepsAndTellsOfDeadLetters(t *testing.T) {
 		return row.State, row.Letter.ID
 	}
 	w.sql(`UPDATE questions SET settings = '"checker: none"', title = 'refused' WHERE id = 5`)
-	expect("with a letter", 1, "1 dead letters of "+w.name+".questions hide", "--sink", "search", "--timeout", "1m")
+	expect("with a letter", 1, "open dead letters of "+w.name+".questions hide what the store has refused: 1 ", "--sink", "search", "--timeout", "1m")
 	expect("of another table", 0, "", "--sink", "search", "--table", w.name+".tags", "--timeout", "1m")
 	expect("of the other sink", 0, "", "--sink", "cache", "--timeout", "1m")
 	open := w.openLetters()["search"]

@@ -97,7 +97,7 @@ func (w *world) elastic(method, path, body string) []byte {
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
+	if err != nil || res.StatusCode > http.StatusCreated {
 		w.t.Fatalf("%s %s: %d %v\n%.2000s", method, path, res.StatusCode, err, text)
 	}
 	return text
