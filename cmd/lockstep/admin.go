@@ -70,8 +70,9 @@ func (r *readiness) state() (map[string]bool, bool) {
 	return state, all
 }
 
-// adminServer serves /metrics, /healthz, /readyz and the API under /v1.
+// adminServer serves /metrics, /healthz, /readyz and the API under /v1, or without the API.
 type adminServer struct {
+	field    string       // of the configuration, which says where
 	listener net.Listener // nil when it is turned off
 	server   *http.Server
 }
@@ -81,6 +82,23 @@ func (p *process) listenAdmin() (*adminServer, error) {
 	if err != nil {
 		return nil, err
 	}
+	mux := p.openPaths()
+	log := &rareLog{p.newLetterLog()}
+	api := &admin.Server{
+		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
+		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute,
+	}
+	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld})...))
+	return listen("admin.listen", p.cfg.Admin.Listen, mux)
+}
+
+// listenMetrics serves what probes and scrapes ask for, and nothing else.
+func (p *process) listenMetrics() (*adminServer, error) {
+	return listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths())
+}
+
+// openPaths are those that are open to everybody who can reach the server.
+func (p *process) openPaths() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry}))
 	// Alive means that this process answers. A store that is down must not have
@@ -98,21 +116,21 @@ func (p *process) listenAdmin() (*adminServer, error) {
 			Doing map[string]string `json:"doing,omitempty"`
 		}{ready, parts, p.ready.doing()})
 	})
-	log := &rareLog{p.newLetterLog()}
-	api := &admin.Server{
-		Tokens: tokens, Audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
-		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute,
-	}
-	mux.Handle("/v1/", api.Handler(p.routes(log, &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld})...))
-	a := &adminServer{server: &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
+	return mux
+}
+
+// listen makes a server at an address; it is turned off by an empty one.
+func listen(field, address string, handler http.Handler) (*adminServer, error) {
+	a := &adminServer{field: field, server: &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 	}}
-	if p.cfg.Admin.Listen == "" {
+	if address == "" {
 		return a, nil
 	}
-	if a.listener, err = net.Listen("tcp", p.cfg.Admin.Listen); err != nil {
-		return nil, fmt.Errorf("admin.listen: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", err)
+	var err error
+	if a.listener, err = net.Listen("tcp", address); err != nil {
+		return nil, fmt.Errorf("%s: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", field, err)
 	}
 	return a, nil
 }
@@ -166,7 +184,7 @@ func (a *adminServer) run(ctx context.Context) error {
 	})
 	defer stop()
 	if err := a.server.Serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("admin.listen: %w", err)
+		return fmt.Errorf("%s: %w", a.field, err)
 	}
 	return nil
 }

@@ -87,6 +87,7 @@ type parts struct {
 	capture *captureFlags // nil: no capture
 	sinks   []string
 	compare []string // the sinks that are compared with the source
+	admin   bool     // nothing but the API
 }
 
 // serve runs the parts until ctx ends or one of them cannot go on; its error
@@ -115,13 +116,18 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if err != nil {
 		return err
 	}
+	watched, err := p.listenMetrics()
+	if err != nil {
+		return err
+	}
 	published, err := a.openConfigMap(cfg)
 	if err != nil {
 		return err
 	}
-	log.Info("lockstep starts", "version", version, "admin", server.addr())
+	log.Info("lockstep starts", "version", version, "admin", server.addr(), "metrics", watched.addr())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
+	g.Go(func() error { return watched.run(ctx) })
 	g.Go(func() error { p.clock.Run(ctx); return nil })
 	g.Go(func() error { return p.hub.Run(ctx) })
 	g.Go(func() error { return p.runRoute(ctx) })
@@ -142,6 +148,9 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if len(what.compare) > 0 {
 		metrics, lease := reconcile.NewMetrics(p.registry), newReconcileLeaseMetrics(p.registry)
 		g.Go(func() error { return p.runReconcile(ctx, what.compare, metrics, lease) })
+	}
+	if what.admin {
+		p.ready.add("admin", func() bool { return true }) // it answers
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- g.Wait() }()
