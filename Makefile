@@ -39,6 +39,7 @@ bin/demo: build
 # One package at a time: some tests stop a server that the others use.
 test: ## start what is needed and run all tests, those against real servers included
 	@$(SERVERS) up mysql kafka elasticsearch redis redis8 valkey mariadb
+	@deploy/local/kubernetes/tools helm kubeconform schemas etcd kube-apiserver >/dev/null
 	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
 	  if [[ -n $$unformatted ]]; then echo "gofmt is needed in:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
