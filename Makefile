@@ -64,6 +64,7 @@ test-alone:
 	@unformatted=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); \
 	  if [[ -n $$unformatted ]]; then echo "gofmt is needed in:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
+	@deploy/local/kubernetes/tools helm kubeconform schemas etcd kube-apiserver >/dev/null
 	$(TEST) $(RACE) $(ALONE)
 
 $(REDISES): test-%:

@@ -15,6 +15,11 @@ type Config struct {
 	// turns the server off. /metrics, /healthz and /readyz are open to everybody who can
 	// reach it.
 	Listen string `yaml:"listen"`
+	// MetricsListen is a second host:port, which serves /metrics, /healthz and /readyz and
+	// nothing else, such as 0.0.0.0:9090: probes and scrapes then reach them while the API
+	// stays on loopback. The default is empty: they are served at listen alone, where they
+	// are in any case.
+	MetricsListen string `yaml:"metrics_listen"`
 	// Tokens are the bearer tokens of those who may use the API under /v1. Without any,
 	// it can be read by whoever is on this machine, and nobody can write. Default empty.
 	Tokens []Token `yaml:"tokens"`
@@ -63,6 +68,15 @@ func (c Config) Check() error {
 			bad("listen: %q is not host:port; write for example 127.0.0.1:8080", c.Listen)
 		case len(c.Tokens) == 0 && !loopback(host):
 			bad("listen: %s can be reached from other machines and no tokens say who may; name some in admin.tokens, or listen on 127.0.0.1:%s", c.Listen, port)
+		}
+	}
+	if c.MetricsListen != "" {
+		_, port, err := net.SplitHostPort(c.MetricsListen)
+		switch {
+		case err != nil || port == "":
+			bad("metrics_listen: %q is not host:port; write for example 0.0.0.0:9090", c.MetricsListen)
+		case c.MetricsListen == c.Listen:
+			bad("metrics_listen: %s is what listen says already, which serves /metrics, too; leave it out, or take another port", c.MetricsListen)
 		}
 	}
 	if wrong := map[bool]string{c.ImportBytes < 1<<20: "small", c.ImportBytes > 64<<30: "large"}[true]; wrong != "" {

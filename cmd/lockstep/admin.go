@@ -76,14 +76,21 @@ func (r *readiness) state() (map[string]bool, bool) {
 	return state, all
 }
 
+// httpServer is one address at which a process answers.
+type httpServer struct {
+	field        string       // of the configuration, which says where
+	listener     net.Listener // nil when it is turned off
+	server       *http.Server
+	certificates func() *admin.Certificates // nil for no TLS
+}
+
 // adminServer serves /metrics, /healthz, /readyz, the API under /v1 and profiles.
 type adminServer struct {
-	listener net.Listener // nil when it is turned off
-	server   *http.Server
-	log      *rareLog
-	audit    *audit.Log
-	jobs     *dlq.Jobs
-	now      atomic.Pointer[configuredAdmin]
+	*httpServer
+	log   *rareLog
+	audit *audit.Log
+	jobs  *dlq.Jobs
+	now   atomic.Pointer[configuredAdmin]
 }
 
 // configuredAdmin is what of the server follows the configuration.
@@ -103,8 +110,32 @@ func (p *process) listenAdmin() (*adminServer, error) {
 		return nil, err
 	}
 	configured()
+	mux := p.openPaths(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.now.Load().metrics.ServeHTTP(w, r) }))
+	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().api.ServeHTTP(w, r) })
+	mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().profiles.ServeHTTP(w, r) })
+	if a.httpServer, err = p.listen("admin.listen", p.cfg.Admin.Listen, mux); err != nil {
+		return nil, err
+	}
+	if a.now.Load().certificates != nil {
+		a.httpServer.certificates = func() *admin.Certificates { return a.now.Load().certificates } // they are not turned off while the process runs
+	}
+	return a, nil
+}
+
+// listenMetrics serves what probes and scrapes ask for, and nothing else.
+func (p *process) listenMetrics() (*httpServer, error) {
+	return p.listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths(p.scrapes()))
+}
+
+// scrapes answers with the metrics.
+func (p *process) scrapes() http.Handler {
+	return promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry, MaxRequestsInFlight: scrapesAtOnce})
+}
+
+// openPaths are those that are open to everybody who can reach the server.
+func (p *process) openPaths(metrics http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) { a.now.Load().metrics.ServeHTTP(w, r) })
+	mux.Handle("GET /metrics", metrics)
 	// Alive means that this process answers. A store that is down must not have
 	// it restarted: that would only take longer.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -120,21 +151,25 @@ func (p *process) listenAdmin() (*adminServer, error) {
 			Doing map[string]string `json:"doing,omitempty"`
 		}{ready, parts, p.ready.doing()})
 	})
-	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().api.ServeHTTP(w, r) })
-	mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().profiles.ServeHTTP(w, r) })
-	a.server = &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
+	return mux
+}
+
+// listen makes a server at an address; it is turned off by an empty one.
+func (p *process) listen(field, address string, handler http.Handler) (*httpServer, error) {
+	s := &httpServer{field: field, server: &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
 		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(p.log.With("part", "admin").Handler(), slog.LevelDebug), // of single connections
+	}}
+	if address == "" {
+		return s, nil
 	}
-	if p.cfg.Admin.Listen == "" {
-		return a, nil
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", field, err)
 	}
-	if a.listener, err = net.Listen("tcp", p.cfg.Admin.Listen); err != nil {
-		return nil, fmt.Errorf("admin.listen: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", err)
-	}
-	a.listener = netutil.LimitListener(a.listener, connectionsAtOnce)
-	return a, nil
+	s.listener = netutil.LimitListener(listener, connectionsAtOnce)
+	return s, nil
 }
 
 const (
@@ -163,7 +198,7 @@ func (a *adminServer) prepare(p *process) (configure func(), err error) {
 	known := p.cfg.Admin.TLS.Known
 	now := &configuredAdmin{
 		api: known(api.Handler(p.routes(a.log, a.jobs)...)), profiles: known(api.Profiles()), certificates: certificates,
-		metrics: known(promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry, MaxRequestsInFlight: scrapesAtOnce})),
+		metrics: known(p.scrapes()),
 	}
 	return func() { a.now.Store(now) }, nil
 }
@@ -196,35 +231,35 @@ func (l *rareLog) ProduceAll(ctx context.Context, records ...kafka.Record) error
 	return errors.Join(err, <-ended)
 }
 
-func (a *adminServer) addr() string {
-	if a.listener == nil {
+func (s *httpServer) addr() string {
+	if s.listener == nil {
 		return "off"
 	}
-	return a.listener.Addr().String()
+	return s.listener.Addr().String()
 }
 
-func (a *adminServer) run(ctx context.Context) error {
-	if a.listener == nil {
+func (s *httpServer) run(ctx context.Context) error {
+	if s.listener == nil {
 		<-ctx.Done()
 		return nil
 	}
 	stop := context.AfterFunc(ctx, func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		if a.server.Shutdown(closing) != nil {
-			_ = a.server.Close()
+		if s.server.Shutdown(closing) != nil {
+			_ = s.server.Close()
 		}
 	})
 	defer stop()
-	serve := a.server.Serve
-	if a.now.Load().certificates != nil {
-		a.server.TLSConfig = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return a.now.Load().certificates.Config(), nil // it is not turned off while the process runs
+	serve := s.server.Serve
+	if s.certificates != nil {
+		s.server.TLSConfig = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return s.certificates().Config(), nil
 		}}
-		serve = func(l net.Listener) error { return a.server.ServeTLS(l, "", "") }
+		serve = func(l net.Listener) error { return s.server.ServeTLS(l, "", "") }
 	}
-	if err := serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("admin.listen: %w", err)
+	if err := serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("%s: %w", s.field, err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"lockstep/audit"
+	"lockstep/config"
 	"lockstep/dlq"
 	"lockstep/internal/testenv"
 	"lockstep/sinks"
@@ -310,5 +312,72 @@ func TestLettersAreSkippedByWhatTheyHaveInCommon(t *testing.T) {
 	}
 	if status, said := post("a", "/v1/dlq/skip", `{"filter": {"sink": "cache"}, "count": 1, "reason": "r"}`); status != 200 || !strings.Contains(said, `"skipped": 1`) || len(c.letters()) != 0 {
 		t.Errorf("%d %s", status, said)
+	}
+}
+
+func TestASecondAddressServesProbesAndMetricsAndNothingElse(t *testing.T) {
+	cfg := config.Default()
+	cfg.Prefix, cfg.Admin.Listen, cfg.Admin.MetricsListen = "shop", "", "127.0.0.1:0"
+	p, err := newProcess(&cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.kafka.Close()
+	server, err := p.listenMetrics()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.run(ctx) }()
+	ask := func(path string) int {
+		response, err := http.Get("http://" + server.addr() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		return response.StatusCode
+	}
+	for path, want := range map[string]int{"/metrics": 200, "/healthz": 200, "/readyz": 503, "/v1/status": 404, "/v1/dlq": 404} {
+		if got := ask(path); got != want {
+			t.Errorf("%s answers %d; want %d", path, got, want)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnAdminProcessIsReadyAndServesTheAPI(t *testing.T) {
+	address := testenv.FreeAddr(t)
+	c := newCounter(t, `listen: "`+address+`"`)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan result, 1)
+	go func() {
+		var stdout, stderr bytes.Buffer
+		code := run(ctx, []string{"admin", "-c", c.path}, strings.NewReader(""), &stdout, &stderr, func(string) (string, bool) { return "", false })
+		ended <- result{code, stdout.String(), stderr.String()}
+	}()
+	for ready := false; !ready; {
+		select {
+		case got := <-ended:
+			t.Fatalf("it has ended: %+v", got)
+		case <-time.After(20 * time.Millisecond):
+		}
+		if response, err := http.Get("http://" + address + "/readyz"); err == nil {
+			response.Body.Close()
+			ready = response.StatusCode == http.StatusOK
+		}
+	}
+	if got := lockstep(t, nil, "status", "--address", address, "-o", "json"); !strings.Contains(got.stdout, `"name": "admin"`) {
+		t.Errorf("lockstep status: %+v", got)
+	}
+	stop()
+	if got := <-ended; got.code != 0 {
+		t.Errorf("it ends with %+v", got)
+	}
+	if got := lockstep(t, nil, "admin", "-c", newCounter(t, `listen: ""`).path); got.code != 2 || !strings.Contains(got.stderr, "admin.listen is empty") {
+		t.Errorf("without an address: %+v", got)
 	}
 }

@@ -107,6 +107,7 @@ type parts struct {
 	capture *captureFlags // nil: no capture
 	sinks   []string
 	compare []string // the sinks that are compared with the source
+	admin   bool     // nothing but the API
 	enabled bool     // they are only while reconcile.enabled says so
 }
 
@@ -139,13 +140,18 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if err != nil {
 		return err
 	}
+	watched, err := p.listenMetrics()
+	if err != nil {
+		return err
+	}
 	if _, err := a.openConfigMap(cfg); err != nil {
 		return err
 	}
 	reload := p.newReloader(a, file, server)
-	log.Info("lockstep starts", "version", version, "admin", server.addr())
+	log.Info("lockstep starts", "version", version, "admin", server.addr(), "metrics", watched.addr())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
+	g.Go(func() error { return watched.run(ctx) })
 	defer p.stopTracing()
 	g.Go(func() error { return reload.run(ctx) })
 	g.Go(func() error {
@@ -186,6 +192,9 @@ func (a *app) serve(ctx context.Context, what parts) error {
 				return p.runReconcile(ctx, what.compare, metrics(), lease())
 			})
 		})
+	}
+	if what.admin {
+		p.ready.add("admin", func() bool { return true }) // it answers
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- g.Wait() }()

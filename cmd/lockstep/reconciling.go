@@ -394,12 +394,15 @@ func newReconcileLeaseMetrics(reg prometheus.Registerer) *kafka.LeaseMetrics {
 func (p *process) runReconcile(ctx context.Context, names []string, metrics *reconcile.Metrics, lease *kafka.LeaseMetrics) error {
 	log := p.log.With("part", "reconcile")
 	state := &reconcile.State{Prefix: p.cfg.Prefix, Kafka: p.newLetterLog(), Log: log}
+	one := &kafka.Lease{
+		Client: p.kafka, Group: p.reconcileGroup(), Topic: reconcile.Topic(p.cfg.Prefix), Metrics: lease, Log: log,
+		Hold: func(ctx context.Context) error { return p.holdReconcile(ctx, names, metrics, log) },
+	}
+	p.ready.add("reconcile", func() bool { return one.State() != kafka.LeaseJoining })
+	p.ready.say("reconcile", func() string { return one.State().String() })
 	err := state.Load(ctx) // which makes the topic of the lease
 	if err == nil {
-		err = (&kafka.Lease{
-			Client: p.kafka, Group: p.reconcileGroup(), Topic: reconcile.Topic(p.cfg.Prefix), Metrics: lease, Log: log,
-			Hold: func(ctx context.Context) error { return p.holdReconcile(ctx, names, metrics, log) },
-		}).Run(ctx)
+		err = one.Run(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("reconcile: %w", err)

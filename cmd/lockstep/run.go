@@ -133,3 +133,26 @@ of the partitions. Start more of them to share the work.`,
 		},
 	}
 }
+
+func newAdminCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "admin",
+		Short: "Serve the API for operators, and run nothing else",
+		Long: `Admin serves the API of docs/api.md at admin.listen: dead letters, replays,
+freshness, barriers and where to read. It captures nothing and applies nothing, so it may
+stand where operators and gateways reach it, in any number. Replays that it is asked for
+are carried out by a process with a sink.`,
+		Example: `  lockstep admin -c lockstep.yaml`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.loadConfig()
+			if err != nil {
+				return err
+			}
+			if cfg.Admin.Listen == "" {
+				return usageError{fmt.Errorf("admin.listen is empty in %s, so there is nothing to serve; give it a host:port, such as 127.0.0.1:8080", a.configFile())}
+			}
+			return a.serve(cmd.Context(), parts{admin: true})
+		},
+	}
+}

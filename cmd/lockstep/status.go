@@ -44,7 +44,7 @@ type processStatus struct {
 	Routes []route.Advice `json:"routes"`
 }
 
-// partStatus is a part of the process: capture, or one sink.
+// partStatus is a part of the process: capture, one sink, reconcile or admin.
 type partStatus struct {
 	Name  string `json:"name"`
 	Ready bool   `json:"ready"`

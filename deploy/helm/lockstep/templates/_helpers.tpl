@@ -1,0 +1,73 @@
+{{- define "lockstep.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* By which the pods of a workload are found: of the root and, unless it is empty, a component. */}}
+{{- define "lockstep.selector" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "lockstep.labels" -}}
+{{ include "lockstep.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The metadata of an object: root, name, and perhaps component, namespace, labels and annotations. */}}
+{{- define "lockstep.metadata" -}}
+metadata:
+  name: {{ .name }}
+  namespace: {{ default .root.Release.Namespace .namespace }}
+  labels:
+    {{- include "lockstep.labels" . | nindent 4 }}
+    {{- with .labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with merge (dict) (default dict .annotations) .root.Values.commonAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "lockstep.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "lockstep.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "lockstep.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{/* The name of the ConfigMap that routes are published in; empty for none. */}}
+{{- define "lockstep.routes" -}}
+{{- dig "objectives" "config_map" "name" "" .Values.config -}}
+{{- end -}}
+
+{{/* The fields of one sink: sink, and sinks.NAME over it. */}}
+{{- define "lockstep.sink" -}}
+{{- toYaml (mergeOverwrite (deepCopy .root.Values.sink) (deepCopy (default dict (get .root.Values.sinks .name)))) -}}
+{{- end -}}
