@@ -165,6 +165,7 @@ func TestAStoreThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 // So it is with Kafka.
 func TestKafkaThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 	w := newWorld(t, 200)
+	w.replace("lease_timeout: 3s", "lease_timeout: 1m") // nobody gives it up because it was slow
 	p := w.start("run")
 	p.awaitReady()
 	end := w.load(100, 2)
