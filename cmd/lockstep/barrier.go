@@ -191,7 +191,7 @@ func (p *process) newBarrier() *freshness.Barrier {
 	return &freshness.Barrier{
 		Hub: p.hub, Takes: p.sinkTakes, Refresh: p.refresh, Metrics: p.metrics.freshness,
 		Committed: func(ctx context.Context) (string, error) {
-			gtids, _, _, err := p.commits.Committed(ctx)
+			gtids, _, err := p.commits.Committed(ctx)
 			return gtids, err
 		},
 		Letter: func(ctx context.Context, sink, table, key string, partitions map[int]bool) (*dlq.Letter, error) {
