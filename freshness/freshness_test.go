@@ -181,7 +181,7 @@ func newAnswers(t *testing.T, h *Hub) (*source, *Answers) {
 		Hub: h, Process: "p", Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), Passed: s.passed, Requests: func() int64 { return 2 },
 		AfterAcked: func(fn func()) { s.mu.Lock(); s.acks = append(s.acks, fn); s.mu.Unlock() },
 		Ends:       func(context.Context, uint16) (map[string][]int64, error) { return s.ends, nil },
-		Committed: func(context.Context) (string, time.Time, error) { return "beat", time.UnixMicro(2_000_000), nil },
+		Committed:  func(context.Context) (string, time.Time, error) { return "beat", time.UnixMicro(2_000_000), nil },
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

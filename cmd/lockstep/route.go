@@ -232,6 +232,10 @@ func (a *app) openConfigMap(cfg *config.Config) (*configmap.Map, error) {
 	return m, nil
 }
 
+// configMapGroup is the consumer group whose members want to publish the routes. No sink has a
+// dot in its name.
+func (p *process) configMapGroup() string { return p.group("route.configmap") }
+
 // runConfigMap publishes the routes in Kubernetes while no other process of the pipeline
 // does.
 func (p *process) runConfigMap(ctx context.Context, m *configmap.Map, metrics *kafka.LeaseMetrics) error {
@@ -239,8 +243,7 @@ func (p *process) runConfigMap(ctx context.Context, m *configmap.Map, metrics *k
 	err := p.kafka.EnsureTopic(ctx, spec)
 	if err == nil {
 		err = (&kafka.Lease{
-			// No sink has a dot in its name.
-			Client: p.kafka, Group: p.group("route.configmap"), Topic: spec.Name, Metrics: metrics, Log: p.log.With("part", "config map"),
+			Client: p.kafka, Group: p.configMapGroup(), Topic: spec.Name, Metrics: metrics, Log: p.log.With("part", "config map"),
 			Hold: func(ctx context.Context) error { return p.publishRoutes(ctx, m) },
 		}).Run(ctx)
 	}
