@@ -139,7 +139,12 @@ func (a *Answers) lap(ctx context.Context) error {
 	if err != nil || len(passed) == 0 {
 		return err
 	}
-	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Sweeps: sweeps(at.Snapshots), Requests: taken}
+	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Sweeps: sweeps(at.Snapshots), Requests: taken, File: at.File, Pos: at.Pos}
+	for _, sn := range at.Snapshots {
+		if sn.Keys == 0 && (sn.State == cdc.SnapshotRunning || sn.State == cdc.SnapshotPaused) {
+			c.Copies = append(c.Copies, Copy{sn.Table, string(sn.State), sn.Rows, sn.Estimate})
+		}
+	}
 	if c.Version, err = at.Version(); err != nil {
 		return err
 	}

@@ -66,9 +66,8 @@ func (f *Feed) compared(now time.Time, c *freshness.Compared) {
 }
 
 func (f *Feed) capture(now time.Time, c *freshness.Capture) {
-	age := micros(c.AtMicros + c.SkewMicros - c.UpToMicros)
 	f.beats = append(f.beats, beat{
-		upTo: now.Add(-age), heard: now, source: c.UpToMicros, ends: c.Ends, copying: c.Copying, requests: c.Requests,
+		upTo: now.Add(-c.UpTo()), heard: now, source: c.UpToMicros, ends: c.Ends, copying: c.Copying, requests: c.Requests,
 	})
 	if len(f.beats) > beatsKept {
 		f.beats = slices.Delete(f.beats, 0, len(f.beats)-beatsKept)

@@ -49,6 +49,8 @@ type process struct {
 	hub      *freshness.Hub
 	barrier  *freshness.Barrier
 	commits  *mysql.Commits // what the source has committed
+	ages     ages
+	compares atomic.Pointer[reconcile.Metrics] // while this process may compare
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -74,6 +76,11 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
 	p.metrics.freshness = freshness.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
+	fetched, applied := p.metrics.sinks.Ages()
+	p.ages.add("acked", p.metrics.kafka.AckAge())
+	p.ages.add("fetched", fetched)
+	p.ages.add("applied", applied)
+	p.ages.add("searchable", p.metrics.elastic.Searchable())
 	p.clock = &mysql.WallClock{Config: cfg.Source, Log: log, Metrics: mysql.NewWallClockMetrics(p.registry)}
 	p.id, p.commits = uuid.NewString(), &mysql.Commits{Config: cfg.Source}
 	p.board = p.newBoard()
@@ -123,7 +130,12 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.run(ctx) })
 	g.Go(func() error { p.clock.Run(ctx); return nil })
-	g.Go(func() error { return p.hub.Run(ctx) })
+	listening, deaf := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return p.hub.Run(listening) })
+	g.Go(func() error {
+		defer deaf()
+		return p.hub.Announce(ctx, p.announce)
+	})
 	g.Go(func() error { return p.runRoute(ctx) })
 	g.Go(func() error { return p.keepRoute(ctx) })
 	if published != nil {

@@ -376,10 +376,17 @@ func (p *process) runReconcile(ctx context.Context, names []string, metrics *rec
 	state := &reconcile.State{Prefix: p.cfg.Prefix, Kafka: p.newLetterLog(), Log: log}
 	err := state.Load(ctx) // which makes the topic of the lease
 	if err == nil {
-		err = (&kafka.Lease{
+		held := &kafka.Lease{
 			Client: p.kafka, Group: p.reconcileGroup(), Topic: reconcile.Topic(p.cfg.Prefix), Metrics: lease, Log: log,
-			Hold: func(ctx context.Context) error { return p.holdReconcile(ctx, names, metrics, log) },
-		}).Run(ctx)
+			Hold: func(ctx context.Context) error {
+				p.compares.Store(metrics)
+				defer p.compares.Store(nil)
+				return p.holdReconcile(ctx, names, metrics, log)
+			},
+		}
+		p.ready.add("reconcile", func() bool { return true }) // nothing waits for it
+		p.ready.say("reconcile", func() string { return held.State().String() })
+		err = held.Run(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("reconcile: %w", err)
