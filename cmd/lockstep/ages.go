@@ -15,6 +15,9 @@ import (
 
 // ages sums the histograms of the ages of changes, and knows what came within the last minute.
 type ages struct {
+	// changes reports whether a topic is one of changes; others say nothing of a way.
+	changes func(topic string) bool
+
 	mu   sync.Mutex
 	from map[string]prometheus.Collector // by stage
 	past []summed
@@ -52,6 +55,9 @@ func (a *ages) lately(now time.Time) (out []freshness.Stage) {
 	sum := summed{now, map[stageOf]*counts{}}
 	for stage, c := range a.from {
 		for _, m := range collected(c) {
+			if topic := label(m, "topic"); topic != "" && !a.changes(topic) {
+				continue
+			}
 			of := stageOf{stage, label(m, "sink")}
 			if sum.stages[of] == nil {
 				sum.stages[of] = &counts{}

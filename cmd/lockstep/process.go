@@ -76,6 +76,7 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.dlq = dlq.NewMetrics(p.registry)
 	p.metrics.freshness = freshness.NewMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
+	p.ages.changes = func(topic string) bool { _, ok := kafka.TableOf(cfg.Prefix, topic); return ok }
 	fetched, applied := p.metrics.sinks.Ages()
 	p.ages.add("acked", p.metrics.kafka.AckAge())
 	p.ages.add("fetched", fetched)
