@@ -29,6 +29,11 @@ type JobLog interface {
 // JobsTopic is where replays are asked for and tell how far they are.
 func JobsTopic(prefix string) string { return prefix + ".jobs" }
 
+// JobsSpec is that topic.
+func JobsSpec(prefix string) kafka.TopicSpec {
+	return kafka.TopicSpec{Name: JobsTopic(prefix), Partitions: 1, Compacted: true}
+}
+
 // Jobs are the replays of a pipeline. They stand in a compacted topic. A job has up to
 // three keys, each with one kind of writer, so that none overwrites what another has said:
 // its ID (who asks), ID/progress (its runner) and ID/cancel (who cancels). Several
@@ -83,7 +88,7 @@ func (j *Jobs) ensure(ctx context.Context) error {
 	if j.made {
 		return nil
 	}
-	err := j.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: JobsTopic(j.Prefix), Partitions: 1, Compacted: true})
+	err := j.Kafka.EnsureTopic(ctx, JobsSpec(j.Prefix))
 	j.made = err == nil
 	return err
 }

@@ -38,8 +38,8 @@ type Answers struct {
 	Ends func(ctx context.Context, epoch uint16) (map[string][]int64, error)
 	// Requests is the offset behind the last request for a snapshot that is taken in.
 	Requests func() int64
-	// Committed gives what is committed in the source, and when that was, there and here.
-	Committed func(ctx context.Context) (gtids string, there, here time.Time, err error)
+	// Committed gives what is committed in the source, and when that was by its clock.
+	Committed func(ctx context.Context) (gtids string, at time.Time, err error)
 	Metrics   *Metrics
 	Log       *slog.Logger
 
@@ -54,8 +54,9 @@ type wanted struct {
 	gtids string
 	table string // empty for all
 	until time.Time
-	// Of a beat:
-	micros, skew int64
+	// Of a beat: the time in the source, and when we were told.
+	micros int64
+	told   time.Time
 }
 
 // mostBeats is how many beats wait at once: of more every other one is left.
@@ -138,7 +139,12 @@ func (a *Answers) lap(ctx context.Context) error {
 	if err != nil || len(passed) == 0 {
 		return err
 	}
-	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Sweeps: sweeps(at.Snapshots), Requests: taken}
+	c := &Capture{Process: a.Process, GTIDs: at.GTIDSet, Copying: copying, Sweeps: sweeps(at.Snapshots), Requests: taken, File: at.File, Pos: at.Pos}
+	for _, sn := range at.Snapshots {
+		if sn.Keys == 0 && (sn.State == cdc.SnapshotRunning || sn.State == cdc.SnapshotPaused) {
+			c.Copies = append(c.Copies, Copy{sn.Table, string(sn.State), sn.Rows, sn.Estimate})
+		}
+	}
 	if c.Version, err = at.Version(); err != nil {
 		return err
 	}
@@ -181,7 +187,7 @@ func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64, k
 		switch {
 		case !ok:
 		case beat >= 0:
-			c.UpToMicros, c.SkewMicros = w.micros, w.skew
+			c.UpToMicros, c.SkewMicros = w.micros, skew(w.micros, w.told, time.Now())
 			maps.Copy(c.Ends, ends)                // so that whoever listens knows when a sink is there
 			for _, older := range a.beats[:beat] { // they say less
 				delete(a.wants, older)
@@ -200,6 +206,12 @@ func (a *Answers) settle(c *Capture, passed []string, ends map[string][]int64, k
 			}
 		}
 	}
+}
+
+// skew is how far the source's clock is ahead of ours now, when it was told. What passed since is
+// measured by a clock that nobody sets.
+func skew(micros int64, told, now time.Time) int64 {
+	return micros + now.Sub(told).Microseconds() - now.UnixMicro()
 }
 
 // acked waits until everything that is published is acknowledged.
@@ -236,13 +248,13 @@ func (a *Answers) beat(ctx context.Context) {
 	defer tick.Stop()
 	failing := false
 	for {
-		gtids, there, here, err := a.Committed(ctx)
+		gtids, at, err := a.Committed(ctx)
 		switch {
 		case err == nil:
 			failing = false
-			id := fmt.Sprint("beat ", there.UnixMicro())
+			id := fmt.Sprint("beat ", at.UnixMicro())
 			a.enter(id)
-			a.add(id, wanted{gtids: gtids, micros: there.UnixMicro(), skew: there.Sub(here).Microseconds()})
+			a.add(id, wanted{gtids: gtids, micros: at.UnixMicro(), told: time.Now()})
 		case ctx.Err() == nil && !failing && !errors.Is(err, context.Canceled):
 			failing = true
 			a.Log.Warn("what is committed in the source is not known, so the watermark stands still", "error", err)

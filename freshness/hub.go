@@ -38,6 +38,7 @@ type Hub struct {
 	placed    bool // whoever writes now will read it
 	news      chan struct{}
 	heard     heard
+	running   bool
 	refused   bool // it was said that a record cannot be read
 }
 
@@ -118,6 +119,9 @@ func (h *Hub) place(publisher *kafka.Publisher) {
 
 // Run reads and writes until ctx ends, and then returns nil.
 func (h *Hub) Run(ctx context.Context) error {
+	h.mu.Lock()
+	h.running = true
+	h.mu.Unlock()
 	said := false
 	for {
 		err := h.run(ctx)

@@ -8,9 +8,9 @@ import (
 
 // Metrics are those of the watermarks and of barriers in one process.
 type Metrics struct {
-	upTo, skew prometheus.Gauge
-	waiting    prometheus.Gauge
-	seconds    *prometheus.HistogramVec
+	upTo    prometheus.Gauge
+	waiting prometheus.Gauge
+	seconds *prometheus.HistogramVec
 }
 
 // What a barrier came to, as a metric label.
@@ -26,9 +26,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		upTo: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_capture_up_to_timestamp_seconds",
 			Help: "Time, by the source's clock, up to which everything that was committed is in Kafka, while this process captures; 0 when it has not. It moves every second, also while nothing is written."}),
-		skew: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "lockstep_capture_clock_skew_seconds",
-			Help: "How far the source's clock is ahead of this machine's, give or take half a round trip, while this process captures."}),
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_barriers_waiting", Help: "Barriers that wait in this process now."}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -38,7 +35,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for _, result := range []string{endedVisible, endedHidden, endedTimeout} {
 		m.seconds.WithLabelValues(result)
 	}
-	reg.MustRegister(m.upTo, m.skew, m.waiting, m.seconds)
+	reg.MustRegister(m.upTo, m.waiting, m.seconds)
 	return m
 }
 
@@ -58,12 +55,10 @@ func (m *Metrics) ended(a *Answer, began time.Time) {
 func (m *Metrics) passed(c *Capture) {
 	if c.UpToMicros > 0 {
 		m.upTo.Set(float64(c.UpToMicros) / 1e6)
-		m.skew.Set(float64(c.SkewMicros) / 1e6)
 	}
 }
 
 // left notes that this process captures no more.
 func (m *Metrics) left() {
 	m.upTo.Set(0)
-	m.skew.Set(0)
 }

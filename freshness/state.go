@@ -16,13 +16,24 @@ type State struct {
 	Capture *Capture
 	// Sinks are the whole states of the processes, by sink and process.
 	Sinks map[string]map[string]*Sink
+	// Beat is the last word of a capture on how far it is, however long ago that was, and BeatAge how long; nil
+	// when none was heard.
+	Beat    *Capture
+	BeatAge time.Duration
+	// Processes are those that were heard of, and Reading says whether this one hears them.
+	Processes []Known
+	Reading   bool
 }
 
 // heard keeps the State of a hub. It is guarded by Hub.mu.
 type heard struct {
 	capture *Capture
 	at      time.Time // of capture
+	beat    *Capture
+	beatAt  time.Time
 	sinks   map[string]map[string]heardSink
+
+	processes map[string]heardProcess
 }
 
 type heardSink struct {
@@ -33,7 +44,11 @@ type heardSink struct {
 func (h *heard) take(r Record, now time.Time) {
 	switch {
 	case r.Capture != nil:
-		h.capture, h.at = r.Capture, now
+		if h.capture, h.at = r.Capture, now; r.Capture.UpToMicros > 0 {
+			h.beat, h.beatAt = r.Capture, now
+		}
+	case r.Process != nil:
+		h.takeProcess(r.Process, now)
 	case r.Sink != nil && r.Sink.Whole:
 		if h.sinks == nil {
 			h.sinks = make(map[string]map[string]heardSink)
@@ -52,7 +67,9 @@ func (h *heard) take(r Record, now time.Time) {
 func (h *Hub) State() State {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	now, s := time.Now(), State{Sinks: make(map[string]map[string]*Sink)}
+	now, s := time.Now(), State{
+		Sinks: make(map[string]map[string]*Sink), Beat: h.heard.beat, BeatAge: time.Since(h.heard.beatAt), Processes: h.heard.known(time.Now()), Reading: h.running,
+	}
 	if now.Sub(h.heard.at) <= silence {
 		s.Capture = h.heard.capture
 	}

@@ -42,6 +42,8 @@ type Record struct {
 	Sink    *Sink    `json:"sink,omitempty"`
 	// Compared is for whoever judges how far a sink can be trusted.
 	Compared *Compared `json:"compared,omitempty"`
+	// Process is for whoever looks after the pipeline.
+	Process *Process `json:"process,omitempty"`
 }
 
 // Compared is what the reconciler has found in a part of a table.
@@ -98,10 +100,28 @@ type Capture struct {
 	// Sweeps gives for tables of which a copy is under way that ends with a barrier the
 	// version of that, the lowest of them.
 	Sweeps map[string]cdc.Version `json:"sweeps,omitempty"`
+	// File, Pos and Copies are for the operator's eye: the place in the log, and what is copied.
+	File   string `json:"file,omitempty"`
+	Pos    uint32 `json:"pos,omitempty"`
+	Copies []Copy `json:"copies,omitempty"`
 	// Requests is the offset behind the last request for a snapshot that it has taken in.
 	Requests int64 `json:"requests"`
 	// AtMicros is by the clock of the process. All times are microseconds since 1970.
 	AtMicros int64 `json:"at_us"`
+}
+
+// Copy is a copy of a table that is under way or paused.
+type Copy struct {
+	Table    string `json:"table"`
+	State    string `json:"state"`
+	Rows     uint64 `json:"rows"`
+	Estimate uint64 `json:"estimate,omitempty"` // 0 when nobody knows
+}
+
+// UpTo is how far behind the source the capture is when the record is written; of one that
+// says.
+func (c *Capture) UpTo() time.Duration {
+	return time.Duration(c.AtMicros+c.SkewMicros-c.UpToMicros) * time.Microsecond
 }
 
 // Sink is how far a sink is in one process.

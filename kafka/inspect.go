@@ -138,8 +138,9 @@ func (c *Client) inspectTopic(ctx context.Context, spec TopicSpec, topic kafkago
 		want["retention.bytes"] = "-1"
 		fail(alter("retention.bytes"), "retention.bytes is %d: records are deleted however young they are", size)
 	}
-	if len(bad) > 0 {
-		return bad, nil
+	denied, err := c.inspectRights(ctx, spec.Name)
+	if bad = append(bad, denied...); len(bad) > 0 || err != nil {
+		return bad, err
 	}
 	return []Finding{{Check: check, OK: true, Detail: fmt.Sprintf("%d partitions%s, cleanup.policy %s", len(topic.Partitions), grows, is["cleanup.policy"])}}, nil
 }

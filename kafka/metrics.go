@@ -19,6 +19,9 @@ type Metrics struct {
 	lag         *prometheus.GaugeVec // group, topic, partition
 }
 
+// AckAge is the histogram of how old batches were when they were acknowledged.
+func (m *Metrics) AckAge() prometheus.Collector { return m.age }
+
 // NewMetrics makes the metrics and registers them with reg.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{

@@ -22,6 +22,7 @@ type SnapshotRequests struct {
 	client    *Client
 	publisher *Publisher // may be nil for a reader
 	topic     string
+	prefix    string
 	log       *slog.Logger
 
 	made  bool
@@ -33,10 +34,15 @@ type SnapshotRequests struct {
 // another one: whoever polls has dealt with it.
 func (r *SnapshotRequests) Taken() int64 { return r.taken.Load() }
 
+// SnapshotSpec is the topic of requests for snapshots.
+func SnapshotSpec(prefix string) TopicSpec {
+	return TopicSpec{Name: SnapshotTopic(prefix), Partitions: 1, Compacted: true}
+}
+
 // NewSnapshotRequests opens the requests of a pipeline. Publisher must be running
 // for Ask and Delete, and may be nil without them.
 func NewSnapshotRequests(client *Client, publisher *Publisher, prefix string, log *slog.Logger) *SnapshotRequests {
-	return &SnapshotRequests{client: client, publisher: publisher, topic: SnapshotTopic(prefix), log: log}
+	return &SnapshotRequests{client: client, publisher: publisher, topic: SnapshotTopic(prefix), prefix: prefix, log: log}
 }
 
 // make makes the topic if it is not there.
@@ -44,7 +50,7 @@ func (r *SnapshotRequests) make(ctx context.Context) error {
 	if r.made {
 		return nil
 	}
-	err := r.client.EnsureTopic(ctx, TopicSpec{Name: r.topic, Partitions: 1, Compacted: true})
+	err := r.client.EnsureTopic(ctx, SnapshotSpec(r.prefix))
 	r.made = err == nil
 	return err
 }

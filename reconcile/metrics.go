@@ -19,6 +19,11 @@ type Metrics struct {
 	passes     *prometheus.CounterVec
 }
 
+// Standing are the gauges of the mismatches that remain and of when tables were last compared.
+func (m *Metrics) Standing() (mismatches, coverage prometheus.Collector) {
+	return m.standing, m.coverage
+}
+
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	of := []string{"table", "sink"}

@@ -21,6 +21,11 @@ type StateLog interface {
 // Topic is where full passes say how far they are.
 func Topic(prefix string) string { return prefix + ".reconcile" }
 
+// Spec is that topic.
+func Spec(prefix string) kafka.TopicSpec {
+	return kafka.TopicSpec{Name: Topic(prefix), Partitions: 1, Compacted: true}
+}
+
 // stateFormat is the format number of a TableState.
 const stateFormat = 1
 
@@ -48,7 +53,7 @@ type State struct {
 // Load reads all states. One that cannot be read is reported, and its table begins anew.
 func (s *State) Load(ctx context.Context) error {
 	s.tables = map[string]*TableState{}
-	if err := s.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: Topic(s.Prefix), Partitions: 1, Compacted: true}); err != nil {
+	if err := s.Kafka.EnsureTopic(ctx, Spec(s.Prefix)); err != nil {
 		return err
 	}
 	_, err := s.Kafka.ReadFrom(ctx, Topic(s.Prefix), 0, 0, func(r kafka.Record) error {

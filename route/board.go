@@ -32,6 +32,18 @@ func (p Place) compare(o Place) int {
 type machine struct {
 	*Machine
 	last Decision
+	tag  string // of last; it is made when that changes
+}
+
+// decide takes a decision, and reports whether it is another one for who acts on it.
+func (m *machine) decide(now time.Time) bool {
+	was := m.last
+	m.last = m.Decide(now)
+	if m.tag != "" && m.last.acts() == was.acts() {
+		return false
+	}
+	m.tag = m.last.tag()
+	return true
 }
 
 // NewBoard makes a board without tables.
@@ -54,7 +66,7 @@ func (b *Board) at(now time.Time, p Place) *machine {
 	m := b.machines[p]
 	if m == nil {
 		m = &machine{Machine: NewMachine(b.config(p.Table), now)}
-		m.last = m.Decide(now)
+		m.decide(now)
 		b.machines[p] = m
 		b.metrics.show(p, m.last)
 	}
@@ -106,8 +118,7 @@ func (b *Board) Lap(now time.Time) (turns []Turn) {
 	defer b.mu.Unlock()
 	for p, m := range b.machines {
 		was := m.last
-		m.last = m.Decide(now)
-		if was.tag() != m.last.tag() {
+		if m.decide(now) {
 			turns = append(turns, Turn{p, was, m.last})
 			b.metrics.show(p, m.last)
 			b.metrics.count(p, was, m.last)
@@ -122,8 +133,21 @@ func (b *Board) Lap(now time.Time) (turns []Turn) {
 }
 
 // tag is what a reader acts on. What else a decision says may change with every moment.
-func (d Decision) tag() string {
-	return fmt.Sprint(d.State, d.Cause, d.Since.UnixNano(), d.Share, d.Stops, d.DryRun, d.WouldShare)
+func (d Decision) tag() string { return fmt.Sprint(d.acts()) }
+
+// acts is the same, to be compared.
+func (d Decision) acts() acts {
+	return acts{d.State, d.Cause, d.Since.UnixNano(), d.Share, d.Stops, d.DryRun, d.WouldShare}
+}
+
+type acts struct {
+	state      State
+	cause      Cause
+	since      int64
+	share      int
+	stops      Stops
+	dryRun     bool
+	wouldShare int
 }
 
 // Changed is closed with the next change of a route.
@@ -138,14 +162,17 @@ func (b *Board) Changed() <-chan struct{} {
 func (b *Board) Decision(p Place) Decision {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.decision(p)
+	d, _ := b.decision(p)
+	return d
 }
 
-func (b *Board) decision(p Place) Decision {
+// decision is that about a place, and its tag.
+func (b *Board) decision(p Place) (Decision, string) {
 	if m := b.machines[p]; m != nil {
-		return m.last
+		return m.last, m.tag
 	}
-	return NewMachine(b.config(p.Table), time.Time{}).Decide(time.Time{})
+	d := NewMachine(b.config(p.Table), time.Time{}).Decide(time.Time{})
+	return d, d.tag()
 }
 
 // Tables are those that are known, by name.
@@ -208,17 +235,17 @@ func (b *Board) Answer(now time.Time, table string, sinks []string) Advice {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, sink := range sinks {
-		d := b.decision(Place{sink, table})
-		a.Sinks = append(a.Sinks, direction(sink, d))
+		d, tag := b.decision(Place{sink, table})
+		a.Sinks = append(a.Sinks, direction(sink, d, tag))
 		a.tag += a.Sinks[len(a.Sinks)-1].tag
 	}
 	return a
 }
 
-func direction(sink string, d Decision) Direction {
+func direction(sink string, d Decision, tag string) Direction {
 	out := Direction{
 		Sink: sink, Share: d.Share, State: d.State, Cause: d.Cause, Why: d.Reason, Since: d.Since.UTC(), Waits: d.Waits,
-		Stops: d.Stops.Names(), DryRun: d.DryRun, tag: sink + " " + d.tag() + "\n",
+		Stops: d.Stops.Names(), DryRun: d.DryRun, tag: sink + " " + tag + "\n",
 	}
 	if d.DryRun {
 		out.WouldShare = &d.WouldShare
@@ -333,8 +360,37 @@ func (b *Board) Restore(now time.Time, text []byte) error {
 	for _, p := range all.Places {
 		m := b.at(now, p.Place)
 		m.Restore(p.Saved, now)
-		m.last = m.Decide(now)
+		m.decide(now)
 		b.metrics.show(p.Place, m.last)
 	}
 	return nil
+}
+
+// Lag is how late a sink is: by the table that is most, or of which that is not known.
+type Lag struct {
+	Table  string
+	Behind time.Duration
+	Known  bool
+}
+
+// Lag is how late a sink is with all tables. It is not known of a sink of which nothing was heard.
+func (b *Board) Lag(now time.Time, sink string) Lag {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	lag, any := Lag{Known: true}, false
+	for p, m := range b.machines {
+		if p.Sink != sink {
+			continue
+		}
+		for _, part := range m.parts {
+			any = true
+			r, heard := m.reports[part.process]
+			switch known := heard && r.Known && now.Sub(r.at) <= m.cfg.Silence; {
+			case !known && lag.Known, known && lag.Known && r.behind(now) > lag.Behind:
+				lag = Lag{p.Table, r.behind(now), known}
+			}
+		}
+	}
+	lag.Known = lag.Known && any
+	return lag
 }

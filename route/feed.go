@@ -21,13 +21,14 @@ type Feed struct {
 }
 
 // beat is what the capture has said: everything that was committed before upTo stands
-// before these ends. Times are by the clock of this process.
+// before these ends. Times are by the clock of this process, and are not moved when somebody
+// sets it.
 type beat struct {
 	upTo, heard time.Time
+	source      int64              // upTo by the source's clock
 	ends        map[string][]int64 // by table
 	copying     []string
 	requests    int64
-	offset      time.Duration // of this clock before that of the source
 }
 
 // beatsKept bounds how far back a sink that is behind can be told how far.
@@ -65,9 +66,8 @@ func (f *Feed) compared(now time.Time, c *freshness.Compared) {
 }
 
 func (f *Feed) capture(now time.Time, c *freshness.Capture) {
-	offset := now.Sub(time.UnixMicro(c.AtMicros)) - micros(c.SkewMicros)
 	f.beats = append(f.beats, beat{
-		upTo: time.UnixMicro(c.UpToMicros).Add(offset), heard: now, ends: c.Ends, copying: c.Copying, requests: c.Requests, offset: offset,
+		upTo: now.Add(-c.UpTo()), heard: now, source: c.UpToMicros, ends: c.Ends, copying: c.Copying, requests: c.Requests,
 	})
 	if len(f.beats) > beatsKept {
 		f.beats = slices.Delete(f.beats, 0, len(f.beats)-beatsKept)
@@ -153,7 +153,7 @@ func (f *Feed) behind(table string, t freshness.Table) (behind time.Duration, la
 		lacks = b.upTo
 	}
 	if t.AppliedUpToMicros > 0 {
-		applied := time.UnixMicro(t.AppliedUpToMicros).Add(f.beats[last].offset)
+		applied := f.beats[last].upTo.Add(micros(t.AppliedUpToMicros - f.beats[last].source))
 		if !known || applied.After(lacks) {
 			lacks = applied
 		}

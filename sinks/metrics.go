@@ -63,6 +63,10 @@ type Metrics struct {
 	repairs      *prometheus.CounterVec
 }
 
+// Ages are the histograms of how old changes were when they came and when they were applied, by
+// sink and table.
+func (m *Metrics) Ages() (fetched, applied prometheus.Collector) { return m.fetched, m.latency }
+
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{

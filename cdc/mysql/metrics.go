@@ -34,6 +34,9 @@ type Metrics struct {
 // be, and up to where it is a day's work to catch up.
 var ageBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, .8, 1.2, 2.5, 5, 10, 30, 60, 300, 3600}
 
+// ReadAge is the histogram of how old rows were when they were read.
+func (m *Metrics) ReadAge() prometheus.Collector { return m.readAge }
+
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{

@@ -104,8 +104,8 @@ type Commits struct {
 const commitsAge = time.Minute
 
 // Committed gives the transactions that are committed, those that are not in the log any
-// more left out, and the time on the server just before that, with the one here.
-func (c *Commits) Committed(ctx context.Context) (gtids string, there, here time.Time, err error) {
+// more left out, and the time on the server just before that.
+func (c *Commits) Committed(ctx context.Context) (gtids string, at time.Time, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != nil && time.Since(c.opened) > commitsAge {
@@ -113,21 +113,21 @@ func (c *Commits) Committed(ctx context.Context) (gtids string, there, here time
 		c.conn = nil
 	}
 	fresh := c.conn == nil
-	gtids, there, here, err = c.ask(ctx)
+	gtids, at, err = c.ask(ctx)
 	if err != nil && !fresh && ctx.Err() == nil { // it may have been closed while it was idle
-		gtids, there, here, err = c.ask(ctx)
+		gtids, at, err = c.ask(ctx)
 	}
 	if err != nil {
 		err = fmt.Errorf("ask %s what is committed: %w", c.Config.Addr, err)
 	}
-	return gtids, there, here, err
+	return gtids, at, err
 }
 
-func (c *Commits) ask(ctx context.Context) (gtids string, there, here time.Time, err error) {
+func (c *Commits) ask(ctx context.Context) (gtids string, at time.Time, err error) {
 	if c.conn == nil {
 		if c.conn, err = connect(ctx, c.Config); err != nil {
 			c.conn = nil
-			return "", there, here, err
+			return "", at, err
 		}
 		c.conn.ReadTimeout, c.opened = c.Config.ReadTimeout, time.Now()
 	}
@@ -143,16 +143,15 @@ func (c *Commits) ask(ctx context.Context) (gtids string, there, here time.Time,
 	if flavorOf(conn) == flavorMariaDB {
 		what = "@@GLOBAL.gtid_binlog_pos"
 	}
-	before := time.Now()
 	rows, err := queryRows(conn, "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED), "+what)
 	if err != nil {
-		return "", there, here, err
+		return "", at, err
 	}
 	micros, err := strconv.ParseInt(rows[0][0], 10, 64)
 	if err != nil {
-		return "", there, here, fmt.Errorf("the server's time is %q", rows[0][0])
+		return "", at, fmt.Errorf("the server's time is %q", rows[0][0])
 	}
-	return oneLine(rows[0][1]), time.UnixMicro(micros), before.Add(time.Since(before) / 2), nil
+	return oneLine(rows[0][1]), time.UnixMicro(micros), nil
 }
 
 // Close ends the connection.

@@ -198,7 +198,7 @@ func (p *process) newBarrier() *freshness.Barrier {
 			return p.now().refresh(ctx, sink, tables)
 		},
 		Committed: func(ctx context.Context) (string, error) {
-			gtids, _, _, err := p.commits.now().Committed(ctx)
+			gtids, _, err := p.commits.now().Committed(ctx)
 			return gtids, err
 		},
 		Letter: func(ctx context.Context, sink, table, key string, partitions map[int]bool) (*dlq.Letter, error) {

@@ -15,7 +15,10 @@ import (
 	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
+	"lockstep/dlq"
+	"lockstep/freshness"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 	"lockstep/sinks"
 )
 
@@ -233,10 +236,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 		}
 		return err
 	}
-	specs := []kafka.TopicSpec{kafka.CheckpointSpec(p.cfg.Prefix), audit.Topic(p.cfg.Prefix)}
-	for _, name := range p.cfg.SinkNames() {
-		specs = append(specs, p.lettersSpec(name))
-	}
+	specs, groups := p.used()
 	topics, err := p.changeTopics(ctx)
 	if err != nil {
 		return nil, err
@@ -257,15 +257,36 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	if err := add(p.kafka.Inspect(ctx, specs)); err != nil {
 		return found, err
 	}
-	if err := add(p.kafka.InspectGroup(ctx, p.captureGroup(), nil)); err != nil {
-		return found, err
-	}
-	for _, name := range p.cfg.SinkNames() {
-		if err := add(p.kafka.InspectGroup(ctx, p.group(name), topics)); err != nil {
+	for _, group := range groups {
+		var reads []string // the others are leases
+		if slices.ContainsFunc(p.cfg.SinkNames(), func(name string) bool { return p.group(name) == group }) {
+			reads = topics
+		}
+		if err := add(p.kafka.InspectGroup(ctx, group, reads)); err != nil {
 			return found, err
 		}
 	}
 	return found, nil
+}
+
+// used is what a pipeline has in Kafka beside the topics of its tables: all that the account
+// needs rights on.
+func (p *process) used() (topics []kafka.TopicSpec, groups []string) {
+	prefix := p.cfg.Prefix
+	topics = []kafka.TopicSpec{
+		kafka.CheckpointSpec(prefix), kafka.SnapshotSpec(prefix), freshness.Spec(prefix), p.routeSpec(), audit.Topic(prefix), dlq.JobsSpec(prefix),
+	}
+	groups = []string{p.captureGroup(), p.replaysGroup()}
+	for _, name := range p.cfg.SinkNames() {
+		topics, groups = append(topics, p.lettersSpec(name)), append(groups, p.group(name))
+	}
+	if p.cfg.Reconcile.Enabled {
+		topics, groups = append(topics, reconcile.Spec(prefix)), append(groups, p.reconcileGroup())
+	}
+	if p.cfg.Objectives.ConfigMap.Name != "" {
+		groups = append(groups, p.configMapGroup())
+	}
+	return topics, groups
 }
 
 func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Table, known *place) ([]finding, error) {

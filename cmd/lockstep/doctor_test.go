@@ -17,6 +17,8 @@ import (
 
 	"lockstep/audit"
 	"lockstep/cdc"
+	"lockstep/dlq"
+	"lockstep/freshness"
 	"lockstep/internal/testenv"
 	"lockstep/kafka"
 )
@@ -169,6 +171,74 @@ func TestTheDoctorFindsNothingWhereNothingIsWrongAndChangesNothing(t *testing.T)
 	}
 	if _, all := p.look(); len(all) < 20 {
 		t.Errorf("it looked at only %d things", len(all))
+	}
+}
+
+// What a full run has in Kafka is what the doctor looks at, and nothing else.
+func TestTheDoctorLooksAtAllThatAFullRunHasInKafka(t *testing.T) {
+	p := newPatient(t)
+	p.text += "reconcile: {enabled: true}\nadmin: {listen: \"\"}\n"
+	a := &app{stdout: io.Discard, stderr: t.Output(), env: func(string) (string, bool) { return "", false }, configPath: file(t, "lockstep.yaml", p.text), actor: "doctor"}
+	cfg, err := a.loadConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { deleteTopics(t, *cfg) })
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { // an epoch is written into the audit log
+		ended <- a.serve(ctx, parts{capture: &captureFlags{onGap: "stop", epoch: 1}, sinks: cfg.SinkNames(), compare: cfg.SinkNames()})
+	}()
+	p.exec("INSERT INTO " + p.name + ".questions VALUES (1, NULL)") // a table that never had a row has no topic
+	known, err := newProcess(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer known.kafka.Close()
+	specs, groups := known.used()
+	want := []string{p.name + "." + p.name + ".questions"}
+	for _, s := range specs {
+		want = append(want, s.Name)
+	}
+	slices.Sort(want)
+	slices.Sort(groups)
+	api := &kafkago.Client{Addr: kafkago.TCP(p.brokers)}
+	var topics, has []string
+	mine := func(name string) bool { return strings.HasPrefix(name, p.name+".") }
+	awaited(t, "all topics and groups", func() bool {
+		all, err := p.kafka.Topics(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		listed, err := api.ListGroups(t.Context(), &kafkago.ListGroupsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		topics, has = nil, nil
+		for _, name := range all {
+			if mine(name) {
+				topics = append(topics, name)
+			}
+		}
+		for _, g := range listed.Groups {
+			if mine(g.GroupID) {
+				has = append(has, g.GroupID)
+			}
+		}
+		slices.Sort(topics)
+		slices.Sort(has)
+		return len(topics) >= len(want) && len(has) >= len(groups)
+	})
+	if !slices.Equal(topics, want) {
+		t.Errorf("it has the topics %q, and the doctor looks at %q", topics, want)
+	}
+	if !slices.Equal(has, groups) {
+		t.Errorf("it has the groups %q, and the doctor looks at %q", has, groups)
+	}
+	p.expect() // nothing is wrong with any of them
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -384,7 +454,8 @@ func TestTheDoctorFindsTopicsThatWouldLoseOrRefuseRecords(t *testing.T) {
 		"topic "+topic+": max.message.bytes is 1000000", "topic "+topic+": retention.ms is 60000", "topic "+topic+": retention.bytes is 1000000",
 		"topic "+topic+": message.timestamp.type is CreateTime", "topic "+topic+": min.insync.replicas is 2",
 		"topic "+kafka.CheckpointTopic(p.name)+": cleanup.policy is delete and must be compact", "topic "+kafka.CheckpointTopic(p.name)+": 1 replicas and kafka.replication_factor is 2",
-		"topic "+kafka.LettersTopic(p.name, "cache")+": it cannot be made", "topic "+audit.TopicOf(p.name)+": it cannot be made")
+		"topic "+kafka.LettersTopic(p.name, "cache")+": it cannot be made", "topic "+audit.TopicOf(p.name)+": it cannot be made", "topic "+freshness.Topic(p.name)+": it cannot be made",
+		"topic "+kafka.SnapshotTopic(p.name)+": it cannot be made", "topic "+dlq.JobsTopic(p.name)+": it cannot be made", "topic "+p.name+".route: it cannot be made")
 }
 
 func TestTheDoctorFindsAStoreThatWillNotDo(t *testing.T) {

@@ -59,6 +59,8 @@ type shared struct {
 	hub      *freshness.Hub
 	barrier  *freshness.Barrier
 	commits  *commits // what the source has committed
+	ages     ages
+	compares atomic.Pointer[reconcile.Metrics] // while this process may compare
 	metrics  struct {
 		kafka   *kafka.Metrics
 		sinks   *sinks.Metrics
@@ -91,6 +93,12 @@ func newProcess(cfg *config.Config, log *slog.Logger) (*process, error) {
 	p.metrics.freshness = freshness.NewMetrics(p.registry)
 	p.metrics.reload = newReloadMetrics(p.registry)
 	p.registry.MustRegister(&p.workers)
+	p.ages.changes = func(topic string) bool { _, ok := kafka.TableOf(cfg.Prefix, topic); return ok }
+	fetched, applied := p.metrics.sinks.Ages()
+	p.ages.add("acked", p.metrics.kafka.AckAge())
+	p.ages.add("fetched", fetched)
+	p.ages.add("applied", applied)
+	p.ages.add("searchable", p.metrics.elastic.Searchable())
 	p.clock = &mysql.WallClock{Config: cfg.Source, Log: log, Metrics: mysql.NewWallClockMetrics(p.registry)}
 	if p.tracer, err = tracing.Open(cfg.Tracing, cfg.Prefix, version, p.clock.At, tracing.NewMetrics(p.registry), log); err != nil {
 		return nil, err
@@ -157,7 +165,12 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	g.Go(func() error {
 		return p.under(ctx, clockPart, func(ctx context.Context, p *process) error { p.runClock(ctx); return nil })
 	})
-	g.Go(func() error { return p.hub.Run(ctx) })
+	listening, deaf := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error { return p.hub.Run(listening) })
+	g.Go(func() error {
+		defer deaf()
+		return p.hub.Announce(ctx, p.announce)
+	})
 	g.Go(func() error { return p.runRoute(ctx) })
 	g.Go(func() error { return p.keepRoute(ctx) })
 	mapped := sync.OnceValue(func() *kafka.LeaseMetrics { return newConfigMapLeaseMetrics(p.registry) })

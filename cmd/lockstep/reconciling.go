@@ -396,7 +396,11 @@ func (p *process) runReconcile(ctx context.Context, names []string, metrics *rec
 	state := &reconcile.State{Prefix: p.cfg.Prefix, Kafka: p.newLetterLog(), Log: log}
 	one := &kafka.Lease{
 		Client: p.kafka, Group: p.reconcileGroup(), Topic: reconcile.Topic(p.cfg.Prefix), Metrics: lease, Log: log,
-		Hold: func(ctx context.Context) error { return p.holdReconcile(ctx, names, metrics, log) },
+		Hold: func(ctx context.Context) error {
+			p.compares.Store(metrics)
+			defer p.compares.Store(nil)
+			return p.holdReconcile(ctx, names, metrics, log)
+		},
 	}
 	p.ready.add("reconcile", func() bool { return one.State() != kafka.LeaseJoining })
 	p.ready.say("reconcile", func() string { return one.State().String() })

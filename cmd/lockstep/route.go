@@ -65,6 +65,7 @@ func (p *process) runRoute(ctx context.Context) error {
 	log := p.log.With("part", "route")
 	feed := &route.Feed{Board: p.board, Sinks: p.sinksOf}
 	defer p.hub.Listen(func(r freshness.Record) { feed.Hear(time.Now(), r) })()
+	var journal route.Journal
 	tick := time.NewTicker(routeLap)
 	defer tick.Stop()
 	for {
@@ -73,15 +74,17 @@ func (p *process) runRoute(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		for _, t := range p.board.Lap(time.Now()) {
-			if !p.restored.Load() || t.Was.State == t.Now.State && t.Was.Share == t.Now.Share {
-				continue
-			}
+		now := time.Now()
+		if turns := p.board.Lap(now); p.restored.Load() {
+			journal.Add(now, turns)
+		}
+		for _, l := range journal.Due(now) {
 			say := log.Info
-			if t.Now.State == route.Degraded {
+			if l.Now == route.Degraded {
 				say = log.Warn
 			}
-			say("route", "sink", t.Sink, "table", t.Table, "state", t.Now.State.String(), "was", t.Was.State.String(), "share", t.Now.Share, "cause", string(t.Now.Cause), "reason", t.Now.Reason, "dry_run", t.Now.DryRun)
+			say("route", "sink", l.Sink, "state", l.Now.String(), "was", l.Was.String(), "share", l.Share, "tables", len(l.Tables), "which", some(l.Tables),
+				"cause", string(l.Cause()), "reason", l.Reason, "dry_run", l.DryRun)
 		}
 	}
 }
@@ -240,6 +243,10 @@ func (a *app) openConfigMap(cfg *config.Config) (*configmap.Map, error) {
 	return m, nil
 }
 
+// configMapGroup is the consumer group whose members want to publish the routes. No sink has a
+// dot in its name.
+func (p *process) configMapGroup() string { return p.group("route.configmap") }
+
 // runConfigMap publishes the routes in Kubernetes while no other process of the pipeline
 // does.
 func (p *process) runConfigMap(ctx context.Context, m *configmap.Map, metrics *kafka.LeaseMetrics) error {
@@ -247,8 +254,7 @@ func (p *process) runConfigMap(ctx context.Context, m *configmap.Map, metrics *k
 	err := p.kafka.EnsureTopic(ctx, spec)
 	if err == nil {
 		err = (&kafka.Lease{
-			// No sink has a dot in its name.
-			Client: p.kafka, Group: p.group("route.configmap"), Topic: spec.Name, Metrics: metrics, Log: p.log.With("part", "config map"),
+			Client: p.kafka, Group: p.configMapGroup(), Topic: spec.Name, Metrics: metrics, Log: p.log.With("part", "config map"),
 			Hold: func(ctx context.Context) error { return p.publishRoutes(ctx, m) },
 		}).Run(ctx)
 	}

@@ -81,7 +81,8 @@ func TestStatusTellsWhereTablesAreRead(t *testing.T) {
 	}
 	s := p.status()
 	var text strings.Builder
-	s.table(&text)
+	s.screen(&text)
+	s.details(&text)
 	if !strings.Contains(text.String(), "search\td.t\tdegraded\tmysql\t0 %\t") || !strings.Contains(text.String(), "\tno answer\t") {
 		t.Errorf("status:\n%s", &text)
 	}

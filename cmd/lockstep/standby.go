@@ -33,6 +33,7 @@ func (p *process) standby(ctx context.Context, flags captureFlags) error {
 		log.Info("the flags of this start take effect when this process becomes active", once...)
 	}
 	metrics := mysql.NewMetrics(p.registry)
+	p.ages.add("read", metrics.ReadAge())
 	var running atomic.Pointer[mysql.Source]
 	lease := &kafka.Lease{
 		Client: p.kafka, Group: p.captureGroup(), Topic: kafka.CheckpointTopic(p.cfg.Prefix),

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -42,6 +41,10 @@ type processStatus struct {
 	Sinks         []sinkStatus  `json:"sinks"`
 	// Routes are those of the whole pipeline, as this process sees them.
 	Routes []route.Advice `json:"routes"`
+	// LookAt is what an operator should look at, of the whole pipeline, and Overview all of that; it
+	// is absent while the process has no part in one.
+	LookAt   []trouble `json:"look_at"`
+	Overview *overview `json:"overview,omitempty"`
 }
 
 // partStatus is a part of the process: capture, one sink, reconcile or admin.
@@ -176,11 +179,10 @@ func withLetters(s sinks.Status, open map[string]dlq.Open, all bool) sinks.Statu
 }
 
 func (p *process) status() processStatus {
-	info, _ := debug.ReadBuildInfo()
 	parts, ready := p.ready.state()
 	doing := p.ready.doing()
 	s := processStatus{
-		Version: thisBuild(info).Version, Pipeline: p.cfg.Prefix, Now: time.Now(), UptimeSeconds: time.Since(p.started).Seconds(),
+		Version: thisVersion(), Pipeline: p.cfg.Prefix, Now: time.Now(), UptimeSeconds: time.Since(p.started).Seconds(),
 		Ready: ready, Parts: []partStatus{}, Sinks: p.workers.status(), Routes: gateways{p}.all(),
 	}
 	if p.configured != nil {
@@ -191,59 +193,133 @@ func (p *process) status() processStatus {
 		s.Parts = append(s.Parts, partStatus{name, ready, doing[name]})
 	}
 	slices.SortFunc(s.Parts, func(a, b partStatus) int { return strings.Compare(a.Name, b.Name) })
+	var found []trouble
+	s.Overview, found = p.overview(s.Now, s.Routes)
+	s.LookAt = merge(s.here(), found)
 	return s
 }
 
-// unwell names what an operator should look at; none when all is well. Letters are among it
-// for who asks for them: they wait for somebody, and nothing waits for them.
-func (s *processStatus) unwell(letters bool) []string {
-	var out []string
+// here is what an operator should look at in the process alone. What it says of itself elsewhere is
+// left to the overview, where there is one.
+func (s *processStatus) here() (found []trouble) {
+	say := func(t trouble) { found = append(found, t) }
+	alone := s.Overview == nil
 	for _, p := range s.Parts {
-		if !p.Ready {
-			out = append(out, p.Name+" is not ready")
+		if !p.Ready && alone {
+			say(trouble{What: p.Name + " is not ready"})
 		}
 	}
-	if !s.Ready && len(out) == 0 {
-		out = append(out, "the process is not ready")
+	if !s.Ready && len(found) == 0 && alone {
+		say(trouble{What: "the process is not ready"})
 	}
 	if c := s.Configuration; c != nil && c.Problem != "" {
-		out = append(out, "the configuration file is not used")
+		say(trouble{What: "the configuration file is not used", Since: c.FailedAt, Why: c.Problem, Mend: "mend the file; what ran before goes on meanwhile"})
 	}
 	for _, k := range s.Sinks {
 		name := "sink " + k.Name
 		if k.Breaker.State != "closed" {
-			out = append(out, fmt.Sprintf("%s: breaker is %s", name, k.Breaker.State))
+			say(trouble{What: fmt.Sprintf("%s: breaker is %s", name, k.Breaker.State), Since: k.Breaker.Since, Why: k.Breaker.Reason, Mend: "mend the store; it goes on by itself"})
 		}
 		for _, t := range k.Tables {
-			if t.Held != nil && t.Held.By != sinks.ByStore || t.Breaker.State != "closed" {
-				out = append(out, fmt.Sprintf("%s: table %s is held", name, t.Table))
+			switch h := t.Held; {
+			case t.Breaker.State != "closed":
+				held := trouble{What: fmt.Sprintf("%s: table %s is held", name, t.Table), Since: t.Breaker.Since, Why: s.explain(t.Breaker)}
+				if h != nil {
+					held.Mend = h.Mend
+				}
+				say(held)
+			case h != nil && (h.By != sinks.ByStore || k.Breaker.State == "closed"): // else the breaker of the sink tells it once
+				say(heldTrouble(k.Name, t.Table, h, s.Now))
 			}
-			if letters && t.Letters > 0 {
-				out = append(out, fmt.Sprintf("%s: table %s has %s", name, t.Table, count(int(t.Letters), "open dead letter")))
+			if t.Letters > 0 && alone {
+				say(letterTrouble(k.Name, t.Table, t.Letters, t.OldestLetter))
 			}
 		}
 		if k.HeldPartitions > 0 {
-			out = append(out, fmt.Sprintf("%s: %d of %d partitions wait", name, k.HeldPartitions, k.Partitions))
+			say(trouble{What: fmt.Sprintf("%s: %d of %d partitions wait", name, k.HeldPartitions, k.Partitions), Since: k.HeldSince})
 		}
 	}
-	for _, a := range s.Routes {
-		for _, d := range a.Sinks {
-			if d.Read == route.ReadMySQL {
-				out = append(out, fmt.Sprintf("sink %s: table %s is read from MySQL", d.Sink, a.Table))
+	return append(found, readElsewhere(s.Routes)...)
+}
+
+// merge puts together what was found, each once.
+func merge(all ...[]trouble) []trouble {
+	out := []trouble{}
+	for _, some := range all {
+		for _, t := range some {
+			if !slices.ContainsFunc(out, func(o trouble) bool { return o.What == t.What }) {
+				out = append(out, t)
 			}
 		}
 	}
 	return out
 }
 
-// table writes the status for people.
-func (s *processStatus) table(w io.Writer) {
+// unwell names what an operator should look at; none when all is well. Letters are among it
+// for who asks for them: they wait for somebody, and nothing waits for them.
+func (s *processStatus) unwell(letters bool) (out []string) {
+	for _, t := range s.LookAt {
+		if letters || !t.Letters {
+			out = append(out, t.What)
+		}
+	}
+	if len(out) > mostTold {
+		out = append(out[:mostTold], fmt.Sprintf("and %d more", len(out)-mostTold))
+	}
+	return out
+}
+
+// mostTold is how many troubles are told of in a text; JSON has all.
+const mostTold = 20
+
+// screen writes the status for people: what is to be looked at, and the pipeline at a glance.
+func (s *processStatus) screen(w io.Writer) {
+	fmt.Fprintf(w, "%s  pipeline %s, %s\n", s.headline(), s.Pipeline, s.Now.UTC().Format(time.RFC3339))
+	for i, t := range s.LookAt {
+		if i == mostTold {
+			fmt.Fprintf(w, "and %d more: -o json names them\n", len(s.LookAt)-i)
+			break
+		}
+		line := t.What
+		if t.Since != nil {
+			line += " since " + s.ago(*t.Since)
+		}
+		if t.Why != "" {
+			line += ": " + t.Why
+		}
+		fmt.Fprintln(w, line)
+		if t.Mend != "" {
+			fmt.Fprintf(w, "  mend: %s\n", t.Mend)
+		}
+	}
+	if s.Overview != nil {
+		s.Overview.screen(w, s.Now)
+	}
+}
+
+// headline says in a line whether somebody has to get up.
+func (s *processStatus) headline() string {
+	what := "OK: nothing to look at."
+	if n := len(s.unwell(true)); n > 0 {
+		what = fmt.Sprintf("LOOK AT %s.", count(len(s.LookAt), "thing"))
+	}
+	if s.Overview == nil {
+		return what
+	}
+	for _, k := range s.Overview.Sinks {
+		what += fmt.Sprintf(" %s is %s behind.", k.Sink, behind(k.Behind))
+	}
+	return what
+}
+
+// details writes what the process itself does, and where each table is read.
+func (s *processStatus) details(w io.Writer) {
 	ready := "ready"
 	if !s.Ready {
 		ready = "NOT READY"
 	}
 	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)
-	fmt.Fprintf(w, "lockstep %s, pipeline %s, up %s, %s\n", s.Version, s.Pipeline, up, ready)
+	fmt.Fprintf(w, "\nthis process: lockstep %s, pipeline %s, up %s, %s\n", s.Version, s.Pipeline, up, ready)
 	if c := s.Configuration; c != nil {
 		fmt.Fprintf(w, "configuration %s (sha256 %s) since %s\n", c.File, c.SHA256[:min(12, len(c.SHA256))], s.ago(c.Since))
 		if c.Problem != "" {
@@ -255,8 +331,13 @@ func (s *processStatus) table(w io.Writer) {
 	for _, p := range s.Parts {
 		fmt.Fprintf(w, "%s\t%t\t%s\t\n", p.Name, p.Ready, p.Doing)
 	}
+	s.books(w)
+	s.routes(w)
+}
+
+// books writes what the sinks of the process have and do.
+func (s *processStatus) books(w io.Writer) {
 	if len(s.Sinks) == 0 {
-		s.routes(w)
 		return
 	}
 	fmt.Fprintln(w, "\nSINK\tSTORE\tBREAKER\tPARTITIONS\tHELD\tRETRYING\tCALLS\tWAITING\tAPPLIED UP TO\tDELIVERED UP TO\t")
@@ -275,49 +356,16 @@ func (s *processStatus) table(w io.Writer) {
 				o["applied"], o["stale"], o["duplicate"], o["superseded"], o["filtered"], o["dead"], o["released"], t.Letters)
 		}
 	}
-	s.routes(w)
-	first := true
-	say := func(format string, args ...any) {
-		if first {
-			fmt.Fprintln(w)
-			first = false
-		}
-		fmt.Fprintf(w, format+"\n", args...)
-	}
 	for _, k := range s.Sinks {
-		if k.Breaker.State != "closed" {
-			say("sink %s: breaker %s", k.Name, s.explain(k.Breaker))
-		}
 		if k.Pool.ClosedUntil != nil {
-			say("sink %s: the store has asked for a wait, %s", k.Name, s.in(*k.Pool.ClosedUntil))
-		}
-		if k.HeldPartitions > 0 && k.HeldSince != nil {
-			say("sink %s: %d of %d partitions wait, the first of them since %s", k.Name, k.HeldPartitions, k.Partitions, s.ago(*k.HeldSince))
-		}
-		for _, t := range k.Tables {
-			switch h := t.Held; {
-			case t.Breaker.State != "closed":
-				say("sink %s: table %s is held: breaker %s (%s, fingerprint %s)", k.Name, t.Table, s.explain(t.Breaker), t.Breaker.Class, t.Breaker.Fingerprint)
-			case h != nil && (h.By != sinks.ByStore || k.Breaker.State == "closed"): // else the breaker of the sink tells it once
-				say("sink %s: table %s is held %s", k.Name, t.Table, s.why(h))
-			}
-			if t.Held != nil && t.Held.Mend != "" {
-				say("  mend: %s", t.Held.Mend)
-			}
-			if t.Letters > 0 {
-				since := "at a time that nobody knows"
-				if t.OldestLetter != nil {
-					since = s.ago(*t.OldestLetter)
-				}
-				say("sink %s: table %s has %s; the oldest change that the store lacks was committed %s; see lockstep dlq list", k.Name, t.Table, count(int(t.Letters), "open dead letter"), since)
-			}
+			fmt.Fprintf(w, "sink %s: the store has asked for a wait, %s\n", k.Name, s.in(*k.Pool.ClosedUntil))
 		}
 		for _, sweep := range k.Sweeps {
 			why := "under way"
 			if len(sweep.WaitsFor) > 0 {
 				why = fmt.Sprintf("waits for partitions %v", sweep.WaitsFor)
 			}
-			say("sink %s: table %s is to be swept, %s, since %s", k.Name, sweep.Table, why, s.ago(sweep.Since))
+			fmt.Fprintf(w, "sink %s: table %s is to be swept, %s, since %s\n", k.Name, sweep.Table, why, s.ago(sweep.Since))
 		}
 	}
 }
@@ -339,29 +387,13 @@ func (s *processStatus) routes(w io.Writer) {
 	}
 }
 
+// explain says of the breaker of a table why it is not closed.
 func (s *processStatus) explain(b sinks.BreakerStatus) string {
-	out := b.State
-	if b.Since != nil {
-		out += " since " + s.ago(*b.Since)
-	}
+	out := "breaker " + b.State
 	if b.NextProbe != nil {
 		out += ", next try " + s.in(*b.NextProbe)
 	}
-	if b.Reason != "" {
-		out += ": " + b.Reason
-	}
-	return out
-}
-
-func (s *processStatus) why(h *sinks.HeldStatus) string {
-	out := "since " + s.ago(h.Since)
-	if h.Partitions > 0 {
-		out += ", " + count(h.Partitions, "partition") + " waiting"
-	}
-	if h.NextTry != nil {
-		out += ", next try " + s.in(*h.NextTry)
-	}
-	return out + ": " + h.Reason
+	return fmt.Sprintf("%s: %s (%s, fingerprint %s)", out, b.Reason, b.Class, b.Fingerprint)
 }
 
 // at is a time and how long ago it was.
@@ -396,48 +428,41 @@ const (
 func newStatusCommand(a *app) *cobra.Command {
 	var address, tokenFile string
 	var caller callerFlags
-	var watch, letters bool
+	var watch time.Duration
+	var letters, tables bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Ask a running process how it is",
-		Long: `Status asks one running process, over HTTP at admin.listen, for its parts and
-sinks: breakers, the pool of calls, what waits and why, when it is tried again and what
-mends it, and for every table the books, in which received is the sum of the outcomes
-and of what is in flight.
+		Short: "Show the whole pipeline at a glance: what is behind, what is stuck, and what mends it",
+		Long: `Status asks one running process, over HTTP at admin.listen, how the pipeline is. Any process
+answers for all of them, because all say once a second how they are; one that says nothing
+for 5 seconds is called silent.
 
-HELD BY says what a table waits for: table (its own index, its shape, or the source,
-which cannot be asked for it), store (which is unavailable), flood (its breaker, because
-the store refuses its changes one like the other) or kafka (which does not take a dead
-letter). The reason and the way out stand below the tables.
+First stands what is to be looked at, since when, why, and what mends it; then the capture, the
+sinks, how old changes are at each stage of their way, the processes and the reconciler.
 
-APPLIED UP TO is the time up to which everything that was committed in the source and is
-in Kafka is applied, or a dead letter: the oldest over the partitions that wait or have
-more to read. A table without changes does not hold it back. It is of the partitions of
-this process alone, and the capture may be behind: see lockstep_capture_lag_seconds. It is
-- after a start until a change has come, also when there is nothing to be applied.
+BEHIND is how long ago the newest change was committed, at most, before which everything is in
+Kafka (capture) or applied (sink), of the table that is most behind; an idle pipeline shows about
+a second. DELIVERED is the same with open dead letters (LETTERS) as missing. ? is said of what
+nobody knows: after a start, and while a partition has no owner. READ FROM IT counts the tables
+that are read from the sink and not from MySQL (docs/route.md).
 
-DELIVERED UP TO is the time up to which everything is in the store: it does not pass a
-change that is an open dead letter (LETTERS), or was one before a newer one of its row.
-It is - while that is, and while a letter is open of which nobody knows since when the
-store lacks its row.
+With --tables it shows the books of the process that is asked as well, in which for every table
+received is the sum of the outcomes and of what is in flight, what a table is HELD BY, and where
+each table of the pipeline is to be read.
 
 The JSON is that of GET /v1/status; docs/operating.md names its fields.
 
 A process that has tokens (admin.tokens) is asked with the one in --token-file, else in
 $LOCKSTEP_TOKEN, else in the first of those files that can be read.
 
-Where tables are to be read (docs/route.md) is of the whole pipeline, whatever the process
-is.
-
 It exits with 0 when all is well, with 1 when the process cannot be asked, with 2 for a mistake
-in the command line or the configuration, and with 3 when a part is not ready, a breaker is not
-closed, a table is held, a partition waits, a table is to be read from MySQL, or the
-configuration file as it is now cannot be used; with --letters,
-also when a dead letter is open.`,
+in the command line or the configuration, and with 3 when there is something to look at; open dead
+letters count with --letters.`,
 		Example: `  lockstep status -c lockstep.yaml
 
   # another process, again and again
   lockstep status --address sink-2:8080 --watch
+  lockstep status --watch=10s
 
   # one that has TLS and wants a certificate (admin.tls)
   lockstep status --address https://sink-2:8080 --ca-file ca.pem --cert-file me.pem --key-file me.key
@@ -445,8 +470,8 @@ also when a dead letter is open.`,
   # for a check that should know of open dead letters, too
   lockstep status --letters -o json > /dev/null
 
-  # tables that are held, why, and what mends them
-  lockstep status -o json | jq '.sinks[].tables[] | select(.held) | {table, held}'`,
+  # what is to be looked at, and what mends it
+  lockstep status -o json | jq '.look_at[]'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.loadConfig()
@@ -468,17 +493,22 @@ also when a dead letter is open.`,
 			if at.token, err = a.token(tokenFile, cfg); err != nil {
 				return err
 			}
-			if !watch {
-				return a.status(cmd.Context(), at, letters)
+			if !cmd.Flags().Changed("watch") {
+				return a.status(cmd.Context(), at, letters, tables)
 			}
-			return a.watchStatus(cmd.Context(), at, letters)
+			if watch < 100*time.Millisecond {
+				return usageError{fmt.Errorf("--watch=%s is too often; write for example --watch=5s", watch)}
+			}
+			return a.watchStatus(cmd.Context(), at, letters, tables, watch)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", "", "host:port or https://host:port of the process to ask (default admin.listen of the configuration)")
 	caller.add(cmd)
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file of the token to ask with")
 	cmd.Flags().BoolVar(&letters, "letters", false, "exit with 3 also when a dead letter is open")
-	cmd.Flags().BoolVar(&watch, "watch", false, "ask again every two seconds until interrupted")
+	cmd.Flags().BoolVar(&tables, "tables", false, "show the books of the process for each table, and all routes, too")
+	cmd.Flags().DurationVar(&watch, "watch", 0, "ask again until interrupted, every two seconds or as --watch=10s says")
+	cmd.Flags().Lookup("watch").NoOptDefVal = watchInterval.String()
 	return cmd
 }
 
@@ -524,12 +554,16 @@ func askAt(listen string) (string, error) {
 }
 
 // status asks once. Its error says what is not well.
-func (a *app) status(ctx context.Context, at processAt, letters bool) error {
+func (a *app) status(ctx context.Context, at processAt, letters, tables bool) error {
 	s, err := askStatus(ctx, at)
 	if err != nil {
 		return err
 	}
-	if err := a.show(s, s.table); err != nil {
+	if err := a.show(s, func(w io.Writer) {
+		if s.screen(w); tables || s.Overview == nil {
+			s.details(w)
+		}
+	}); err != nil {
 		return err
 	}
 	if what := s.unwell(letters); len(what) > 0 {
@@ -539,15 +573,15 @@ func (a *app) status(ctx context.Context, at processAt, letters bool) error {
 }
 
 // watchStatus asks until ctx ends, and returns what the last answer says.
-func (a *app) watchStatus(ctx context.Context, at processAt, letters bool) error {
-	tick := time.NewTicker(watchInterval)
+func (a *app) watchStatus(ctx context.Context, at processAt, letters, tables bool, every time.Duration) error {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var last error
 	for {
 		if a.output == "table" && terminal(a.stdout) {
 			fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
 		}
-		err := a.status(ctx, at, letters)
+		err := a.status(ctx, at, letters, tables)
 		if ctx.Err() != nil {
 			return last
 		}
@@ -597,6 +631,9 @@ func askStatus(ctx context.Context, at processAt) (*processStatus, error) {
 	}
 	if err := json.NewDecoder(res.Body).Decode(&s); err != nil {
 		return nil, fmt.Errorf("the process at %s answers what is no status: %w", address, err)
+	}
+	if s.LookAt == nil { // it is older, and tells of itself alone
+		s.LookAt = s.here()
 	}
 	return &s, nil
 }

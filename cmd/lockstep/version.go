@@ -85,3 +85,9 @@ func newVersionCommand(a *app) *cobra.Command {
 		},
 	}
 }
+
+// thisVersion is the version of this build.
+func thisVersion() string {
+	info, _ := debug.ReadBuildInfo()
+	return thisBuild(info).Version
+}

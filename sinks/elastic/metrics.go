@@ -17,6 +17,9 @@ type Metrics struct {
 	searchable *prometheus.HistogramVec
 }
 
+// Searchable is the histogram of how old documents were when a search found them.
+func (m *Metrics) Searchable() prometheus.Collector { return m.searchable }
+
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
