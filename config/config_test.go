@@ -135,7 +135,7 @@ func TestWhatTheSectionsMustAgreeOn(t *testing.T) {
 		"a worker that stops too late for Kafka": {"sinks:", "worker: {stop_within: 6s}\nsinks:",
 			`3:23: worker.stop_within: 6s is more than half of kafka.session_timeout; use at most 5s, or raise the session timeout`},
 		"metrics where the API is": {"sinks:", "admin: {listen: \"127.0.0.1:1\", metrics_listen: \"127.0.0.1:1\"}\nsinks:",
-			`3:41: admin.metrics_listen: 127.0.0.1:1 is what listen says already, which serves /metrics, too; leave it out, or take another port`},
+			`3:48: admin.metrics_listen: 127.0.0.1:1 is what listen says already, which serves /metrics, too; leave it out, or take another port`},
 		"an admin address without a port": {"sinks:", "admin: {listen: localhost}\nsinks:",
 			`3:17: admin.listen: "localhost" is not host:port; write for example 127.0.0.1:8080`},
 		"a log level that is none": {"sinks:", "log: {level: loud}\nsinks:",

@@ -227,6 +227,9 @@ func TestTheChartOnAnAPIServer(t *testing.T) {
 			if err := s.create(path(t, o, set)+"?dryRun=All&fieldValidation=Strict", o); err != nil {
 				t.Errorf("%s: %s %s: %v", set, o["kind"], at(o, "metadata", "name"), err)
 			}
+			if o["kind"] == "ServiceAccount" { // no pod is taken without
+				s.must(s.create(path(t, o, set), o))
+			}
 			if o["kind"] == "Deployment" {
 				pods++
 				pod := at(o, "spec", "template").(object)
@@ -256,13 +259,14 @@ func TestTheChartOnAnAPIServer(t *testing.T) {
 		}
 	})
 	t.Run("install, upgrade, roll back, remove", func(t *testing.T) {
-		const at1 = "/apis/apps/v1/namespaces/minimal/deployments/shop-lockstep-sink-"
+		const at1 = "/apis/apps/v1/namespaces/installed/deployments/shop-lockstep-sink-"
 		do := func(args ...string) {
 			t.Helper()
-			if out, err := s.helm(append(args, "--namespace", "minimal")...); err != nil {
+			if out, err := s.helm(append(args, "--namespace", "installed")...); err != nil {
 				t.Fatalf("helm %s: %v\n%s", strings.Join(args, " "), err, out)
 			}
 		}
+		s.namespace("installed")
 		replicas := func() any { return at(s.get(at1+"search"), "spec", "replicas") }
 		do("install", "shop", chart, "--values", "testdata/values/minimal.yaml")
 		if got := replicas(); got != 2.0 || s.get(at1+"cache") == nil {
@@ -277,15 +281,16 @@ func TestTheChartOnAnAPIServer(t *testing.T) {
 			t.Errorf("rolled back to %v replicas", got)
 		}
 		do("uninstall", "shop")
-		if s.get(at1+"search") != nil || s.get("/api/v1/namespaces/minimal/configmaps/shop-lockstep") != nil {
+		if s.get(at1+"search") != nil || s.get("/api/v1/namespaces/installed/configmaps/shop-lockstep") != nil {
 			t.Error("something stays behind")
 		}
 	})
 	t.Run("the account writes its ConfigMap and no other", func(t *testing.T) {
-		if out, err := s.helm("install", "shop", chart, "--namespace", "routes", "--values", "testdata/values/routes.yaml"); err != nil {
+		s.namespace("published")
+		if out, err := s.helm("install", "shop", chart, "--namespace", "published", "--values", "testdata/values/routes.yaml"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		code, answer, err := s.try(http.MethodPost, "/api/v1/namespaces/routes/serviceaccounts/shop-lockstep/token", "application/json", []byte(`{"spec": {}}`))
+		code, answer, err := s.try(http.MethodPost, "/api/v1/namespaces/published/serviceaccounts/shop-lockstep/token", "application/json", []byte(`{"spec": {}}`))
 		if err != nil || code != http.StatusCreated {
 			t.Fatalf("%d %v %s", code, err, answer)
 		}
@@ -294,7 +299,7 @@ func TestTheChartOnAnAPIServer(t *testing.T) {
 		authority, err := os.ReadFile(s.ca)
 		s.must(err)
 		account := t.TempDir()
-		for name, text := range map[string]string{"ca.crt": string(authority), "token": at(token, "status", "token").(string), "namespace": "routes"} {
+		for name, text := range map[string]string{"ca.crt": string(authority), "token": at(token, "status", "token").(string), "namespace": "published"} {
 			s.must(os.WriteFile(filepath.Join(account, name), []byte(text), 0o600))
 		}
 		for name, allowed := range map[string]bool{"shop-routes": true, "shop-lockstep": false, "other": false} {
