@@ -151,6 +151,7 @@ var concerns = []concern{
 	{field: "objectives.config_map", parts: []string{configMapPart}},
 	{field: "admin"},
 	{field: "admin.listen", restart: true},
+	{field: "admin.metrics_listen", restart: true},
 	// Who sends what is told is made once.
 	{field: "tracing", restart: true},
 	{field: "tracing.sample", parts: []string{config.CapturePart}},
