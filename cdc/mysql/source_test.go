@@ -349,7 +349,7 @@ func TestReadingAgainGivesTheSameVersions(t *testing.T) {
 	w.exec("CREATE TABLE a (id INT PRIMARY KEY, v LONGTEXT)", "CREATE TABLE b (id INT PRIMARY KEY, v INT)", "CREATE TABLE _not (id INT PRIMARY KEY, v INT)")
 	first := newMemory()
 	stop := w.run(w.source(first, nil))
-	first.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	first.awaitCopied(t)
 	conn, err := w.db.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -421,7 +421,7 @@ func TestALostConnectionLosesNothing(t *testing.T) {
 	s := w.source(out, nil)
 	stop := w.run(s)
 	admin := testenv.OpenMySQL(t, testenv.MySQL(t), "")
-	out.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	out.awaitCopied(t)
 	for i := range 20 {
 		w.exec(fmt.Sprintf("INSERT INTO q VALUES (%d)", i))
 		if i%5 == 4 {
@@ -585,7 +585,7 @@ func TestWhatCannotBeFollowedStops(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			go func() { ended <- s.Run(ctx) }()
-			out.await(t, "the copy", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+			out.awaitCopied(t)
 			conn, err := w.db.Conn(t.Context())
 			if err != nil {
 				t.Fatal(err)

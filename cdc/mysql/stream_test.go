@@ -191,7 +191,7 @@ func TestTheLogComesThroughTLS(t *testing.T) {
 	w.exec("CREATE TABLE q (id INT PRIMARY KEY, v LONGTEXT)")
 	out := newMemory()
 	stop := w.run(w.source(out, nil))
-	out.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	out.awaitCopied(t)
 	w.exec("INSERT INTO q VALUES (1, REPEAT('x', 300000)), (2, 'y')")
 	changes := out.awaitChanges(t, 2)
 	if err := stop(); err != nil {
@@ -217,7 +217,10 @@ func TestChecksumsMayComeAndGo(t *testing.T) {
 	w.exec("CREATE TABLE q (id INT PRIMARY KEY)")
 	out := newMemory()
 	stop := w.run(w.source(out, nil))
-	out.await(t, "the start", func(_ []cdc.Change, p []cdc.Position) bool { return len(p) >= 2 })
+	out.awaitCopied(t)
+	out.mu.Lock()
+	from := out.pos[len(out.pos)-1]
+	out.mu.Unlock()
 	w.exec("INSERT INTO q VALUES (1)")
 	checksums("NONE")
 	w.exec("INSERT INTO q VALUES (2)")
@@ -230,7 +233,7 @@ func TestChecksumsMayComeAndGo(t *testing.T) {
 	for _, algorithm := range []string{"NONE", "CRC32"} {
 		checksums(algorithm)
 		again := newMemory()
-		stop := w.run(w.source(again, &out.pos[1]))
+		stop := w.run(w.source(again, &from))
 		changes := again.awaitChanges(t, 3)
 		if err := stop(); err != nil {
 			t.Fatal(err)
