@@ -15,7 +15,10 @@ import (
 	"lockstep/audit"
 	"lockstep/cdc"
 	"lockstep/cdc/mysql"
+	"lockstep/dlq"
+	"lockstep/freshness"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 	"lockstep/sinks"
 )
 
@@ -255,6 +258,18 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 		specs = append(specs, kafka.ChangeSpec(topic, p.cfg.Kafka.Partitions))
 	}
 	if err := add(p.kafka.Inspect(ctx, specs)); err != nil {
+		return found, err
+	}
+	all := slices.Concat(wanted, []string{dlq.JobsTopic(p.cfg.Prefix), kafka.SnapshotTopic(p.cfg.Prefix), freshness.Topic(p.cfg.Prefix), reconcile.Topic(p.cfg.Prefix), p.routeSpec().Name})
+	for _, spec := range specs {
+		all = append(all, spec.Name)
+	}
+	groups := []string{p.captureGroup(), p.replaysGroup(), p.reconcileGroup()}
+	for _, name := range p.cfg.SinkNames() {
+		groups = append(groups, p.group(name))
+	}
+	slices.Sort(all)
+	if err := add(p.kafka.InspectRights(ctx, p.cfg.Prefix, slices.Compact(all), groups)); err != nil {
 		return found, err
 	}
 	if err := add(p.kafka.InspectGroup(ctx, p.captureGroup(), nil)); err != nil {
