@@ -260,7 +260,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	if err := add(p.kafka.Inspect(ctx, specs)); err != nil {
 		return found, err
 	}
-	all := slices.Concat(wanted, []string{dlq.JobsTopic(p.cfg.Prefix), kafka.SnapshotTopic(p.cfg.Prefix), freshness.Topic(p.cfg.Prefix), reconcile.Topic(p.cfg.Prefix), p.routeSpec().Name})
+	all := []string{dlq.JobsTopic(p.cfg.Prefix), kafka.SnapshotTopic(p.cfg.Prefix), freshness.Topic(p.cfg.Prefix), reconcile.Topic(p.cfg.Prefix), p.routeSpec().Name}
 	for _, spec := range specs {
 		all = append(all, spec.Name)
 	}
@@ -268,8 +268,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	for _, name := range p.cfg.SinkNames() {
 		groups = append(groups, p.group(name))
 	}
-	slices.Sort(all)
-	if err := add(p.kafka.InspectRights(ctx, p.cfg.Prefix, slices.Compact(all), groups)); err != nil {
+	if err := add(p.kafka.InspectRights(ctx, p.cfg.Prefix, all, groups)); err != nil {
 		return found, err
 	}
 	if err := add(p.kafka.InspectGroup(ctx, p.captureGroup(), nil)); err != nil {
