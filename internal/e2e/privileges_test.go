@@ -362,7 +362,7 @@ func TestAPipelineNeedsTheDocumentedRightsAndTellsNoSecret(t *testing.T) {
 	s.does("reconcile", "--once", "--repair")
 	s.same()
 	// 3 while the table that lacked a key is read from MySQL.
-	for _, format := range []string{"text", "json"} {
+	for _, format := range []string{"table", "json"} {
 		if out, code := s.command("status", "-o", format); code != 0 && code != 3 {
 			t.Errorf("status ended with %d:\n%s", code, out)
 		}
