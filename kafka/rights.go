@@ -1,70 +1,131 @@
 package kafka
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/binary"
-	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"strings"
-	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/describegroups"
+	"github.com/segmentio/kafka-go/protocol/metadata"
 )
 
-// noBatch is a batch of format 1, which a broker refuses once it has seen that the account
-// may write.
-func noBatch() []byte {
-	batch := make([]byte, 61)
-	binary.BigEndian.PutUint32(batch[8:], uint32(len(batch)-12))
-	batch[16] = 1
-	return batch
+// unknownRights is what brokers answer that do not say what an account may do.
+const unknownRights = math.MinInt32
+
+// askTopics asks a broker, and not the library's memory, what the account may do with
+// topics.
+type askTopics struct{ names []string }
+
+// topicRights is the answer: the operations by topic, as bits.
+type topicRights map[string]int32
+
+func (*askTopics) ApiKey() protocol.ApiKey  { return protocol.Metadata }
+func (topicRights) ApiKey() protocol.ApiKey { return protocol.Metadata }
+
+func (a *askTopics) Split(protocol.Cluster) ([]protocol.Message, protocol.Merger, error) {
+	return []protocol.Message{&metadata.Request{TopicNames: a.names, IncludeTopicAuthorizedOperations: true}}, topicRights{}, nil
 }
 
-// inspectRights finds what the account must not do with a topic that is there, by what the
-// broker says to a fetch behind the end and to a batch that it does not take.
-func (c *Client) inspectRights(ctx context.Context, topic string) ([]Finding, error) {
-	var missing []string
-	ask := func(right string, do func() error) error {
-		denied := false
-		err := c.retry(ctx, "ask for the right to "+right+" "+topic, func() error {
-			err := do()
-			if denied = errors.Is(err, kafkago.TopicAuthorizationFailed); denied {
-				return nil
-			}
-			return err
-		})
-		if denied {
-			missing = append(missing, right)
-		}
-		return err
-	}
-	if err := ask("READ", func() error {
-		_, err := c.fetch(ctx, topic, 0, 1<<62, 1, time.Millisecond)
-		if errors.Is(err, kafkago.OffsetOutOfRange) {
-			return nil
-		}
-		return err
-	}); err != nil {
+func (topicRights) Merge(_ []protocol.Message, results []any) (protocol.Message, error) {
+	m, err := protocol.Result(results[0])
+	if err != nil {
 		return nil, err
 	}
-	if err := ask("WRITE", func() error {
-		res, err := c.api.RawProduce(ctx, &kafkago.RawProduceRequest{
-			Topic: topic, RequiredAcks: kafkago.RequireAll, RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(noBatch())},
-		})
+	rights := topicRights{}
+	for _, t := range m.(*metadata.Response).Topics {
+		if t.ErrorCode == 0 {
+			rights[t.Name] = t.TopicAuthorizedOperations
+		}
+	}
+	return rights, nil
+}
+
+// lacking names those of the operations that are not among the rights.
+func lacking(rights int32, operations ...kafkago.ACLOperationType) (names []string) {
+	if rights == unknownRights {
+		return nil
+	}
+	for _, o := range operations {
+		if rights&(1<<o) == 0 {
+			names = append(names, strings.ToUpper(o.String()))
+		}
+	}
+	return names
+}
+
+// InspectRights finds what the account may not do of what a whole pipeline does: read and
+// write the topics, of those that are there, and be a member of the groups. All names begin
+// with prefix.
+func (c *Client) InspectRights(ctx context.Context, prefix string, topics, groups []string) ([]Finding, error) {
+	var of topicRights
+	err := c.retry(ctx, "rights on topics", func() error {
+		res, err := c.transport.RoundTrip(ctx, c.api.Addr, &askTopics{topics})
 		if err == nil {
-			err = res.Error
-		}
-		if errors.Is(err, kafkago.InvalidRecord) || errors.Is(err, kafkago.InvalidMessage) {
-			return nil
+			of = res.(topicRights)
 		}
 		return err
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
-	if len(missing) == 0 {
-		return nil, nil
+	lack := map[string][]string{} // what may not be done with which
+	for _, name := range slices.Sorted(maps.Keys(of)) {
+		for _, o := range lacking(of[name], kafkago.ACLOperationTypeRead, kafkago.ACLOperationTypeWrite) {
+			lack[o] = append(lack[o], name)
+		}
 	}
-	rights := strings.Join(missing, " and ")
-	return []Finding{{Check: "topic " + topic, Detail: "the account may not " + rights + " it", Fix: "allow the account " + rights + " on the topic"}}, nil
+	var found []Finding
+	for _, o := range slices.Sorted(maps.Keys(lack)) {
+		found = append(found, c.allow(prefix, o, "topic", lack[o]))
+	}
+	var strange []string
+	for _, group := range groups {
+		rights, err := c.groupRights(ctx, group)
+		if err != nil && !hopeless(err) {
+			return found, err
+		}
+		if err != nil || len(lacking(rights, kafkago.ACLOperationTypeRead)) > 0 {
+			strange = append(strange, group)
+		}
+	}
+	if len(strange) > 0 {
+		found = append(found, c.allow(prefix, "READ", "group", strange))
+	}
+	if len(found) == 0 {
+		found = []Finding{{Check: "rights", OK: true, Detail: fmt.Sprintf("the account may read and write %d topics and join %d groups", len(of), len(groups))}}
+	}
+	return found, nil
+}
+
+// groupRights asks what the account may do with a group.
+func (c *Client) groupRights(ctx context.Context, group string) (rights int32, err error) {
+	err = c.retry(ctx, "rights on group "+group, func() error {
+		res, err := c.transport.RoundTrip(ctx, c.api.Addr, &describegroups.Request{Groups: []string{group}, IncludeAuthorizedOperations: true})
+		if err != nil {
+			return err
+		}
+		for _, g := range res.(*describegroups.Response).Groups {
+			if g.ErrorCode != 0 {
+				return kafkago.Error(g.ErrorCode)
+			}
+			rights = g.AuthorizedOperations
+		}
+		return nil
+	})
+	return rights, err
+}
+
+// allow is the finding that a right on topics or groups is lacking.
+func (c *Client) allow(prefix, operation, kind string, names []string) Finding {
+	return Finding{
+		Check: "rights", Detail: fmt.Sprintf("the account may not %s the %ss %s", operation, kind, strings.Join(names, ", ")),
+		Fix: fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation %s --%s %s. --resource-pattern-type prefixed (docs/privileges.md has all of them)",
+			cmp.Or(c.cfg.SASL.Username, "NAME"), operation, kind, prefix),
+	}
 }

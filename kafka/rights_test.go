@@ -1,52 +1,45 @@
 package kafka
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
-	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// What an account may not do is found before something fails for it, and nothing is written.
-func TestRightsThatAreMissingAreFound(t *testing.T) {
-	may := func(name string, operations ...kmsg.ACLOperation) (acls []kfake.ACL) {
-		for _, o := range operations {
-			acls = append(acls, kfake.ACL{Resource: kmsg.ACLResourceTypeTopic, Name: name, Pattern: kmsg.ACLResourcePatternTypeLiteral, Operation: o, Allow: true})
-		}
-		return acls
-	}
-	acls := may("both", kmsg.ACLOperationRead, kmsg.ACLOperationWrite, kmsg.ACLOperationDescribeConfigs)
-	acls = append(acls, may("read", kmsg.ACLOperationRead, kmsg.ACLOperationDescribeConfigs)...)
-	acls = append(acls, may("write", kmsg.ACLOperationWrite, kmsg.ACLOperationDescribeConfigs)...)
-	_, cfg := fake(t, kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(), kfake.SeedTopics(1, "both", "read", "write"),
-		kfake.Superuser("PLAIN", "admin", "p"), kfake.User("PLAIN", "lockstep", "p", acls...))
-	cfg.SASL = SASL{Mechanism: "plain", Username: "lockstep", Password: "p"}
-	c := open(t, cfg)
-	for topic, want := range map[string]string{"both": "", "read": "the account may not WRITE it", "write": "the account may not READ it"} {
-		found, err := c.inspectRights(deadline(t, 30*time.Second), topic)
-		must(t, err)
-		got := ""
-		for _, f := range found {
-			got += f.Detail
-		}
-		if got != want {
-			t.Errorf("topic %s: %q, want %q", topic, got, want)
-		}
-	}
-}
-
-// A real broker refuses the batch that asks for the right to write.
-func TestAskingForRightsWritesNothing(t *testing.T) {
-	cfg, prefix := real(t)
-	c := open(t, cfg)
-	topic := prefix + ".rights"
-	must(t, c.EnsureTopic(deadline(t, 30*time.Second), TopicSpec{Name: topic, Partitions: 1}))
-	found, err := c.inspectRights(deadline(t, 30*time.Second), topic)
-	must(t, err)
-	ends, err := c.EndOffsets(deadline(t, 30*time.Second), topic)
-	must(t, err)
-	if len(found) != 0 || ends[0] != 0 {
-		t.Errorf("found %+v and %d records", found, ends[0])
+func TestRightsThatAreLackingAreNamed(t *testing.T) {
+	// As the protocol numbers them; all of them hold for what begins with "shop.".
+	const prefixed, topic, group, read, write, describe = 4, 2, 3, 3, 4, 8
+	var (
+		readTopics     = kfake.ACL{Name: "shop.", Pattern: prefixed, Allow: true, Resource: topic, Operation: read}
+		writeTopics    = kfake.ACL{Name: "shop.", Pattern: prefixed, Allow: true, Resource: topic, Operation: write}
+		joinGroups     = kfake.ACL{Name: "shop.", Pattern: prefixed, Allow: true, Resource: group, Operation: read}
+		describeGroups = kfake.ACL{Name: "shop.", Pattern: prefixed, Allow: true, Resource: group, Operation: describe}
+	)
+	for account, test := range map[string]struct {
+		rights []kfake.ACL
+		want   string
+	}{
+		"everything": {[]kfake.ACL{readTopics, writeTopics, joinGroups}, "the account may read and write 2 topics and join 1 groups"},
+		"noRead":     {[]kfake.ACL{writeTopics, joinGroups}, "the account may not READ the topics shop.audit, shop.jobs"},
+		"noWrite":    {[]kfake.ACL{readTopics, joinGroups}, "the account may not WRITE the topics shop.audit, shop.jobs"},
+		"onlyLook":   {[]kfake.ACL{readTopics, writeTopics, describeGroups}, "the account may not READ the groups shop.search"},
+		"noGroup":    {[]kfake.ACL{readTopics, writeTopics}, "the account may not READ the groups shop.search"},
+	} {
+		t.Run(account, func(t *testing.T) {
+			_, cfg := fake(t, kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(), kfake.SeedTopics(1, "shop.audit", "shop.jobs", "other"),
+				kfake.User("PLAIN", account, "secret", test.rights...))
+			cfg.SASL = SASL{Mechanism: "plain", Username: account, Password: "secret"}
+			found, err := open(t, cfg).InspectRights(deadline(t, 30*time.Second), "shop", []string{"shop.audit", "shop.jobs", "shop.route"}, []string{"shop.search"})
+			must(t, err)
+			ok := account == "everything"
+			if len(found) != 1 || found[0].OK != ok || found[0].Detail != test.want {
+				t.Fatalf("found %+v; want %q", found, test.want)
+			}
+			if fix := found[0].Fix; !ok && (!strings.Contains(fix, "User:"+account+" --operation ") || !strings.Contains(fix, " shop. --resource-pattern-type prefixed")) {
+				t.Errorf("the way out is %q", fix)
+			}
+		})
 	}
 }

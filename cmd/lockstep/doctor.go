@@ -257,6 +257,13 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	if err := add(p.kafka.Inspect(ctx, specs)); err != nil {
 		return found, err
 	}
+	all := make([]string, len(specs))
+	for i, spec := range specs {
+		all[i] = spec.Name
+	}
+	if err := add(p.kafka.InspectRights(ctx, p.cfg.Prefix, all, groups)); err != nil {
+		return found, err
+	}
 	for _, group := range groups {
 		var reads []string // the others are leases
 		if slices.ContainsFunc(p.cfg.SinkNames(), func(name string) bool { return p.group(name) == group }) {
@@ -274,14 +281,11 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 func (p *process) used() (topics []kafka.TopicSpec, groups []string) {
 	prefix := p.cfg.Prefix
 	topics = []kafka.TopicSpec{
-		kafka.CheckpointSpec(prefix), kafka.SnapshotSpec(prefix), freshness.Spec(prefix), p.routeSpec(), audit.Topic(prefix), dlq.JobsSpec(prefix),
+		kafka.CheckpointSpec(prefix), kafka.SnapshotSpec(prefix), freshness.Spec(prefix), p.routeSpec(), audit.Topic(prefix), dlq.JobsSpec(prefix), reconcile.Spec(prefix),
 	}
-	groups = []string{p.captureGroup(), p.replaysGroup()}
+	groups = []string{p.captureGroup(), p.replaysGroup(), p.reconcileGroup()}
 	for _, name := range p.cfg.SinkNames() {
 		topics, groups = append(topics, p.lettersSpec(name)), append(groups, p.group(name))
-	}
-	if p.cfg.Reconcile.Enabled {
-		topics, groups = append(topics, reconcile.Spec(prefix)), append(groups, p.reconcileGroup())
 	}
 	if p.cfg.Objectives.ConfigMap.Name != "" {
 		groups = append(groups, p.configMapGroup())

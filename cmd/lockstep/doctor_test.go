@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -151,8 +152,14 @@ func (p *patient) save(pos cdc.Position) {
 	value, _ := json.Marshal(pos)
 	w := &kafkago.Writer{Addr: kafkago.TCP(p.brokers), Topic: kafka.CheckpointTopic(p.name), RequiredAcks: kafkago.RequireAll, BatchTimeout: time.Millisecond}
 	defer w.Close()
-	if err := w.WriteMessages(ctx, kafkago.Message{Key: []byte("test"), Value: value}); err != nil {
-		p.t.Fatal(err)
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := w.WriteMessages(ctx, kafkago.Message{Key: []byte("test"), Value: value})
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, kafkago.UnknownTopicOrPartition) || time.Now().After(end) { // a broker may hear of a topic a moment later
+			p.t.Fatal(err)
+		}
 	}
 }
 
