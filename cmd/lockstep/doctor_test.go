@@ -22,6 +22,7 @@ import (
 	"lockstep/freshness"
 	"lockstep/internal/testenv"
 	"lockstep/kafka"
+	"lockstep/reconcile"
 )
 
 // patient is a pipeline that the doctor is sent to.
@@ -462,7 +463,7 @@ func TestTheDoctorFindsTopicsThatWouldLoseOrRefuseRecords(t *testing.T) {
 		"topic "+topic+": message.timestamp.type is CreateTime", "topic "+topic+": min.insync.replicas is 2",
 		"topic "+kafka.CheckpointTopic(p.name)+": cleanup.policy is delete and must be compact", "topic "+kafka.CheckpointTopic(p.name)+": 1 replicas and kafka.replication_factor is 2",
 		"topic "+kafka.LettersTopic(p.name, "cache")+": it cannot be made", "topic "+audit.TopicOf(p.name)+": it cannot be made", "topic "+freshness.Topic(p.name)+": it cannot be made",
-		"topic "+kafka.SnapshotTopic(p.name)+": it cannot be made", "topic "+dlq.JobsTopic(p.name)+": it cannot be made", "topic "+p.name+".route: it cannot be made")
+		"topic "+kafka.SnapshotTopic(p.name)+": it cannot be made", "topic "+dlq.JobsTopic(p.name)+": it cannot be made", "topic "+p.name+".route: it cannot be made", "topic "+reconcile.Topic(p.name)+": it cannot be made")
 }
 
 func TestTheDoctorFindsAStoreThatWillNotDo(t *testing.T) {
