@@ -105,7 +105,9 @@ func TestTheNumberOfPartitionsIsRaisedUnderLoad(t *testing.T) {
 	p.awaitReady()
 	t.Log(end())
 	last := fmt.Sprint(ids[rows-1])
-	await(t, 60*time.Second, "the end of the letters", func() bool { return p.metric("lockstep_dlq_letters", `sink="search"`) == 1 })
+	await(t, 60*time.Second, "the end of the letters", func() bool { // they are counted one by one while they are read
+		return p.metric("lockstep_dlq_loading_partitions") == 0 && p.metric("lockstep_dlq_letters", `sink="search"`) == 1
+	})
 	left := listed()
 	if _, stays := left[last]; !stays || len(left) != 1 {
 		t.Errorf("letters after all rows but %s were mended: %+v", last, left)
