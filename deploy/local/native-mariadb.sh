@@ -27,17 +27,18 @@ mariadb_prepare() {
 # so would a root@127.0.0.1 without a password.
 mariadb_initialize() {
   local share=$CACHE/debian-bookworm/usr/share/mysql
-  mkdir "$1/mysql" || return 1
+  mkdir "$1/mysql" && mkdir -p "${1%/*}/tmp" || return 1 # see mysql_initialize
   {
     echo "use mysql;"
     echo "set @auth_root_socket = 'root';"
     cat "$share"/mysql_system_tables.sql "$share"/mysql_performance_tables.sql "$share"/mysql_system_tables_data.sql
     echo "flush privileges;"
     cat "$HERE/users.sql"
-  } | "${command[@]}" --bootstrap --skip-log-bin "--datadir=$1"
+  } | "${command[@]}" --bootstrap --skip-log-bin "--datadir=$1" "--tmpdir=${1%/*}/tmp"
 }
 
 mariadb_command() {
   mariadb_words
-  command+=("--datadir=$1/data" "--port=$(port mariadb)" --bind-address="$ADDRESS" --socket=mysql.sock "--pid-file=$1/data/mariadbd.pid")
+  mkdir -p "$1/tmp"
+  command+=("--datadir=$1/data" "--tmpdir=$1/tmp" "--port=$(port mariadb)" --bind-address="$ADDRESS" --socket=mysql.sock "--pid-file=$1/data/mariadbd.pid")
 }

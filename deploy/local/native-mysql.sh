@@ -19,12 +19,15 @@ mysql_prepare() {
     fail mysql "the data directory could not be made" "$state/log"
 }
 
+# A server that starts takes away what it believes to be temporary tables of an earlier
+# one, so each has a directory of its own for them.
 mysql_initialize() {
-  "${command[@]}" --initialize-insecure "--init-file=$HERE/users.sql" "--datadir=$1"
+  mkdir -p "${1%/*}/tmp" && "${command[@]}" "--tmpdir=${1%/*}/tmp" --initialize-insecure "--init-file=$HERE/users.sql" "--datadir=$1"
 }
 
 mysql_command() {
   mysql_words
   # A socket path may have 107 bytes, the path of a clone may have more: relative to the data directory.
-  command+=("--datadir=$1/data" "--port=$(port mysql)" --bind-address="$ADDRESS" --socket=mysql.sock "--pid-file=$1/data/mysqld.pid")
+  mkdir -p "$1/tmp"
+  command+=("--datadir=$1/data" "--tmpdir=$1/tmp" "--port=$(port mysql)" --bind-address="$ADDRESS" --socket=mysql.sock "--pid-file=$1/data/mysqld.pid")
 }

@@ -55,10 +55,14 @@ func newInstance(t testing.TB, kind string, settings []string) *Instance {
 	i := &Instance{dir: filepath.Join(t.TempDir(), "data")}
 	i.copyDir(t, template, i.dir)
 	_ = os.Remove(filepath.Join(i.dir, "auto.cnf")) // each has a UUID of its own
+	tmp := filepath.Join(filepath.Dir(i.dir), "tmp") // a server that starts takes away what it believes to be temporary tables of an earlier one
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	addr := FreeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	i.Server = Server{Name: kind, Addr: addr, User: readerUser, Password: readerPassword}
-	i.command = append(words, "--datadir="+i.dir, "--port="+port, "--bind-address="+host, "--socket=mysql.sock", "--pid-file="+filepath.Join(i.dir, "server.pid"),
+	i.command = append(words, "--datadir="+i.dir, "--tmpdir="+tmp, "--port="+port, "--bind-address="+host, "--socket=mysql.sock", "--pid-file="+filepath.Join(i.dir, "server.pid"),
 		fmt.Sprintf("--server-id=%d", 1000+lastID.Add(1)), "--sync-binlog=0", "--innodb-flush-log-at-trx-commit=2")
 	i.command = append(i.command, settings...)
 	t.Cleanup(func() { i.end(syscall.SIGKILL) })
