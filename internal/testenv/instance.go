@@ -54,7 +54,7 @@ func newInstance(t testing.TB, kind string, settings []string) *Instance {
 	words, template := blueprint(t, kind)
 	i := &Instance{dir: filepath.Join(t.TempDir(), "data")}
 	i.copyDir(t, template, i.dir)
-	_ = os.Remove(filepath.Join(i.dir, "auto.cnf")) // each has a UUID of its own
+	_ = os.Remove(filepath.Join(i.dir, "auto.cnf"))  // each has a UUID of its own
 	tmp := filepath.Join(filepath.Dir(i.dir), "tmp") // a server that starts takes away what it believes to be temporary tables of an earlier one
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		t.Fatal(err)
