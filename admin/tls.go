@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"sync"
 	"time"
+
+	"lockstep/internal/certs"
 )
 
 // TLS says with which certificate the server proves who it is, and who may come.
@@ -51,15 +54,9 @@ type Certificates struct {
 
 	mu      sync.Mutex
 	conf    *tls.Config
-	stamps  [3]stamp
+	stamps  map[string]certs.Stamp
 	looked  time.Time
 	trouble string // that was logged last
-}
-
-// stamp tells a file from what it becomes.
-type stamp struct {
-	time time.Time
-	size int64
 }
 
 // OpenCertificates reads the files, and refuses those that are not right. It is nil for no
@@ -83,7 +80,7 @@ func (c *Certificates) Config() *tls.Config {
 	}
 	c.looked = time.Now()
 	stamps := c.files.stamps()
-	if stamps == c.stamps {
+	if maps.Equal(stamps, c.stamps) {
 		return c.conf
 	}
 	conf, err := c.files.read()
@@ -102,13 +99,8 @@ func (c *Certificates) Config() *tls.Config {
 	return c.conf
 }
 
-func (t TLS) stamps() (stamps [3]stamp) {
-	for i, name := range []string{t.CertFile, t.KeyFile, t.ClientCAFile} {
-		if info, err := os.Stat(name); name != "" && err == nil { // through the links that Kubernetes turns
-			stamps[i] = stamp{info.ModTime(), info.Size()}
-		}
-	}
-	return stamps
+func (t TLS) stamps() map[string]certs.Stamp {
+	return certs.Stamps(t.CertFile, t.KeyFile, t.ClientCAFile)
 }
 
 func (t TLS) read() (*tls.Config, error) {

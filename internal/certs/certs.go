@@ -1,4 +1,4 @@
-// Package certs reads the certificate files that a TLS section names.
+// Package certs reads the certificate files that a TLS section names, and tells when files have changed.
 package certs
 
 import (

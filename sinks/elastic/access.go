@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"strings"
@@ -34,21 +35,15 @@ type access struct {
 	mu      sync.Mutex
 	way     *http.Transport
 	login   string // the Authorization header; empty for none
-	stamps  map[string]stamp
+	stamps  map[string]certs.Stamp
 	looked  time.Time
 	trouble string // that was logged last
-}
-
-// stamp tells a file from what it becomes.
-type stamp struct {
-	time time.Time
-	size int64
 }
 
 // openAccess reads the files. They must be there and right at the start; one that is
 // broken later, or half written, is left alone until it is whole.
 func openAccess(cfg Config, log *slog.Logger) (*access, error) {
-	a := &access{cfg: cfg, log: log, stamps: stampsOf(cfg.files())}
+	a := &access{cfg: cfg, log: log, stamps: certs.Stamps(cfg.files()...)}
 	var err error
 	a.way, a.login, err = cfg.credentials()
 	a.looked = time.Now()
@@ -63,16 +58,6 @@ func (c Config) files() (names []string) {
 		}
 	}
 	return names
-}
-
-func stampsOf(names []string) map[string]stamp {
-	stamps := make(map[string]stamp, len(names))
-	for _, name := range names {
-		if info, err := os.Stat(name); err == nil { // through the links that Kubernetes swaps
-			stamps[name] = stamp{info.ModTime(), info.Size()}
-		}
-	}
-	return stamps
 }
 
 // credentials reads certificates and secrets. Its errors begin with the field.
@@ -159,12 +144,8 @@ func (a *access) present(refused bool) (*http.Transport, string) {
 		return a.way, a.login
 	}
 	a.looked = time.Now()
-	stamps := stampsOf(names)
-	changed := false
-	for _, name := range names {
-		changed = changed || stamps[name] != a.stamps[name]
-	}
-	if !changed {
+	stamps := certs.Stamps(names...)
+	if maps.Equal(stamps, a.stamps) {
 		return a.way, a.login
 	}
 	way, login, err := a.cfg.credentials()
