@@ -218,14 +218,7 @@ func (l Latency) Add(o Latency) Latency {
 // of its bucket: never less than it was, save for what took longer than the last bound.
 // It is 0 when there was no change.
 func (l Latency) Quantile(share float64) float64 {
-	need := share * float64(l.Count())
-	var seen float64
-	for i, c := range l.Counts {
-		if seen += float64(c); c > 0 && seen >= need {
-			return sinks.LatencyBounds[min(i, len(sinks.LatencyBounds)-1)]
-		}
-	}
-	return 0
+	return sinks.Quantile(sinks.LatencyBounds, l.Counts, share)
 }
 
 // encode is the record as it is written.

@@ -178,12 +178,7 @@ func (w *Worker) Latencies() map[string][]uint64 {
 		if h, ok := w.Metrics.account(w.Name, t.table).latency.(prometheus.Metric); !ok || h.Write(&now) != nil {
 			continue
 		}
-		counts, below := make([]uint64, len(LatencyBounds)+1), uint64(0)
-		for i, b := range now.GetHistogram().GetBucket() {
-			counts[i], below = b.GetCumulativeCount()-below, b.GetCumulativeCount()
-		}
-		counts[len(LatencyBounds)] = now.GetHistogram().GetSampleCount() - below
-		all[t.table] = counts
+		all[t.table] = Counts(now.GetHistogram())
 	}
 	return all
 }

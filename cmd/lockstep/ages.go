@@ -11,6 +11,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"lockstep/freshness"
+	"lockstep/sinks"
 )
 
 // ages sums the histograms of the ages of changes, and knows what came within the last minute.
@@ -89,12 +90,9 @@ func (c *counts) add(h *dto.Histogram) {
 			c.bounds = append(c.bounds, b.GetUpperBound())
 		}
 	}
-	below := uint64(0)
-	for i, b := range h.GetBucket() {
-		c.n[i] += b.GetCumulativeCount() - below
-		below = b.GetCumulativeCount()
+	for i, n := range sinks.Counts(h) {
+		c.n[i] += n
 	}
-	c.n[len(c.n)-1] += h.GetSampleCount() - below
 }
 
 func (c *counts) since(before *counts) *counts {
@@ -115,16 +113,8 @@ func (c *counts) count() (n uint64) {
 	return n
 }
 
-// quantile is the bound below which a share of them was; the last one there is for what is above.
-func (c *counts) quantile(share float64) float64 {
-	need, seen := share*float64(c.count()), 0.
-	for i, n := range c.n {
-		if seen += float64(n); n > 0 && seen >= need {
-			return c.bounds[min(i, len(c.bounds)-1)]
-		}
-	}
-	return 0
-}
+// quantile is the bound below which a share of them was.
+func (c *counts) quantile(share float64) float64 { return sinks.Quantile(c.bounds, c.n, share) }
 
 // collected are the metrics of a collector.
 func collected(c prometheus.Collector) (all []*dto.Metric) {

@@ -320,10 +320,10 @@ func heldTrouble(sink, table string, h *sinks.HeldStatus, now time.Time) trouble
 func highest(all []freshness.Known) []ageStatus {
 	out := []ageStatus{}
 	for _, k := range all {
+		if k.Silent() {
+			continue
+		}
 		for _, s := range k.Stages {
-			if k.Silent() {
-				continue
-			}
 			i := slices.IndexFunc(out, func(o ageStatus) bool { return o.Name == s.Name && o.Sink == s.Sink })
 			if i < 0 {
 				out = append(out, s)

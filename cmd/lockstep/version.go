@@ -5,6 +5,7 @@ import (
 	"io"
 	"runtime"
 	"runtime/debug"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -86,8 +87,8 @@ func newVersionCommand(a *app) *cobra.Command {
 	}
 }
 
-// thisVersion is the version of this build.
-func thisVersion() string {
+// thisVersion is the version of this build. It is said every second.
+var thisVersion = sync.OnceValue(func() string {
 	info, _ := debug.ReadBuildInfo()
 	return thisBuild(info).Version
-}
+})
