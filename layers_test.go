@@ -36,11 +36,11 @@ var imports = map[string][]string{
 
 	// Not in the binary: tests, demo, benchmarks and generators.
 	"sinks/sinktest":   {"cdc", "sinks"},
-	"internal/testenv": {},
-	"internal/bank":    {},
-	"internal/oracle":  {}, // the judge shares no code with the judged
-	"internal/e2e":     {"internal/bank", "internal/oracle", "internal/testenv"},
-	"deploy/local":     {},
+	"internal/testenv": {}, "internal/collector": {},
+	"internal/bank":   {},
+	"internal/oracle": {}, // the judge shares no code with the judged
+	"internal/e2e":    {"internal/bank", "internal/collector", "internal/oracle", "internal/testenv"},
+	"deploy/local":    {},
 }
 
 // clients are the outside systems: one package each may name them.

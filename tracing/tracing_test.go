@@ -1,78 +1,35 @@
 package tracing
 
 import (
-	"compress/gzip"
 	"context"
 	"encoding/hex"
-	"io"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	spans "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/protobuf/proto"
 
 	"lockstep/cdc"
+	"lockstep/internal/collector"
 )
 
-// taker takes spans as a collector does.
-type taker struct {
-	mu     sync.Mutex
-	spans  []*spans.Span
-	logins map[string]bool
-	status int
-}
-
-func (c *taker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.status != 0 {
-		w.WriteHeader(c.status)
-		return
-	}
-	body := io.Reader(r.Body)
-	if r.Header.Get("Content-Encoding") == "gzip" {
-		body, _ = gzip.NewReader(body)
-	}
-	text, err := io.ReadAll(body)
-	var request collector.ExportTraceServiceRequest
-	if err != nil || r.URL.Path != "/v1/traces" || proto.Unmarshal(text, &request) != nil {
-		w.WriteHeader(http.StatusBadRequest)
-		return
-	}
-	if c.logins == nil {
-		c.logins = map[string]bool{}
-	}
-	c.logins[r.Header.Get("Authorization")] = true
-	for _, resource := range request.ResourceSpans {
-		for _, scope := range resource.ScopeSpans {
-			c.spans = append(c.spans, scope.Spans...)
-		}
-	}
-}
-
-func opened(t *testing.T, c *taker, clock func(time.Time) time.Time) (*Tracer, *Metrics) {
-	server := httptest.NewServer(c)
-	t.Cleanup(server.Close)
-	metrics := NewMetrics(prometheus.NewRegistry())
-	tracer, err := Open(Config{Endpoint: server.URL, Authorization: "Bearer abc"}, "shop", "1", clock, metrics, slog.New(slog.DiscardHandler))
+func opened(t *testing.T, clock func(time.Time) time.Time) (*collector.Collector, *Tracer, *Metrics) {
+	c, metrics := collector.New(t), NewMetrics(prometheus.NewRegistry())
+	tracer, err := Open(Config{Endpoint: c.URL, Authorization: "Bearer abc"}, "shop", "1", clock, metrics, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tracer, metrics
+	return c, tracer, metrics
 }
 
 func TestAChangeIsToldOfFromItsCommitToEverySink(t *testing.T) {
-	c := &taker{}
 	const ahead = 3 * time.Second // the source's clock
-	tracer, metrics := opened(t, c, func(at time.Time) time.Time { return at.Add(ahead) })
+	c, tracer, metrics := opened(t, func(at time.Time) time.Time { return at.Add(ahead) })
 	now := time.Now()
 	change := cdc.Change{Table: cdc.TableName{DB: "shop", Table: "orders"}, Op: cdc.OpUpdate, Version: 77, GTID: "u:1",
 		CommitMicros: now.Add(ahead).UnixMicro(), Key: []byte(`{"mail":"private"}`), After: []byte(`{"mail":"private"}`),
@@ -85,16 +42,17 @@ func TestAChangeIsToldOfFromItsCommitToEverySink(t *testing.T) {
 	if err := tracer.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(c.spans) != 2 {
-		t.Fatalf("%d spans came: %v", len(c.spans), c.spans)
+	came := c.Spans()
+	if len(came) != 2 {
+		t.Fatalf("%d spans came: %v", len(came), came)
 	}
-	of := map[string]*spans.Span{c.spans[0].Name: c.spans[0], c.spans[1].Name: c.spans[1]}
+	of := map[string]*spans.Span{came[0].Name: came[0], came[1].Name: came[1]}
 	captured, settled := of["capture shop.orders"], of["sink search"]
 	if captured == nil || settled == nil {
-		t.Fatalf("spans %v", c.spans)
+		t.Fatalf("spans %v", came)
 	}
 	trace := "01" + strings.Repeat("0", 30)
-	for _, s := range c.spans {
+	for _, s := range came {
 		if hex.EncodeToString(s.TraceId) != trace {
 			t.Errorf("%s is in trace %x", s.Name, s.TraceId)
 		}
@@ -111,8 +69,8 @@ func TestAChangeIsToldOfFromItsCommitToEverySink(t *testing.T) {
 	if text := settled.String(); !strings.Contains(text, `"applied"`) {
 		t.Errorf("the outcome is missing: %s", text)
 	}
-	if !c.logins["Bearer abc"] {
-		t.Errorf("logins %v", c.logins)
+	if logins := c.Logins(); !slices.Contains(logins, "Bearer abc") {
+		t.Errorf("logins %v", logins)
 	}
 	if n := testutil.ToFloat64(metrics.spans.WithLabelValues("sent")); n != 2 {
 		t.Errorf("%v are counted", n)
@@ -121,8 +79,8 @@ func TestAChangeIsToldOfFromItsCommitToEverySink(t *testing.T) {
 
 // A collector that refuses, or is not there, costs spans and nothing else.
 func TestNothingWaitsForACollector(t *testing.T) {
-	c := &taker{status: http.StatusBadRequest}
-	tracer, metrics := opened(t, c, func(at time.Time) time.Time { return at })
+	c, tracer, metrics := opened(t, func(at time.Time) time.Time { return at })
+	c.Refuse(http.StatusBadRequest)
 	change := cdc.Change{Table: cdc.TableName{DB: "shop", Table: "orders"}, Version: 77, Trace: cdc.Trace{ID: [16]byte{1}}.Of(77)}
 	const n = 3 * queue
 	for range n {

@@ -1,71 +1,27 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-)
 
-// sign writes a certificate and its key: of an authority when by is empty, else of somebody
-// whom the authority of that name has signed.
-func sign(t *testing.T, dir, name, by string) (cert, key string) {
-	t.Helper()
-	pair, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: by == "", BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-		IPAddresses: []net.IP{net.ParseIP("127.0.0.1")}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	parent, signer := template, any(pair)
-	if by != "" {
-		authority, err := tls.LoadX509KeyPair(filepath.Join(dir, by+".crt"), filepath.Join(dir, by+".key"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		parent, signer = authority.Leaf, authority.PrivateKey
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &pair.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(pair)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, key = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
-	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: secret}} {
-		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return cert, key
-}
+	"lockstep/internal/testenv"
+)
 
 // The server speaks HTTPS, knows its clients by certificates and by tokens, and takes new
 // certificates over while it runs; commands can ask it.
 func TestTheAdminServerSpeaksTLSAndAsksForCertificates(t *testing.T) {
 	dir := t.TempDir()
-	ca, _ := sign(t, dir, "ca", "")
-	sign(t, dir, "strangers", "")
-	cert, key := sign(t, dir, "server", "ca")
-	mine, myKey := sign(t, dir, "me", "ca")
-	other, otherKey := sign(t, dir, "other", "strangers")
+	signs := testenv.NewAuthority(t, "ca")
+	ca := signs.File
+	cert, key := signs.Sign(t, dir, "server")
+	mine, myKey := signs.Sign(t, dir, "me")
+	other, otherKey := testenv.NewAuthority(t, "strangers").Sign(t, dir, "other")
 	viewer := file(t, "viewer", "viewer-0123456789abcdef\n")
 	c := newCounter(t, fmt.Sprintf(`listen: "127.0.0.1:0", tls: {cert_file: %q, key_file: %q, client_ca_file: %q}, tokens: [{name: victor, role: viewer, file: %q}]`, cert, key, ca, viewer))
 	address := "https://" + c.serving()
@@ -125,7 +81,7 @@ func TestTheAdminServerSpeaksTLSAndAsksForCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sign(t, dir, "server", "ca")
+	signs.Sign(t, dir, "server")
 	for deadline := time.After(time.Minute); ; {
 		_, now, err := get("/healthz")
 		if err == nil && now != before {

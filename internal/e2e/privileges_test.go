@@ -135,8 +135,9 @@ type secured struct {
 func newSecured(t *testing.T) *secured {
 	t.Helper()
 	ca := testenv.NewAuthority(t, "authority")
-	clientCert, clientKey := ca.Sign(t, "client")
-	serverCert, serverKey := ca.Sign(t, "server")
+	certs := t.TempDir()
+	clientCert, clientKey := ca.Sign(t, certs, "client")
+	serverCert, serverKey := ca.Sign(t, certs, "server")
 	read := func(name string) string {
 		text, err := os.ReadFile(name)
 		must(t, err)

@@ -1,53 +1,26 @@
 package e2e
 
 import (
-	"compress/gzip"
 	"encoding/hex"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
-	"sync"
 	"testing"
 	"time"
 
-	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	spans "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/protobuf/proto"
+
+	"lockstep/internal/collector"
 )
 
 // The trace of an application goes on through the pipeline: from the comment of its statement over the capture
 // to both sinks, which run in processes of their own.
 func TestTheTraceOfAStatementGoesOnInEverySink(t *testing.T) {
-	var mu sync.Mutex
-	came := map[string]*spans.Span{} // by name
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body := io.Reader(r.Body)
-		if r.Header.Get("Content-Encoding") == "gzip" {
-			body, _ = gzip.NewReader(body)
-		}
-		text, err := io.ReadAll(body)
-		var request collector.ExportTraceServiceRequest
-		if err != nil || proto.Unmarshal(text, &request) != nil {
-			t.Errorf("what came is no export of traces: %v", err)
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		for _, resource := range request.ResourceSpans {
-			for _, scope := range resource.ScopeSpans {
-				for _, s := range scope.Spans {
-					came[s.Name] = s
-				}
-			}
-		}
-	}))
-	defer server.Close()
+	traces := collector.New(t)
 	w := newWorld(t, 20)
 	text, err := os.ReadFile(w.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(w.config, append(text, "tracing: {endpoint: "+server.URL+", sample: 0}\n"...), 0o600); err != nil {
+	if err := os.WriteFile(w.config, append(text, "tracing: {endpoint: "+traces.URL+", sample: 0}\n"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	all := []*process{w.start("capture"), w.start("sink", "search"), w.start("sink", "cache")}
@@ -70,12 +43,13 @@ func TestTheTraceOfAStatementGoesOnInEverySink(t *testing.T) {
 		}
 	}
 	names := []string{"capture " + w.name + ".questions", "sink search", "sink cache"}
+	came := map[string]*spans.Span{}
 	await(t, time.Minute, "the spans", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
+		for _, s := range traces.Spans() {
+			came[s.Name] = s
+		}
 		return came[names[0]] != nil && came[names[1]] != nil && came[names[2]] != nil
 	})
-	mu.Lock()
 	capture := came[names[0]]
 	for name, s := range came {
 		above := hex.EncodeToString(s.ParentSpanId)
@@ -90,7 +64,6 @@ func TestTheTraceOfAStatementGoesOnInEverySink(t *testing.T) {
 	if len(came) != len(names) {
 		t.Errorf("%d spans came, and one statement was traced: %v", len(came), came)
 	}
-	mu.Unlock()
 	w.equal(time.Minute)
 	for _, p := range all {
 		p.stop()

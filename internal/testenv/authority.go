@@ -19,7 +19,6 @@ import (
 // into files, as servers and configurations name them.
 type Authority struct {
 	File string // its own certificate, in PEM
-	dir  string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
@@ -27,8 +26,7 @@ type Authority struct {
 // NewAuthority makes an authority whose certificates are good for an hour.
 func NewAuthority(t testing.TB, name string) *Authority {
 	t.Helper()
-	a := &Authority{dir: t.TempDir()}
-	a.File = filepath.Join(a.dir, "ca.crt")
+	a := &Authority{File: filepath.Join(t.TempDir(), "ca.crt")}
 	template := certificate(name)
 	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
 	var der []byte
@@ -42,8 +40,8 @@ func NewAuthority(t testing.TB, name string) *Authority {
 }
 
 // Sign makes a certificate and its key (PKCS #8), for either side of a connection, and
-// returns the names of their files.
-func (a *Authority) Sign(t testing.TB, name string) (cert, key string) {
+// returns the names of their files in dir; what was there under the name is replaced.
+func (a *Authority) Sign(t testing.TB, dir, name string) (cert, key string) {
 	t.Helper()
 	template := certificate(name)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
@@ -54,7 +52,7 @@ func (a *Authority) Sign(t testing.TB, name string) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, key = filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")
+	cert, key = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
 	writePEM(t, cert, "CERTIFICATE", der)
 	writePEM(t, key, "PRIVATE KEY", secret)
 	return cert, key

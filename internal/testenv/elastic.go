@@ -1,17 +1,14 @@
 package testenv
 
 import (
-	"bytes"
 	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -32,22 +29,10 @@ func NewElastic(t testing.TB, settings map[string]string, files map[string]strin
 	_, port, _ := net.SplitHostPort(addr)
 	n, _ := strconv.Atoi(port)
 	// The functions of deploy/local make one of the state and the port they are told.
-	const script = `set -uo pipefail
-ROOT=$1 HERE=$1/deploy/local
-. "$HERE/lib.sh" && . "$HERE/native.sh" || exit 1
-elasticsearch_install >&2 && elasticsearch_prepare "$2" >&2 || exit 1
-elasticsearch_command "$2"
-printf '%s\0' "${command[@]}"`
 	state := filepath.Join(t.TempDir(), "node")
-	cmd := exec.Command("bash", "-c", script, "node", Root(t), state)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("LOCKSTEP_PORT_OFFSET=%d", n-ports["elasticsearch"]))
-	var problem bytes.Buffer
-	cmd.Stderr = &problem
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("a further Elasticsearch cannot be made of the native servers (deploy/local/servers up elasticsearch installs them): %v\n%s", err, problem.String())
-	}
-	words := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
+	words := native(t, "a further Elasticsearch", "elasticsearch", `elasticsearch_install >&2 && elasticsearch_prepare "$2" >&2 || exit 1
+elasticsearch_command "$2"
+printf '%s\0' "${command[@]}"`, []string{fmt.Sprintf("LOCKSTEP_PORT_OFFSET=%d", n-ports["elasticsearch"])}, state)
 	for i := range words {
 		if strings.HasPrefix(words[i], "transport.port=") {
 			words[i] = "transport.port=0" // nobody asks for it
@@ -58,7 +43,7 @@ printf '%s\0' "${command[@]}"`
 	for name, content := range files {
 		e.Write(t, name, content)
 	}
-	e.run(t, words, filepath.Join(state, "log"))
+	spawn(t, "Elasticsearch", words, filepath.Join(state, "log"), 10*time.Minute, e.answers)
 	return e
 }
 
@@ -95,43 +80,14 @@ func (e *ElasticNode) Write(t testing.TB, name, content string) {
 	}
 }
 
-func (e *ElasticNode) run(t testing.TB, words []string, log string) {
-	t.Helper()
-	file, err := os.Create(log)
-	if err != nil {
-		t.Fatal(err)
+// answers reports whether the node listens.
+func (e *ElasticNode) answers() bool {
+	way := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	defer way.CloseIdleConnections()
+	res, err := (&http.Client{Transport: way, Timeout: 5 * time.Second}).Get(e.URL)
+	if err == nil {
+		res.Body.Close()
+		return true
 	}
-	defer file.Close()
-	process := exec.Command(words[0], words[1:]...)
-	process.Stdout, process.Stderr = file, file
-	process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the launcher and the node
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { _ = process.Wait(); close(ended) }()
-	t.Cleanup(func() {
-		_ = syscall.Kill(-process.Process.Pid, syscall.SIGKILL)
-		<-ended
-	})
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 5 * time.Second}
-	for deadline := time.Now().Add(10 * time.Minute); ; {
-		res, err := client.Get(e.URL)
-		if err == nil {
-			res.Body.Close()
-			return
-		}
-		if strings.Contains(err.Error(), "remote error: tls") {
-			return // it answers, and wants a certificate
-		}
-		select {
-		case <-ended:
-			said, _ := os.ReadFile(log)
-			t.Fatalf("the Elasticsearch of the test has ended:\n%s", said)
-		case <-time.After(100 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the Elasticsearch of the test does not answer on %s: %v", e.Addr, err)
-		}
-	}
+	return strings.Contains(err.Error(), "remote error: tls") // it wants a certificate
 }

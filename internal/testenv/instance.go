@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -84,22 +82,14 @@ func FreeAddr(t testing.TB) string {
 // blueprint returns the words that start a server, and a data directory to copy.
 func blueprint(t testing.TB, kind string) (words []string, template string) {
 	t.Helper()
-	const script = `set -uo pipefail
-ROOT=$1 HERE=$1/deploy/local
-. "$HERE/lib.sh" && . "$HERE/native.sh" || exit 1
-template=$STATE_ROOT/template-$2
+	fields := native(t, "a further "+kind, kind, `template=$STATE_ROOT/template-$2
 $2_words
 if [[ $2 == mysql ]]; then command+=(--innodb-redo-log-capacity=8M); fi
 with_lock "$2" "template-$2-$OFFSET" install_into "$template" "$2_initialize" >&2 || exit 1
 $2_words
-printf '%s\0' "$template" "${command[@]}"`
-	cmd := exec.Command("bash", "-c", script, "blueprint", Root(t), kind)
-	var problem bytes.Buffer
-	cmd.Stderr = &problem
-	out, err := cmd.Output()
-	fields := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
-	if err != nil || len(fields) < 2 {
-		t.Fatalf("a further %s cannot be made of the native servers (deploy/local/servers up %s installs them): %v\n%s", kind, kind, err, problem.String())
+printf '%s\0' "$template" "${command[@]}"`, nil, kind)
+	if len(fields) < 2 {
+		t.Fatalf("the native servers do not say how a further %s is started", kind)
 	}
 	return fields[1:], fields[0]
 }

@@ -1,14 +1,11 @@
 package testenv
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -25,26 +22,15 @@ type KafkaBroker struct {
 func NewSecureKafka(t testing.TB, authority *Authority, accounts map[string]string) *KafkaBroker {
 	t.Helper()
 	addr, controller := FreeAddr(t), FreeAddr(t)
-	const script = `set -uo pipefail
-ROOT=$1 HERE=$1/deploy/local
-. "$HERE/lib.sh" && . "$HERE/native.sh" || exit 1
-kafka_install >&2 || exit 1
+	java := native(t, "a further Kafka", "kafka", `kafka_install >&2 || exit 1
 kafka_java
 # shellcheck disable=SC2206
 command+=($KAFKA_HEAP -XX:+UseSerialGC -XX:TieredStopAtLevel=1)
-printf '%s\0' "${command[@]}"`
-	cmd := exec.Command("bash", "-c", script, "broker", Root(t))
-	var problem bytes.Buffer
-	cmd.Stderr = &problem
-	out, err := cmd.Output()
-	if err != nil || len(out) == 0 {
-		t.Fatalf("a further Kafka cannot be made of the native servers (deploy/local/servers up kafka installs them): %v\n%s", err, problem.String())
-	}
-	java := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
+printf '%s\0' "${command[@]}"`, nil)
 	b := &KafkaBroker{Server{Name: "kafka", Addr: addr, User: "admin", Password: "of-the-super-user"}}
 
 	dir := t.TempDir()
-	cert, key := authority.Sign(t, "broker")
+	cert, key := authority.Sign(t, dir, "broker")
 	store := filepath.Join(dir, "broker.pem")
 	common, err := os.ReadFile(filepath.Join(Root(t), "deploy", "local", "server.properties"))
 	if err != nil {
@@ -82,7 +68,13 @@ super.users=User:%[6]s;User:ANONYMOUS
 	if out, err := exec.Command(java[0], format...).CombinedOutput(); err != nil {
 		t.Fatalf("format the Kafka of the test: %v\n%s", err, out)
 	}
-	b.run(t, append(java, "kafka.Kafka", properties), filepath.Join(dir, "log"))
+	spawn(t, "Kafka", append(java, "kafka.Kafka", properties), filepath.Join(dir, "log"), 3*time.Minute, func() bool {
+		conn, err := net.DialTimeout("tcp", b.Addr, time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
 	return b
 }
 
@@ -93,39 +85,4 @@ func read(t testing.TB, name string) string {
 		t.Fatal(err)
 	}
 	return string(text)
-}
-
-func (b *KafkaBroker) run(t testing.TB, words []string, log string) {
-	t.Helper()
-	file, err := os.Create(log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	process := exec.Command(words[0], words[1:]...)
-	process.Stdout, process.Stderr = file, file
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { _ = process.Wait(); close(ended) }()
-	t.Cleanup(func() {
-		_ = process.Process.Signal(syscall.SIGKILL)
-		<-ended
-	})
-	for deadline := time.Now().Add(3 * time.Minute); ; {
-		conn, err := net.DialTimeout("tcp", b.Addr, time.Second)
-		if err == nil {
-			conn.Close()
-			return
-		}
-		select {
-		case <-ended:
-			t.Fatalf("the Kafka of the test has ended:\n%s", read(t, log))
-		case <-time.After(50 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the Kafka of the test does not answer on %s: %v", b.Addr, err)
-		}
-	}
 }

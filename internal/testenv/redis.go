@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"bytes"
 	"net"
 	"os"
 	"os/exec"
@@ -58,20 +57,9 @@ func newRedis(t testing.TB, addr string, settings ...string) *RedisInstance {
 // redisWords are the words that start a redis-server.
 func redisWords(t testing.TB) []string {
 	t.Helper()
-	const script = `set -uo pipefail
-ROOT=$1 HERE=$1/deploy/local
-. "$HERE/lib.sh" && . "$HERE/native.sh" || exit 1
-"$2_install" >&2 || exit 1
+	return native(t, "a further redis", "redis", `"$2_install" >&2 || exit 1
 "$2_words"
-printf '%s\0' "${command[@]}"`
-	cmd := exec.Command("bash", "-c", script, "words", Root(t), redisKind())
-	var problem bytes.Buffer
-	cmd.Stderr = &problem
-	out, err := cmd.Output()
-	if err != nil || len(out) == 0 {
-		t.Fatalf("a further redis cannot be made of the native servers (deploy/local/servers up redis installs them): %v\n%s", err, problem.String())
-	}
-	return strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
+printf '%s\0' "${command[@]}"`, nil, redisKind())
 }
 
 // Port is the port it listens on.

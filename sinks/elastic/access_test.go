@@ -2,20 +2,14 @@ package elastic
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha512"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -37,48 +31,18 @@ import (
 	"lockstep/sinks/sinktest"
 )
 
-// authority signs certificates.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  string
-}
-
-var serial atomic.Int64
-
-func sign(t *testing.T, name string, by *authority) (certPEM, keyPEM string, self *authority) {
+// sign gives the texts of a certificate, its key and the certificate of who has signed it.
+func sign(t *testing.T, name string, by *testenv.Authority) (cert, key, ca string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+	certFile, keyFile := by.Sign(t, t.TempDir(), name)
+	text := func(name string) string {
+		pem, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(pem)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial.Add(1)), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	parent, signer := template, key
-	if by == nil {
-		template.IsCA, template.BasicConstraintsValid, template.KeyUsage, template.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
-	} else {
-		parent, signer = by.cert, by.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	certPEM = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	keyPEM = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))
-	return certPEM, keyPEM, &authority{cert, key, certPEM}
+	return text(certFile), text(keyFile), text(by.File)
 }
 
 // hashed is a password as the file of a node's users has it.
@@ -106,9 +70,9 @@ const role = `lockstep:
 // password, the certificates of both sides and an API key are changed. No change is lost.
 func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	t.Parallel()
-	_, _, ca := sign(t, "first authority", nil)
-	nodeCert, nodeKey, _ := sign(t, "node", ca)
-	clientCert, clientKey, _ := sign(t, "client", ca)
+	first := testenv.NewAuthority(t, "first authority")
+	nodeCert, nodeKey, ca := sign(t, "node", first)
+	clientCert, clientKey, _ := sign(t, "client", first)
 	users := func(password string) string {
 		return "lockstep:" + hashed(t, password) + "\nroot:" + hashed(t, "administrator") + "\n"
 	}
@@ -117,7 +81,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 		"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
 		"resource.reload.interval.high": "1s",
 	}, map[string]string{
-		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca.pem, "roles.yml": role,
+		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca, "roles.yml": role,
 		"users": users("first secret"), "users_roles": "lockstep:lockstep\nsuperuser:root\n",
 	})
 
@@ -140,7 +104,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.Addresses = []string{"https://" + gone.Addr().String(), node.URL}
 	cfg.Replicas = 0
-	cfg.CAFile, cfg.CertFile, cfg.KeyFile = file("ca.crt", ca.pem), file("client.crt", clientCert), file("client.key", clientKey)
+	cfg.CAFile, cfg.CertFile, cfg.KeyFile = file("ca.crt", ca), file("client.crt", clientCert), file("client.key", clientKey)
 	cfg.Username, cfg.PasswordFile = "lockstep", file("password", "first secret\n")
 	if err := cfg.Check(); err != nil {
 		t.Fatal(err)
@@ -258,12 +222,12 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	file("password", "second secret")
 	goesOn("another password")
 
-	_, _, ca2 := sign(t, "second authority", nil)
-	nodeCert, nodeKey, _ = sign(t, "node", ca2)
-	clientCert, clientKey, _ = sign(t, "client", ca2)
+	second := testenv.NewAuthority(t, "second authority")
+	nodeCert, nodeKey, ca2 := sign(t, "node", second)
+	clientCert, clientKey, _ = sign(t, "client", second)
 	node.Write(t, "node.key", nodeKey)
 	node.Write(t, "node.crt", nodeCert)
-	node.Write(t, "ca.crt", ca2.pem)
+	node.Write(t, "ca.crt", ca2)
 	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // until it shows the new one
 		conn, err := tls.Dial("tcp", node.Addr, &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
@@ -275,10 +239,10 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 			break
 		}
 	}
-	s.access.close()                         // connections made before are still good; these are not kept
-	file("ca.crt", ca2.pem[:len(ca2.pem)/2]) // half written
+	s.access.close()                 // connections made before are still good; these are not kept
+	file("ca.crt", ca2[:len(ca2)/2]) // half written
 	time.Sleep(100 * time.Millisecond)
-	file("ca.crt", ca2.pem)
+	file("ca.crt", ca2)
 	file("client.key", clientKey)
 	file("client.crt", clientCert)
 	s.access.close()

@@ -2,15 +2,8 @@ package redis
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,59 +19,14 @@ import (
 	"lockstep/sinks"
 )
 
-// authority signs certificates.
-type authority struct {
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	pem  []byte
-}
-
-func newAuthority(t *testing.T, name string) *authority {
+// trust writes the certificate of an authority into a file.
+func trust(t *testing.T, name string, a *testenv.Authority) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	pem, err := os.ReadFile(a.File)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &authority{key: key}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	a.pem = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return a
-}
-
-// sign writes a certificate and its key into dir and returns their names.
-func (a *authority) sign(t *testing.T, dir, name string) (cert, key string) {
-	t.Helper()
-	pair, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.ParseIP("127.0.0.1")}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, pair.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(pair)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, key = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
-	write(t, cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	write(t, key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}))
-	return cert, key
+	write(t, name, pem)
 }
 
 func write(t *testing.T, name string, content []byte) {
@@ -112,10 +60,10 @@ func TestCertificatesAndPasswordsAreReadAgainWhenTheyChange(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	bundle := filepath.Join(dir, "ca.crt")
-	first := newAuthority(t, "first")
-	write(t, bundle, first.pem)
-	serverCert, serverKey := first.sign(t, dir, "server")
-	clientCert, clientKey := first.sign(t, dir, "client")
+	first := testenv.NewAuthority(t, "first")
+	trust(t, bundle, first)
+	serverCert, serverKey := first.Sign(t, dir, "server")
+	clientCert, clientKey := first.Sign(t, dir, "client")
 	addr := testenv.FreeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	server := testenv.NewRedis(t, "--tls-port", port, "--tls-cert-file", serverCert, "--tls-key-file", serverKey, "--tls-ca-cert-file", bundle, "--tls-auth-clients", "yes")
@@ -186,13 +134,13 @@ func TestCertificatesAndPasswordsAreReadAgainWhenTheyChange(t *testing.T) {
 	applied("a file that is empty is left alone")
 	write(t, password, []byte("two\n"))
 
-	second := newAuthority(t, "second")
-	write(t, bundle, second.pem)
-	second.sign(t, dir, "server")
+	second := testenv.NewAuthority(t, "second")
+	trust(t, bundle, second)
+	second.Sign(t, dir, "server")
 	do("config", "set", "tls-cert-file", serverCert, "tls-key-file", serverKey, "tls-ca-cert-file", bundle)
 	cut()
 	held("a client certificate that the old authority has signed")
-	second.sign(t, dir, "client")
+	second.Sign(t, dir, "client")
 	applied("all certificates are new")
 }
 
@@ -214,10 +162,9 @@ func rights(t *testing.T) string {
 func serving(t *testing.T) (settings []string, ours TLS) {
 	t.Helper()
 	dir := t.TempDir()
-	authority := newAuthority(t, "all")
-	ours = TLS{Enabled: true, CAFile: filepath.Join(dir, "ca.crt")}
-	write(t, ours.CAFile, authority.pem)
-	cert, key := authority.sign(t, dir, "server")
+	authority := testenv.NewAuthority(t, "all")
+	ours = TLS{Enabled: true, CAFile: authority.File}
+	cert, key := authority.Sign(t, dir, "server")
 	return []string{"--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", ours.CAFile, "--tls-auth-clients", "no"}, ours
 }
 
