@@ -28,6 +28,7 @@ mysql_initialize() {
 mysql_command() {
   mysql_words
   # A socket path may have 107 bytes, the path of a clone may have more: relative to the data directory.
-  mkdir -p "$1/tmp"
+  # The lock of a server that was killed names a process that may be anybody's by now.
+  mkdir -p "$1/tmp" && rm -f "$1/data/mysql.sock.lock"
   command+=("--datadir=$1/data" "--tmpdir=$1/tmp" "--port=$(port mysql)" --bind-address="$ADDRESS" --socket=mysql.sock "--pid-file=$1/data/mysqld.pid")
 }

@@ -109,6 +109,7 @@ func (i *Instance) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer log.Close()
+	_ = os.Remove(filepath.Join(i.dir, "mysql.sock.lock")) // of one that was killed; its process id may be anybody's by now
 	i.process = exec.Command(i.command[0], i.command[1:]...)
 	i.process.Stdout, i.process.Stderr = log, log
 	if err := i.process.Start(); err != nil {

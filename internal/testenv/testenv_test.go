@@ -2,6 +2,8 @@ package testenv_test
 
 import (
 	"bufio"
+	"database/sql"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -69,6 +71,36 @@ func TestAStoppedServerComesBackOnItsData(t *testing.T) {
 		}
 	})
 	testenv.Redis(t) // the cleanup of the killed one brought it back
+}
+
+// A server that is killed leaves the lock of its socket, and the process in it may be anybody's later.
+func TestAKilledMySQLComesBackWhoeverHasItsProcessID(t *testing.T) {
+	shared := testenv.MySQL(t)
+	own := testenv.NewMySQL(t)
+	for _, m := range []struct {
+		name        string
+		db          *sql.DB
+		kill, start func()
+	}{
+		{"shared", testenv.OpenMySQL(t, shared, testenv.Database(t, shared)), func() { testenv.Kill(t, "mysql") }, func() { testenv.Start(t, "mysql") }},
+		{"the test's own", own.DB(), func() { own.Kill(t) }, func() { own.Start(t) }},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			var dir string
+			if err := m.db.QueryRow("SELECT @@datadir").Scan(&dir); err != nil {
+				t.Fatal(err)
+			}
+			m.kill()
+			lock := filepath.Join(dir, "mysql.sock.lock")
+			if _, err := os.Stat(lock); err != nil {
+				t.Fatalf("a killed server leaves no lock: %v", err)
+			}
+			if err := os.WriteFile(lock, fmt.Appendln(nil, os.Getpid()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			m.start()
+		})
+	}
 }
 
 // make test runs the packages of one system side by side: each asks for the servers of its own
