@@ -59,13 +59,13 @@ func lacking(rights int32, operations ...kafkago.ACLOperationType) (names []stri
 	return names
 }
 
-// InspectRights finds what the account may not do of what a whole pipeline does: read and
-// write the topics, of those that are there, and be a member of the groups. All names begin
-// with prefix.
-func (c *Client) InspectRights(ctx context.Context, prefix string, topics, groups []string) ([]Finding, error) {
+// InspectRights finds what the account may not do: read and write topics, of those that are
+// there, and be a member of groups. All names begin with prefix; where it is empty, what
+// mends a finding names them one by one.
+func (c *Client) InspectRights(ctx context.Context, prefix string, read, write, groups []string) ([]Finding, error) {
 	var of topicRights
 	err := c.retry(ctx, "rights on topics", func() error {
-		res, err := c.transport.RoundTrip(ctx, c.api.Addr, &askTopics{topics})
+		res, err := c.transport.RoundTrip(ctx, c.api.Addr, &askTopics{read})
 		if err == nil {
 			of = res.(topicRights)
 		}
@@ -74,9 +74,14 @@ func (c *Client) InspectRights(ctx context.Context, prefix string, topics, group
 	if err != nil {
 		return nil, err
 	}
-	lack := map[string][]string{} // what may not be done with which
+	lack, may := map[string][]string{}, 0 // what may not be done with which
 	for _, name := range slices.Sorted(maps.Keys(of)) {
-		for _, o := range lacking(of[name], kafkago.ACLOperationTypeRead, kafkago.ACLOperationTypeWrite) {
+		operations := []kafkago.ACLOperationType{kafkago.ACLOperationTypeRead}
+		if slices.Contains(write, name) {
+			operations = append(operations, kafkago.ACLOperationTypeWrite)
+			may++
+		}
+		for _, o := range lacking(of[name], operations...) {
 			lack[o] = append(lack[o], name)
 		}
 	}
@@ -98,7 +103,7 @@ func (c *Client) InspectRights(ctx context.Context, prefix string, topics, group
 		found = append(found, c.allow(prefix, "READ", "group", strange))
 	}
 	if len(found) == 0 {
-		found = []Finding{{Check: "rights", OK: true, Detail: fmt.Sprintf("the account may read and write %d topics and join %d groups", len(of), len(groups))}}
+		found = []Finding{{Check: "rights", OK: true, Detail: fmt.Sprintf("the account may read %d topics, write %d of them and join %d groups", len(of), may, len(groups))}}
 	}
 	return found, nil
 }
@@ -123,9 +128,13 @@ func (c *Client) groupRights(ctx context.Context, group string) (rights int32, e
 
 // allow is the finding that a right on topics or groups is lacking.
 func (c *Client) allow(prefix, operation, kind string, names []string) Finding {
+	on := fmt.Sprintf("--%s %s. --resource-pattern-type prefixed", kind, prefix)
+	if prefix == "" {
+		on = fmt.Sprintf("--%s %s", kind, strings.Join(names, fmt.Sprintf(" --%s ", kind)))
+	}
 	return Finding{
 		Check: "rights", Detail: fmt.Sprintf("the account may not %s the %ss %s", operation, kind, strings.Join(names, ", ")),
-		Fix: fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation %s --%s %s. --resource-pattern-type prefixed (docs/privileges.md has all of them)",
-			cmp.Or(c.cfg.SASL.Username, "NAME"), operation, kind, prefix),
+		Fix: fmt.Sprintf("kafka-acls.sh --add --allow-principal User:%s --operation %s %s (docs/privileges.md has all of them)",
+			cmp.Or(c.cfg.SASL.Username, "NAME"), operation, on),
 	}
 }

@@ -414,6 +414,21 @@ func Inspect(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([
 	return append(found, f), nil
 }
 
+// InspectTables looks at what a process needs of the server that reads rows and not the log:
+// the captured tables.
+func InspectTables(ctx context.Context, cfg Config, match func(cdc.TableName) bool) ([]Finding, error) {
+	conn, err := connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer until(ctx, conn)()
+	tables, err := listTables(conn, match)
+	if err != nil {
+		return nil, err
+	}
+	return inspectTables(conn, tables, cfg)
+}
+
 func inspectPrivileges(conn *client.Conn, flavor, user string) ([]Finding, error) {
 	rows, err := queryRows(conn, "SHOW GRANTS")
 	if err != nil {

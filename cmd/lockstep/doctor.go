@@ -34,29 +34,46 @@ type finding struct {
 func newDoctorCommand(a *app) *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "doctor",
+		Use:   "doctor [capture | sink NAME | reconcile | admin]",
 		Short: "Check source, Kafka and sinks, and say what mends each finding",
 		Long: `Doctor looks at everything the pipeline needs of the source, of Kafka and of
 every sink, in one run, and prints for each finding the statement that mends it. It
 changes nothing.
 
+Where each part runs with accounts of its own (docs/privileges.md), name the part as
+lockstep runs it: then it looks at what that part needs, with the accounts of the
+configuration and the environment that the part has.
+
 It exits with 0 when all is well and with 1 when something is to be mended.`,
 		Example: `  lockstep doctor -c lockstep.yaml
 
   # only what is wrong, for a script
-  lockstep doctor -o json | jq '.[] | select(.ok | not)'`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  lockstep doctor -o json | jq '.[] | select(.ok | not)'
+
+  # whether the accounts of one part may do what it does
+  lockstep doctor sink search`,
+		Args:              func(_ *cobra.Command, args []string) error { _, err := partNamed(args); return err },
+		ValidArgsFunction: a.completePart,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			part, err := partNamed(args)
+			if err != nil {
+				return err
+			}
 			cfg, err := a.loadConfig()
 			if err != nil {
 				return err
+			}
+			if part.sink != "" {
+				if _, err := a.sinkNamed(cfg, part.sink); err != nil {
+					return err
+				}
 			}
 			p, err := newProcess(cfg, a.quiet())
 			if err != nil {
 				return err
 			}
 			defer p.kafka.Close()
-			found := p.examine(cmd.Context(), timeout)
+			found := p.examine(cmd.Context(), part, timeout)
 			bad := 0
 			if err := a.show(found, func(w io.Writer) {
 				for _, f := range found {
@@ -87,8 +104,44 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
 	return cmd
 }
 
+// examined is what the doctor looks at: a whole pipeline, or one part of it.
+type examined struct {
+	command string // that runs the part; empty for the whole
+	sink    string // its name, of a sink
+}
+
+// partNamed reads a part as the command line names it.
+func partNamed(args []string) (examined, error) {
+	switch {
+	case len(args) == 0:
+		return examined{}, nil
+	case len(args) == 2 && args[0] == "sink":
+		return examined{command: "sink", sink: args[1]}, nil
+	case len(args) == 1 && slices.Contains([]string{"capture", "reconcile", "admin"}, args[0]):
+		return examined{command: args[0]}, nil
+	}
+	return examined{}, fmt.Errorf("%q is no part of a pipeline; use capture, sink NAME, reconcile or admin, or none for all of it", strings.Join(args, " "))
+}
+
+// completePart offers the parts of a pipeline.
+func (a *app) completePart(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	switch {
+	case len(args) == 0:
+		return []string{"capture", "sink", "reconcile", "admin"}, cobra.ShellCompDirectiveNoFileComp
+	case len(args) == 1 && args[0] == "sink":
+		return a.completeSink(cmd, nil, word)
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}
+
+// captures reports whether the log is read.
+func (e examined) captures() bool { return e.command == "" || e.command == "capture" }
+
+// writes reports whether the stores are written.
+func (e examined) writes() bool { return e.command == "" || e.command == "sink" }
+
 // examine asks every system and reports all that it finds.
-func (p *process) examine(ctx context.Context, timeout time.Duration) []finding {
+func (p *process) examine(ctx context.Context, part examined, timeout time.Duration) []finding {
 	var found []finding
 	ask := func(system string, do func(ctx context.Context) ([]finding, error)) {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -110,7 +163,7 @@ func (p *process) examine(ctx context.Context, timeout time.Duration) []finding 
 	place := p.knownPlace(ctx, timeout)
 	var tables []cdc.Table
 	ask("source", func(ctx context.Context) ([]finding, error) {
-		some, err := p.examineSource(ctx, place)
+		some, err := p.examineSource(ctx, part, place)
 		if err != nil {
 			return some, err
 		}
@@ -122,9 +175,9 @@ func (p *process) examine(ctx context.Context, timeout time.Duration) []finding 
 		}
 		return append(some, otherKeys(place, tables)...), nil
 	})
-	ask("kafka", func(ctx context.Context) ([]finding, error) { return p.examineKafka(ctx, tables) })
+	ask("kafka", func(ctx context.Context) ([]finding, error) { return p.examineKafka(ctx, part, tables) })
 	for _, name := range p.cfg.SinkNames() {
-		ask("sink "+name, func(ctx context.Context) ([]finding, error) { return p.examineSink(ctx, name, tables, place) })
+		ask("sink "+name, func(ctx context.Context) ([]finding, error) { return p.examineSink(ctx, part, name, tables, place) })
 	}
 	return found
 }
@@ -159,17 +212,21 @@ func (p *process) knownPlace(ctx context.Context, timeout time.Duration) *place 
 	return known
 }
 
-func (p *process) examineSource(ctx context.Context, known *place) (found []finding, err error) {
+func (p *process) examineSource(ctx context.Context, part examined, known *place) (found []finding, err error) {
 	add := func(looked []mysql.Finding, err error) error {
 		for _, f := range looked {
 			found = append(found, finding{Check: f.Check, OK: f.OK, Detail: f.Detail, Fix: f.Fix})
 		}
 		return err
 	}
-	if err := add(mysql.Inspect(ctx, p.cfg.Source, p.captured)); err != nil {
+	look := mysql.Inspect
+	if !part.captures() {
+		look = mysql.InspectTables
+	}
+	if err := add(look(ctx, p.cfg.Source, p.captured)); err != nil {
 		return found, err
 	}
-	if known != nil { // else nobody can say whose the readers of the log are
+	if known != nil && part.captures() { // else nobody can say whose the readers of the log are
 		if err := add(mysql.InspectPlace(ctx, p.cfg.Source, known.saved, known.capturing)); err != nil {
 			return found, err
 		}
@@ -228,7 +285,7 @@ func (p *process) idleEntries(names []cdc.TableName) (found []finding) {
 	return found
 }
 
-func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]finding, error) {
+func (p *process) examineKafka(ctx context.Context, part examined, tables []cdc.Table) ([]finding, error) {
 	var found []finding
 	add := func(looked []kafka.Finding, err error) error {
 		for _, f := range looked {
@@ -236,7 +293,7 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 		}
 		return err
 	}
-	specs, groups := p.used()
+	specs, groups := p.used(part)
 	topics, err := p.changeTopics(ctx)
 	if err != nil {
 		return nil, err
@@ -251,17 +308,29 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 		wanted = append(wanted, topic)
 	}
 	slices.Sort(wanted)
-	for _, topic := range slices.Compact(wanted) {
-		specs = append(specs, kafka.ChangeSpec(topic, p.cfg.Kafka.Partitions))
+	wanted = slices.Compact(wanted)
+	if part.captures() {
+		for _, topic := range wanted {
+			specs = append(specs, kafka.ChangeSpec(topic, p.cfg.Kafka.Partitions))
+		}
 	}
 	if err := add(p.kafka.Inspect(ctx, specs)); err != nil {
 		return found, err
 	}
-	all := make([]string, len(specs))
+	write := make([]string, len(specs))
 	for i, spec := range specs {
-		all[i] = spec.Name
+		write[i] = spec.Name
 	}
-	if err := add(p.kafka.InspectRights(ctx, p.cfg.Prefix, all, groups)); err != nil {
+	everything, _ := p.used(examined{})
+	read := wanted
+	for _, spec := range everything {
+		read = append(read, spec.Name)
+	}
+	prefix := p.cfg.Prefix
+	if part.command != "" {
+		prefix = ""
+	}
+	if err := add(p.kafka.InspectRights(ctx, prefix, read, write, groups)); err != nil {
 		return found, err
 	}
 	for _, group := range groups {
@@ -276,16 +345,31 @@ func (p *process) examineKafka(ctx context.Context, tables []cdc.Table) ([]findi
 	return found, nil
 }
 
-// used is what a pipeline has in Kafka beside the topics of its tables: all that the account
-// needs rights on.
-func (p *process) used() (topics []kafka.TopicSpec, groups []string) {
-	prefix := p.cfg.Prefix
-	topics = []kafka.TopicSpec{
-		kafka.CheckpointSpec(prefix), kafka.SnapshotSpec(prefix), freshness.Spec(prefix), p.routeSpec(), audit.Topic(prefix), dlq.JobsSpec(prefix), reconcile.Spec(prefix),
+// used is what a pipeline, or a part of it, writes in Kafka beside the topics of its tables, and
+// the groups that it joins. All that the pipeline has, each part reads.
+func (p *process) used(part examined) (topics []kafka.TopicSpec, groups []string) {
+	prefix, sinks := p.cfg.Prefix, p.cfg.SinkNames()
+	topics = []kafka.TopicSpec{freshness.Spec(prefix), p.routeSpec()}
+	switch part.command {
+	case "reconcile":
+		topics, groups, sinks = append(topics, reconcile.Spec(prefix)), []string{p.reconcileGroup()}, nil
+	case "admin":
+		topics = append(topics, kafka.SnapshotSpec(prefix), audit.Topic(prefix), dlq.JobsSpec(prefix))
+	case "sink":
+		topics = append(topics, kafka.SnapshotSpec(prefix), audit.Topic(prefix), dlq.JobsSpec(prefix))
+		groups = []string{p.group(part.sink), p.replaysGroup()}
+	default:
+		topics = append(topics, kafka.CheckpointSpec(prefix), kafka.SnapshotSpec(prefix), audit.Topic(prefix), dlq.JobsSpec(prefix), reconcile.Spec(prefix))
+		groups = []string{p.captureGroup()}
 	}
-	groups = []string{p.captureGroup(), p.replaysGroup(), p.reconcileGroup()}
-	for _, name := range p.cfg.SinkNames() {
-		topics, groups = append(topics, p.lettersSpec(name)), append(groups, p.group(name))
+	if part.command == "" {
+		groups = append(groups, p.replaysGroup(), p.reconcileGroup())
+	}
+	for _, name := range sinks {
+		topics = append(topics, p.lettersSpec(name))
+		if part.command == "" {
+			groups = append(groups, p.group(name))
+		}
 	}
 	if p.cfg.Objectives.ConfigMap.Name != "" {
 		groups = append(groups, p.configMapGroup())
@@ -293,7 +377,7 @@ func (p *process) used() (topics []kafka.TopicSpec, groups []string) {
 	return topics, groups
 }
 
-func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Table, known *place) ([]finding, error) {
+func (p *process) examineSink(ctx context.Context, part examined, name string, tables []cdc.Table, known *place) ([]finding, error) {
 	s, err := p.openSink(ctx, name)
 	if err != nil {
 		return nil, err
@@ -304,6 +388,15 @@ func (p *process) examineSink(ctx context.Context, name string, tables []cdc.Tab
 		return nil, err
 	}
 	found := []finding{{Check: p.cfg.Sinks[name].Store(), OK: true, Detail: detail}}
+	if s.lacks != nil {
+		lack, err := s.lacks(ctx, tables, part.writes())
+		if err != nil {
+			return found, err
+		}
+		if len(lack) > 0 {
+			found = append(found, finding{Check: "rights", Detail: "the account lacks " + strings.Join(lack, ", "), Fix: "give its role these privileges (docs/privileges.md)"})
+		}
+	}
 	if s.marks != nil {
 		f, err := p.examineMarks(ctx, name, s)
 		if err != nil {

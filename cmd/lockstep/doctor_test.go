@@ -203,7 +203,7 @@ func TestTheDoctorLooksAtAllThatAFullRunHasInKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer known.kafka.Close()
-	specs, groups := known.used()
+	specs, groups := known.used(examined{})
 	want := []string{p.name + "." + p.name + ".questions"}
 	for _, s := range specs {
 		want = append(want, s.Name)

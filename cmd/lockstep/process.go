@@ -871,6 +871,9 @@ type store struct {
 	// inspect looks at what the store has for a table; the texts are what to know of
 	// it, an error what is to be mended. nil when there is nothing to look at.
 	inspect func(context.Context, cdc.Table) ([]string, error)
+	// lacks names the rights that the account does not have of those it needs to read tables,
+	// and to write them; nil for a store that does not tell.
+	lacks func(ctx context.Context, tables []cdc.Table, write bool) ([]string, error)
 	// refill is given what to do before a table gets an index; nil for a store without
 	// indices.
 	refill func(lost func(context.Context, cdc.TableName, bool) (bool, error))

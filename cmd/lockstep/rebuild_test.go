@@ -99,7 +99,7 @@ func TestTheCommandThatTheDoctorNamesRebuildsTheIndex(t *testing.T) {
 		if shape.Columns[0].Nullable || !shape.Columns[1].Nullable {
 			t.Errorf("%+v: id may not be NULL and code may", shape.Columns)
 		}
-		found, err := p.examineSink(t.Context(), "search", []cdc.Table{shape}, nil)
+		found, err := p.examineSink(t.Context(), examined{}, "search", []cdc.Table{shape}, nil)
 		if err != nil || len(found) != 2 {
 			t.Fatalf("%+v, %v", found, err)
 		}

@@ -67,6 +67,19 @@ func (p *process) openElastic(name string, cfg elastic.Config) (*store, error) {
 		},
 		refill: func(lost func(context.Context, cdc.TableName, bool) (bool, error)) { s.Refill = lost },
 		run:    s.Run,
+		lacks: func(ctx context.Context, tables []cdc.Table, write bool) ([]string, error) {
+			var aliases []string
+			for _, t := range tables {
+				if table, ok := p.cfg.ElasticTable(t.Name); ok {
+					alias, err := table.Alias(t.Name)
+					if err != nil {
+						return nil, err
+					}
+					aliases = append(aliases, alias)
+				}
+			}
+			return s.Lacks(ctx, aliases, write)
+		},
 		held: func() map[string]*sinks.HeldStatus {
 			held := map[string]*sinks.HeldStatus{}
 			for _, t := range s.Troubles() {

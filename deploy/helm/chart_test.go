@@ -228,8 +228,9 @@ func check(t *testing.T, all []object) {
 			t.Fatal(err)
 		}
 	}
-	write("mnt/secrets/mysql")
-	write("mnt/secrets/redis")
+	for _, name := range []string{"mysql", "kafka", "elastic", "redis"} {
+		write("mnt/secrets/" + name)
+	}
 	pods := 0
 	for _, o := range all {
 		if o["kind"] != "Deployment" {

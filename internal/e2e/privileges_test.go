@@ -65,6 +65,7 @@ func acls(t *testing.T, code string) (all []kafkago.ACLEntry) {
 		}
 		acl := kafkago.ACLEntry{Host: "*", PermissionType: kafkago.ACLPermissionTypeAllow, ResourcePatternType: kafkago.PatternTypeLiteral}
 		var operations []kafkago.ACLOperationType
+		var principals, names []string
 		added := false
 		if words[0] != "kafka-acls.sh" {
 			t.Fatalf("%q is no statement of kafka-acls.sh", line)
@@ -82,11 +83,11 @@ func acls(t *testing.T, code string) (all []kafkago.ACLEntry) {
 			switch word {
 			case "--bootstrap-server", "--command-config":
 			case "--allow-principal":
-				acl.Principal = words[0]
+				principals = append(principals, words[0])
 			case "--topic":
-				acl.ResourceType, acl.ResourceName = kafkago.ResourceTypeTopic, words[0]
+				acl.ResourceType, names = kafkago.ResourceTypeTopic, append(names, words[0])
 			case "--group":
-				acl.ResourceType, acl.ResourceName = kafkago.ResourceTypeGroup, words[0]
+				acl.ResourceType, names = kafkago.ResourceTypeGroup, append(names, words[0])
 			case "--resource-pattern-type":
 				must(t, acl.ResourcePatternType.UnmarshalText([]byte(words[0])))
 			case "--operation":
@@ -97,11 +98,15 @@ func acls(t *testing.T, code string) (all []kafkago.ACLEntry) {
 				t.Fatalf("%s is not known in %q", word, line)
 			}
 		}
-		if !added || acl.Principal == "" || acl.ResourceName == "" || len(operations) == 0 {
+		if !added || len(principals) == 0 || len(names) == 0 || len(operations) == 0 {
 			t.Fatalf("%q says not who may do what", line)
 		}
-		for _, acl.Operation = range operations {
-			all = append(all, acl)
+		for _, acl.Principal = range principals {
+			for _, acl.ResourceName = range names {
+				for _, acl.Operation = range operations {
+					all = append(all, acl)
+				}
+			}
 		}
 	}
 	if len(all) == 0 {
@@ -143,13 +148,9 @@ func newSecured(t *testing.T) *secured {
 		must(t, err)
 		return string(text)
 	}
-	var role struct {
-		Cluster []string
-		Indices []struct{ Names, Privileges []string }
-	}
-	must(t, json.Unmarshal([]byte(block(t, page(t, "elasticsearch.md"), "## The account", "json")), &role))
-	roles, err := json.Marshal(map[string]any{"lockstep": map[string]any{"cluster": role.Cluster, "indices": []map[string]any{
-		{"names": role.Indices[0].Names, "privileges": role.Indices[0].Privileges}}}}) // JSON is YAML, too
+	roles, err := json.Marshal(map[string]any{ // JSON is YAML, too
+		"lockstep": elasticRole(t, "elasticsearch.md", "## The account"), "lockstep-rows": elasticRole(t, "privileges.md", apartHeading),
+	})
 	must(t, err)
 
 	s := &secured{}
@@ -159,15 +160,15 @@ func newSecured(t *testing.T) *secured {
 	cacheAddr := testenv.FreeAddr(t)
 	var starting sync.WaitGroup
 	for _, start := range []func(){
-		func() { broker = testenv.NewSecureKafka(t, ca, map[string]string{"lockstep": secrets["kafka"]}) },
+		func() { broker = testenv.NewSecureKafka(t, ca, kafkaAccounts()) },
 		func() {
 			search = testenv.NewElastic(t, map[string]string{
 				"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
 				"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
 			}, map[string]string{
 				"node.key": read(serverKey), "node.crt": read(serverCert), "ca.crt": read(ca.File), "roles.yml": string(roles),
-				"users":       "lockstep:" + hashed(t, secrets["elastic"]) + "\nroot:" + hashed(t, testenv.AdminPassword) + "\n",
-				"users_roles": "lockstep:lockstep\nsuperuser:root\n",
+				"users":       "lockstep:" + hashed(t, secrets["elastic"]) + "\nlockstep-rows:" + hashed(t, secrets["elastic"]) + "\nroot:" + hashed(t, testenv.AdminPassword) + "\n",
+				"users_roles": "lockstep:lockstep\nlockstep-rows:lockstep-rows\nsuperuser:root\n",
 			})
 		},
 		func() {
@@ -202,7 +203,7 @@ func newSecured(t *testing.T) *secured {
 	// Redis
 	s.cache = goredis.NewClient(&goredis.Options{Addr: cache.Addr})
 	t.Cleanup(func() { s.cache.Close() })
-	must(t, s.cache.Do(t.Context(), account(t)...).Err())
+	must(t, s.cache.Do(t.Context(), aclOf(t, "redis.md", "lockstep")...).Err())
 
 	w := &world{t: t, name: "bank", binary: testenv.Lockstep(t), brokers: broker.Addr, config: filepath.Join(t.TempDir(), "lockstep.yaml")}
 	s.world = w
@@ -262,12 +263,12 @@ func hashed(t *testing.T, password string) string {
 	return "{PBKDF2}10000$" + base64.StdEncoding.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
 }
 
-// account is the statement of docs/redis.md that makes the user, with the keys of this pipeline.
-func account(t *testing.T) (words []any) {
+// aclOf is the statement of a page that makes a user of Redis, with the keys of this pipeline.
+func aclOf(t *testing.T, name, user string) (words []any) {
 	t.Helper()
-	statement := regexp.MustCompile(`(?m)^    (ACL SETUSER lockstep .*)$`).FindStringSubmatch(page(t, "redis.md"))
+	statement := regexp.MustCompile(`(?m)^    (ACL SETUSER ` + user + ` .*)$`).FindStringSubmatch(page(t, name))
 	if statement == nil {
-		t.Fatal("docs/redis.md has no ACL SETUSER lockstep")
+		t.Fatalf("docs/%s has no ACL SETUSER %s", name, user)
 	}
 	for word := range strings.FieldsSeq(strings.NewReplacer("PASSWORD", secrets["redis"], " ~* ", " ~shop:* ~lockstep:* ").Replace(statement[1])) {
 		words = append(words, word)
@@ -374,6 +375,7 @@ func TestAPipelineNeedsTheDocumentedRightsAndTellsNoSecret(t *testing.T) {
 	t.Run("no secret is told", func(t *testing.T) { s.keepsSecrets(t, p) })
 	p.stop()
 	t.Run("the doctor names the right that is taken away", s.misses)
+	t.Run("each part does with accounts of its own", s.apart)
 }
 
 // with runs lockstep with another text in its configuration.

@@ -1,9 +1,15 @@
 package elastic
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
+
+	"github.com/elastic/go-elasticsearch/v8/esapi"
+	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
 )
@@ -39,6 +45,56 @@ func (s *Sink) Inspect(ctx context.Context, shape cdc.Table) (notes []string, er
 		notes = append(notes, fmt.Sprintf("warning: the ingest pipeline %s may change or drop what is written, and then the index is not what the table says", strings.Join(p, " and ")))
 	}
 	return notes, nil
+}
+
+// What an account must be allowed to do, as docs/elasticsearch.md and docs/privileges.md have it.
+var (
+	onCluster = []string{"monitor", "read_pipeline"}
+	toRead    = []string{"read", "view_index_metadata", "maintenance"}
+	toWrite   = []string{"read", "write", "manage"}
+)
+
+// Lacks names the privileges that the account does not have of those that reading, or writing, the
+// tables behind these aliases needs. It is empty where the cluster does not tell.
+func (s *Sink) Lacks(ctx context.Context, aliases []string, write bool) (lack []string, err error) {
+	privileges := toRead
+	if write {
+		privileges = toWrite
+	}
+	var names []string
+	for _, alias := range aliases {
+		names = append(names, alias, alias+"-000001")
+	}
+	body := map[string]any{"cluster": onCluster}
+	if len(names) > 0 {
+		body["index"] = []map[string]any{{"names": names, "privileges": privileges}}
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.do(ctx, esapi.SecurityHasPrivilegesRequest{Body: bytes.NewReader(text)})
+	if err != nil || res.status != http.StatusOK {
+		return nil, err
+	}
+	for _, privilege := range onCluster {
+		if !gjson.GetBytes(res.body, "cluster."+privilege).Bool() {
+			lack = append(lack, privilege+" on the cluster")
+		}
+	}
+	has := gjson.GetBytes(res.body, "index").Map()
+	for _, privilege := range privileges {
+		var on []string
+		for _, name := range names {
+			if !has[name].Get(privilege).Bool() {
+				on = append(on, name)
+			}
+		}
+		if len(on) > 0 {
+			lack = append(lack, privilege+" on "+strings.Join(on, ", "))
+		}
+	}
+	return lack, nil
 }
 
 // foreign looks for documents that somebody else has written, in a sample.
