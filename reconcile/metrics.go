@@ -91,6 +91,16 @@ func (m *Metrics) covered(table string, began time.Time, r *SinkResult) {
 	m.coverage.WithLabelValues(table, r.Sink).Set(float64(began.Unix()))
 }
 
+// forget has the gauges of a table in a sink say nothing.
+func (m *Metrics) forget(table, sink string) {
+	if m == nil {
+		return
+	}
+	for _, g := range []*prometheus.GaugeVec{m.standing, m.ratio, m.unclear, m.coverage, m.suspects} {
+		g.DeleteLabelValues(table, sink)
+	}
+}
+
 func (m *Metrics) done(table, kind string) {
 	if m != nil {
 		m.passes.WithLabelValues(table, kind).Inc()

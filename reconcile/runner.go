@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,13 +47,6 @@ type Runner struct {
 func (r *Runner) Run(ctx context.Context) error {
 	if err := r.State.Load(ctx); err != nil {
 		return err
-	}
-	for _, t := range r.State.tables {
-		if t.Last != nil {
-			for _, s := range t.Last.Sinks {
-				r.Metrics.covered(t.Table, t.Last.Began, s)
-			}
-		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.repeat(ctx, r.Config.SampleEvery, "sample", r.sample) })
@@ -112,6 +106,24 @@ func (r *Runner) begin(tables []cdc.TableName) {
 		for _, target := range r.Targets {
 			if target.Store.Keeps(t) == nil {
 				r.Metrics.begin(t.String(), target.Name)
+			}
+		}
+	}
+}
+
+// show has the metrics say what the last full passes over tables have found, and nothing of
+// other tables and sinks: they may be gone.
+func (r *Runner) show(tables []cdc.TableName) {
+	for _, t := range r.State.tables {
+		if t.Last == nil {
+			continue
+		}
+		there := slices.ContainsFunc(tables, func(n cdc.TableName) bool { return n.String() == t.Table })
+		for _, s := range t.Last.Sinks {
+			if there && s.Incomparable == "" && slices.ContainsFunc(r.Targets, func(target Target) bool { return target.Name == s.Sink }) {
+				r.Metrics.covered(t.Table, t.Last.Began, s)
+			} else {
+				r.Metrics.forget(t.Table, s.Sink)
 			}
 		}
 	}
@@ -194,6 +206,7 @@ func (r *Runner) full(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.show(tables)
 	var due *TableState
 	var table cdc.TableName
 	for _, t := range tables {

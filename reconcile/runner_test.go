@@ -115,6 +115,37 @@ func TestARunnerMakesAFullPassADayAndTellsWhatItFound(t *testing.T) {
 	})
 }
 
+func TestOfATableThatIsGoneNothingIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.write(1, "a")
+		s.all()
+		r := s.runner(&topic{}, &strings.Builder{})
+		there := r.Tables
+		var gone atomic.Bool
+		r.Tables = func(ctx context.Context) ([]cdc.TableName, error) {
+			if gone.Load() {
+				return nil, nil
+			}
+			return there(ctx)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.Run(ctx) }()
+		for _, want := range []int{1, 0, 1} { // and it is told of again when the table is back
+			gone.Store(want == 0)
+			time.Sleep(time.Minute)
+			if n := testutil.CollectAndCount(r.Metrics.coverage); n != want {
+				t.Errorf("the coverage of %d tables is told, want %d", n, want)
+			}
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestAFullPassGoesOnWhereItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)

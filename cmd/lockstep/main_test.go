@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,6 +162,46 @@ func TestAnErrorWhileRunningIsExitCodeOneAndPrintedOnce(t *testing.T) {
 		}
 		if got, want := stderr.String(), fmt.Sprintf("lockstep: run: %v\n", err); got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// What is read by a machine has nothing else in it: not the sentence with which a process
+// ends, nor what a library writes by itself.
+func TestALogInJSONIsNothingButJSON(t *testing.T) {
+	was := slog.Default()
+	t.Cleanup(func() {
+		slog.SetDefault(was)
+		log.SetOutput(os.Stderr)
+	})
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	path := file(t, "lockstep.yaml", `prefix: shop
+source: {addr: "127.0.0.1:1", user: u, server_id: 7}
+sinks: {cache: {redis: {addresses: ["127.0.0.1:1"]}}}
+tables: [{match: "shop.orders", redis: {key: "orders:{pk}"}}]
+log: {format: json}
+admin: {listen: "`+taken.Addr().String()+`"}
+`)
+	var stderr bytes.Buffer
+	code := run(t.Context(), []string{"run", "-c", path}, strings.NewReader(""), io.Discard, &stderr, os.LookupEnv)
+	log.Print("Unsolicited response received on idle HTTP channel")
+	if code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	said := stderr.String()
+	for line := range strings.Lines(said) {
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(line), &fields); err != nil || fields["pipeline"] != "shop" {
+			t.Errorf("%v: %s", err, line)
+		}
+	}
+	for _, want := range []string{`"level":"ERROR"`, "admin.listen: ", "Unsolicited"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("no %s in\n%s", want, said)
 		}
 	}
 }

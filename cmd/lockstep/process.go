@@ -139,6 +139,10 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	}
 	level := levelOf(cfg)
 	log := a.logger(cfg, level)
+	slog.SetDefault(log) // what libraries write by themselves
+	if cfg.Log.Format == "json" {
+		a.last = log
+	}
 	p, err := newProcess(cfg, log)
 	if err != nil {
 		return err

@@ -33,7 +33,8 @@ type app struct {
 	logLevel   string // empty: as the configuration says
 	actor      string // who acts; empty: see who
 
-	started bool // the command line was right and the command began
+	started bool         // the command line was right and the command began
+	last    *slog.Logger // takes the error that ends a process whose log is JSON
 }
 
 // newRoot builds the tree of commands.
@@ -174,7 +175,11 @@ func (a *app) report(err error) int {
 		fmt.Fprintln(a.stderr, problems) // each begins with its place in the file
 		return 2
 	}
-	fmt.Fprintf(a.stderr, "lockstep: %v\n", err)
+	if a.last != nil {
+		a.last.Error("lockstep cannot go on", "error", err)
+	} else {
+		fmt.Fprintf(a.stderr, "lockstep: %v\n", err)
+	}
 	if _, ok := errors.AsType[unwellError](err); ok {
 		return 3
 	}

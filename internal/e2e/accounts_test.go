@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,27 +20,16 @@ func kafkaAccounts() map[string]string {
 	return map[string]string{"lockstep": secrets["kafka"], "lockstep-capture": secrets["kafka"], "lockstep-sinks": secrets["kafka"], "lockstep-reconcile": secrets["kafka"], "lockstep-admin": secrets["kafka"]}
 }
 
-// elasticRole reads the role of a page.
-func elasticRole(t *testing.T, name, heading string) map[string]any {
-	t.Helper()
-	var role struct {
-		Cluster []string         `json:"cluster"`
-		Indices []map[string]any `json:"indices"`
-	}
-	must(t, json.Unmarshal([]byte(block(t, page(t, name), heading, "json")), &role))
-	return map[string]any{"cluster": role.Cluster, "indices": role.Indices}
-}
-
 // apart is a pipeline of its own on the same servers, each part of which has its own
 // accounts, with the rights that the page gives it and no others.
 func (s *secured) apart(t *testing.T) {
-	text := page(t, "privileges.md")
-	for statement := range strings.SplitSeq(block(t, text, apartHeading, "sql"), ";\n") {
+	text := testenv.Page(t, "privileges.md")
+	for statement := range strings.SplitSeq(testenv.Block(t, text, apartHeading, "sql"), ";\n") {
 		if strings.TrimSpace(statement) != "" {
 			s.root.Exec(t, strings.ReplaceAll(statement, "PASSWORD", secrets["source"]))
 		}
 	}
-	rights := acls(t, strings.ReplaceAll(block(t, text, apartHeading, "sh"), " shop.", " apart."))
+	rights := acls(t, strings.ReplaceAll(testenv.Block(t, text, apartHeading, "sh"), " shop.", " apart."))
 	s.allow(t, rights...)
 	must(t, s.cache.Do(t.Context(), aclOf(t, "privileges.md", "lockstep-rows")...).Err())
 

@@ -3,12 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"crypto/pbkdf2"
-	"crypto/rand"
-	"crypto/sha512"
 	"crypto/tls"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -32,28 +27,6 @@ import (
 	"lockstep/internal/oracle"
 	"lockstep/internal/testenv"
 )
-
-// page is a page of the documentation.
-func page(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(testenv.Root(t), "docs", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.ReplaceAll(string(text), "\\\n", " ")
-}
-
-// block is the first block of code of a language behind a heading.
-func block(t *testing.T, text, heading, language string) string {
-	t.Helper()
-	_, behind, ok := strings.Cut(text, "\n"+heading+"\n")
-	_, code, ok2 := strings.Cut(behind, "```"+language+"\n")
-	code, _, ok3 := strings.Cut(code, "```")
-	if !ok || !ok2 || !ok3 {
-		t.Fatalf("there is no block of %s behind %q", language, heading)
-	}
-	return code
-}
 
 // acls reads statements of kafka-acls.sh, and no others.
 func acls(t *testing.T, code string) (all []kafkago.ACLEntry) {
@@ -148,11 +121,9 @@ func newSecured(t *testing.T) *secured {
 		must(t, err)
 		return string(text)
 	}
-	roles, err := json.Marshal(map[string]any{ // JSON is YAML, too
-		"lockstep": elasticRole(t, "elasticsearch.md", "## The account"), "lockstep-rows": elasticRole(t, "privileges.md", apartHeading),
+	roles := testenv.ElasticRoles(t, map[string]any{
+		"lockstep": testenv.ElasticRole(t, "elasticsearch.md", "## The account"), "lockstep-rows": testenv.ElasticRole(t, "privileges.md", apartHeading),
 	})
-	must(t, err)
-
 	s := &secured{}
 	var broker *testenv.KafkaBroker
 	var search *testenv.ElasticNode
@@ -166,8 +137,8 @@ func newSecured(t *testing.T) *secured {
 				"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
 				"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
 			}, map[string]string{
-				"node.key": read(serverKey), "node.crt": read(serverCert), "ca.crt": read(ca.File), "roles.yml": string(roles),
-				"users":       "lockstep:" + hashed(t, secrets["elastic"]) + "\nlockstep-rows:" + hashed(t, secrets["elastic"]) + "\nroot:" + hashed(t, testenv.AdminPassword) + "\n",
+				"node.key": read(serverKey), "node.crt": read(serverCert), "ca.crt": read(ca.File), "roles.yml": roles,
+				"users":       "lockstep:" + testenv.ElasticHash(t, secrets["elastic"]) + "\nlockstep-rows:" + testenv.ElasticHash(t, secrets["elastic"]) + "\nroot:" + testenv.ElasticHash(t, testenv.AdminPassword) + "\n",
 				"users_roles": "lockstep:lockstep\nlockstep-rows:lockstep-rows\nsuperuser:root\n",
 			})
 		},
@@ -186,7 +157,7 @@ func newSecured(t *testing.T) *secured {
 
 	// MySQL
 	s.root.Exec(t, "DROP USER 'lockstep'@'%'", "CREATE DATABASE bank")
-	for statement := range strings.SplitSeq(block(t, page(t, "privileges.md"), "## MySQL", "sql"), ";\n") {
+	for statement := range strings.SplitSeq(testenv.Block(t, testenv.Page(t, "privileges.md"), "## MySQL", "sql"), ";\n") {
 		if strings.TrimSpace(statement) != "" {
 			s.root.Exec(t, strings.ReplaceAll(statement, "PASSWORD", secrets["source"]))
 		}
@@ -199,7 +170,7 @@ func newSecured(t *testing.T) *secured {
 	login, err := scram.Mechanism(scram.SHA512, broker.User, broker.Password)
 	must(t, err)
 	s.admin = &kafkago.Client{Addr: kafkago.TCP(broker.Addr), Transport: &kafkago.Transport{TLS: way, SASL: login}, Timeout: time.Minute}
-	s.allow(t, acls(t, block(t, page(t, "privileges.md"), "## Kafka", "sh"))...)
+	s.allow(t, acls(t, testenv.Block(t, testenv.Page(t, "privileges.md"), "## Kafka", "sh"))...)
 	// Redis
 	s.cache = goredis.NewClient(&goredis.Options{Addr: cache.Addr})
 	t.Cleanup(func() { s.cache.Close() })
@@ -253,20 +224,10 @@ tables:
 	return s
 }
 
-// hashed is a password as the file of a node's users has it.
-func hashed(t *testing.T, password string) string {
-	t.Helper()
-	salt := make([]byte, 32)
-	rand.Read(salt)
-	key, err := pbkdf2.Key(sha512.New, password, salt, 10_000, 32)
-	must(t, err)
-	return "{PBKDF2}10000$" + base64.StdEncoding.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
-}
-
 // aclOf is the statement of a page that makes a user of Redis, with the keys of this pipeline.
 func aclOf(t *testing.T, name, user string) (words []any) {
 	t.Helper()
-	statement := regexp.MustCompile(`(?m)^    (ACL SETUSER ` + user + ` .*)$`).FindStringSubmatch(page(t, name))
+	statement := regexp.MustCompile(`(?m)^    (ACL SETUSER ` + user + ` .*)$`).FindStringSubmatch(testenv.Page(t, name))
 	if statement == nil {
 		t.Fatalf("docs/%s has no ACL SETUSER %s", name, user)
 	}
@@ -406,7 +367,7 @@ func (s *secured) misses(t *testing.T) {
 	names := map[kafkago.ACLOperationType]string{
 		kafkago.ACLOperationTypeRead: "READ", kafkago.ACLOperationTypeWrite: "WRITE", kafkago.ACLOperationTypeCreate: "CREATE", kafkago.ACLOperationTypeDescribeConfigs: "DESCRIBE_CONFIGS",
 	}
-	for _, right := range acls(t, block(t, page(t, "privileges.md"), "## Kafka", "sh")) {
+	for _, right := range acls(t, testenv.Block(t, testenv.Page(t, "privileges.md"), "## Kafka", "sh")) {
 		sink := "  cache: "
 		if right.Operation == kafkago.ACLOperationTypeCreate {
 			sink = "  newcomer: " // whose topic is still to be made

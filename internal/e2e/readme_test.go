@@ -73,7 +73,7 @@ func TestTheAccountOfTheReadmeIsEnough(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 5)
 	account := "reader" + w.name[len(w.name)-8:]
-	statements := strings.NewReplacer("'lockstep'", "'"+account+"'", "'...'", "'a-Password-1'").Replace(strings.Join(blocks(t, "README.md", "sql"), "\n"))
+	statements := strings.NewReplacer("'lockstep'", "'"+account+"'", "'...'", "'a-Password-1'", "`shop`", "`"+w.name+"`").Replace(strings.Join(blocks(t, "README.md", "sql"), "\n"))
 	if _, err := w.db.Exec("SELECT 1"); err != nil || !strings.Contains(statements, account) {
 		t.Fatalf("the README makes no account: %s, %v", statements, err)
 	}

@@ -2,9 +2,6 @@ package elastic
 
 import (
 	"context"
-	"crypto/pbkdf2"
-	"crypto/rand"
-	"crypto/sha512"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -45,26 +42,6 @@ func sign(t *testing.T, name string, by *testenv.Authority) (cert, key, ca strin
 	return text(certFile), text(keyFile), text(by.File)
 }
 
-// hashed is a password as the file of a node's users has it.
-func hashed(t *testing.T, password string) string {
-	t.Helper()
-	salt := make([]byte, 32)
-	rand.Read(salt)
-	key, err := pbkdf2.Key(sha512.New, password, salt, 10_000, 32)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "{PBKDF2}10000$" + base64.StdEncoding.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
-}
-
-// role has the privileges that docs/elasticsearch.md names, and no other.
-const role = `lockstep:
-  cluster: [monitor, read_pipeline]
-  indices:
-    - names: ["secured_*"]
-      privileges: [read, write, manage]
-`
-
 // A node with security, TLS and client certificates: everything that Lockstep does
 // there takes no more than the documented privileges, and while rows flow the
 // password, the certificates of both sides and an API key are changed. No change is lost.
@@ -74,14 +51,14 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	nodeCert, nodeKey, ca := sign(t, "node", first)
 	clientCert, clientKey, _ := sign(t, "client", first)
 	users := func(password string) string {
-		return "lockstep:" + hashed(t, password) + "\nroot:" + hashed(t, "administrator") + "\n"
+		return "lockstep:" + testenv.ElasticHash(t, password) + "\nroot:" + testenv.ElasticHash(t, "administrator") + "\n"
 	}
 	node := testenv.NewElastic(t, map[string]string{
 		"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
 		"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
 		"resource.reload.interval.high": "1s",
 	}, map[string]string{
-		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca, "roles.yml": role,
+		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca, "roles.yml": testenv.ElasticRoles(t, map[string]any{"lockstep": testenv.ElasticRole(t, "elasticsearch.md", "## The account", "secured_*")}),
 		"users": users("first secret"), "users_roles": "lockstep:lockstep\nsuperuser:root\n",
 	})
 

@@ -1,0 +1,77 @@
+package testenv
+
+import (
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Page is a page of the documentation, with statements that go over several lines in one.
+func Page(t testing.TB, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(Root(t), "docs", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(text), "\\\n", " ")
+}
+
+// Block is the first block of code of a language behind a heading.
+func Block(t testing.TB, text, heading, language string) string {
+	t.Helper()
+	_, behind, ok := strings.Cut(text, "\n"+heading+"\n")
+	_, code, ok2 := strings.Cut(behind, "```"+language+"\n")
+	code, _, ok3 := strings.Cut(code, "```")
+	if !ok || !ok2 || !ok3 {
+		t.Fatalf("there is no block of %s behind %q", language, heading)
+	}
+	return code
+}
+
+// ElasticRole is the role that stands as JSON behind a heading of a page, for these indices in
+// place of the page's, or for those when none are given.
+func ElasticRole(t testing.TB, name, heading string, indices ...string) any {
+	t.Helper()
+	var role struct {
+		Cluster []string `json:"cluster"`
+		Indices []struct {
+			Names      []string `json:"names"`
+			Privileges []string `json:"privileges"`
+		} `json:"indices"`
+	}
+	if err := json.Unmarshal([]byte(Block(t, Page(t, name), heading, "json")), &role); err != nil || len(role.Indices) != 1 {
+		t.Fatalf("the role of docs/%s: %v, for %d sets of indices", name, err, len(role.Indices))
+	}
+	if len(indices) > 0 {
+		role.Indices[0].Names = indices
+	}
+	return role
+}
+
+// ElasticRoles is roles.yml of a node with these roles by their names.
+func ElasticRoles(t testing.TB, roles map[string]any) string {
+	t.Helper()
+	text, err := json.Marshal(roles) // JSON is YAML, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// ElasticHash is a password as the file of a node's users has it.
+func ElasticHash(t testing.TB, password string) string {
+	t.Helper()
+	salt := make([]byte, 32)
+	rand.Read(salt)
+	key, err := pbkdf2.Key(sha512.New, password, salt, 10_000, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "{PBKDF2}10000$" + base64.StdEncoding.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
+}
