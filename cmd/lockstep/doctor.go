@@ -32,7 +32,7 @@ type finding struct {
 }
 
 func newDoctorCommand(a *app) *cobra.Command {
-	var timeout time.Duration
+	var timeout, barrier time.Duration
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check source, Kafka and sinks, and say what mends each finding",
@@ -40,13 +40,22 @@ func newDoctorCommand(a *app) *cobra.Command {
 every sink, in one run, and prints for each finding the statement that mends it. It
 changes nothing.
 
+With --barrier it also sees that the pipeline runs: when all else is well, it waits until
+what is committed in the source by then is in every sink.
+
 It exits with 0 when all is well and with 1 when something is to be mended.`,
 		Example: `  lockstep doctor -c lockstep.yaml
 
   # only what is wrong, for a script
-  lockstep doctor -o json | jq '.[] | select(.ok | not)'`,
+  lockstep doctor -o json | jq '.[] | select(.ok | not)'
+
+  # after a deployment: do changes travel?
+  lockstep doctor --barrier 2m`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if barrier < 0 {
+				return usageError{fmt.Errorf("--barrier %s is no time to wait; write for example 2m", barrier)}
+			}
 			cfg, err := a.loadConfig()
 			if err != nil {
 				return err
@@ -57,7 +66,16 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
 			}
 			defer p.kafka.Close()
 			found := p.examine(cmd.Context(), timeout)
-			bad := 0
+			bad, left := ill(found), ""
+			if barrier > 0 && bad > 0 {
+				left = ", so no barrier was asked"
+			} else if barrier > 0 {
+				passed, err := p.passes(cmd.Context(), barrier)
+				if err != nil {
+					return err
+				}
+				found, bad = append(found, passed...), ill(passed)
+			}
 			if err := a.show(found, func(w io.Writer) {
 				for _, f := range found {
 					mark := "ok"
@@ -72,19 +90,39 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
 			}); err != nil {
 				return err
 			}
-			for _, f := range found {
-				if !f.OK {
-					bad++
-				}
-			}
 			if bad > 0 {
-				return fmt.Errorf("%d of %d checks found something to mend", bad, len(found))
+				return fmt.Errorf("%d of %d checks found something to mend%s", bad, len(found), left)
 			}
 			return nil
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long each system may take to answer")
+	cmd.Flags().DurationVar(&barrier, "barrier", 0, "wait so long for what is committed to be in every sink, too (default not at all)")
 	return cmd
+}
+
+// ill counts what is to be mended.
+func ill(found []finding) (bad int) {
+	for _, f := range found {
+		if !f.OK {
+			bad++
+		}
+	}
+	return bad
+}
+
+// passes reports of every sink whether what is committed now is in it within a time.
+func (p *process) passes(ctx context.Context, within time.Duration) (found []finding, err error) {
+	answer, err := p.await(ctx, freshness.Ask{Sinks: p.cfg.SinkNames()}, within)
+	for _, s := range answer.Sinks {
+		f := finding{System: "sink " + s.Sink, Check: "barrier", OK: s.Visible, Detail: "has what was committed"}
+		if !s.Visible {
+			f.Detail = "lacks something that was committed: " + few(s.WaitsFor)
+			f.Fix = "see that the capture and the sink run, and what lockstep status says; a first copy takes its time"
+		}
+		found = append(found, f)
+	}
+	return found, err
 }
 
 // examine asks every system and reports all that it finds.
