@@ -82,17 +82,7 @@ func (a *app) barrier(ctx context.Context, f barrierFlags) error {
 	if err := p.checkAsk(ask); err != nil {
 		return flagMistake(err)
 	}
-	running, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- p.hub.Run(running) }()
-	defer func() {
-		stop()
-		<-ended
-		p.commits.Close()
-	}()
-	waiting, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
-	answer, err := p.barrier.Await(waiting, ask)
+	answer, err := p.await(ctx, ask, f.timeout)
 	if err != nil {
 		return err
 	}
@@ -103,6 +93,21 @@ func (a *app) barrier(ctx context.Context, f barrierFlags) error {
 		return notVisible(answer, f.timeout)
 	}
 	return nil
+}
+
+// await asks a barrier in a process that runs nothing else.
+func (p *process) await(ctx context.Context, ask freshness.Ask, timeout time.Duration) (freshness.Answer, error) {
+	running, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- p.hub.Run(running) }()
+	defer func() {
+		stop()
+		<-ended
+		p.commits.Close()
+	}()
+	waiting, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return p.barrier.Await(waiting, ask)
 }
 
 func printBarrier(w io.Writer, answer freshness.Answer) {

@@ -32,7 +32,7 @@ type finding struct {
 }
 
 func newDoctorCommand(a *app) *cobra.Command {
-	var timeout time.Duration
+	var timeout, barrier time.Duration
 	cmd := &cobra.Command{
 		Use:   "doctor [capture | sink NAME | reconcile | admin]",
 		Short: "Check source, Kafka and sinks, and say what mends each finding",
@@ -44,6 +44,9 @@ Where each part runs with accounts of its own (docs/privileges.md), name the par
 lockstep runs it: then it looks at what that part needs, with the accounts of the
 configuration and the environment that the part has.
 
+With --barrier it also sees that the pipeline runs: when all else is well, it waits until
+what is committed in the source by then is in every sink.
+
 It exits with 0 when all is well and with 1 when something is to be mended.`,
 		Example: `  lockstep doctor -c lockstep.yaml
 
@@ -51,13 +54,19 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
   lockstep doctor -o json | jq '.[] | select(.ok | not)'
 
   # whether the accounts of one part may do what it does
-  lockstep doctor sink search`,
+  lockstep doctor sink search
+
+  # after a deployment: do changes travel?
+  lockstep doctor --barrier 2m`,
 		Args:              func(_ *cobra.Command, args []string) error { _, err := partNamed(args); return err },
 		ValidArgsFunction: a.completePart,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			part, err := partNamed(args)
 			if err != nil {
 				return err
+			}
+			if barrier < 0 {
+				return usageError{fmt.Errorf("--barrier %s is no time to wait; write for example 2m", barrier)}
 			}
 			cfg, err := a.loadConfig()
 			if err != nil {
@@ -74,7 +83,16 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
 			}
 			defer p.kafka.Close()
 			found := p.examine(cmd.Context(), part, timeout)
-			bad := 0
+			bad, left := ill(found), ""
+			if barrier > 0 && bad > 0 {
+				left = ", so no barrier was asked"
+			} else if barrier > 0 {
+				passed, err := p.passes(cmd.Context(), barrier)
+				if err != nil {
+					return err
+				}
+				found, bad = append(found, passed...), ill(passed)
+			}
 			if err := a.show(found, func(w io.Writer) {
 				for _, f := range found {
 					mark := "ok"
@@ -89,18 +107,14 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
 			}); err != nil {
 				return err
 			}
-			for _, f := range found {
-				if !f.OK {
-					bad++
-				}
-			}
 			if bad > 0 {
-				return fmt.Errorf("%d of %d checks found something to mend", bad, len(found))
+				return fmt.Errorf("%d of %d checks found something to mend%s", bad, len(found), left)
 			}
 			return nil
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long each system may take to answer")
+	cmd.Flags().DurationVar(&barrier, "barrier", 0, "wait so long for what is committed to be in every sink, too (default not at all)")
 	return cmd
 }
 
@@ -139,6 +153,30 @@ func (e examined) captures() bool { return e.command == "" || e.command == "capt
 
 // writes reports whether the stores are written.
 func (e examined) writes() bool { return e.command == "" || e.command == "sink" }
+
+// ill counts what is to be mended.
+func ill(found []finding) (bad int) {
+	for _, f := range found {
+		if !f.OK {
+			bad++
+		}
+	}
+	return bad
+}
+
+// passes reports of every sink whether what is committed now is in it within a time.
+func (p *process) passes(ctx context.Context, within time.Duration) (found []finding, err error) {
+	answer, err := p.await(ctx, freshness.Ask{Sinks: p.cfg.SinkNames()}, within)
+	for _, s := range answer.Sinks {
+		f := finding{System: "sink " + s.Sink, Check: "barrier", OK: s.Visible, Detail: "has what was committed"}
+		if !s.Visible {
+			f.Detail = "lacks something that was committed: " + few(s.WaitsFor)
+			f.Fix = "see that the capture and the sink run, and what lockstep status says; a first copy takes its time"
+		}
+		found = append(found, f)
+	}
+	return found, err
+}
 
 // examine asks every system and reports all that it finds.
 func (p *process) examine(ctx context.Context, part examined, timeout time.Duration) []finding {

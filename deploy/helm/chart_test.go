@@ -266,6 +266,27 @@ func check(t *testing.T, all []object) {
 	}
 }
 
+// A label has 63 letters at most, and controllers make labels of names.
+func TestNoNameIsLongerThanALabel(t *testing.T) {
+	text, err := os.ReadFile("testdata/golden/mesh.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	longest, seen := 0, map[string]bool{}
+	for _, o := range objects(t, string(text)) {
+		name := at(o, "metadata", "name").(string)
+		longest = max(longest, len(name))
+		if kind := o["kind"].(string) + " " + name; len(name) > 63 || seen[kind] {
+			t.Errorf("%s has %d letters, or is there twice", kind, len(name))
+		} else {
+			seen[kind] = true
+		}
+	}
+	if longest < 60 {
+		t.Errorf("the longest name has %d letters, so this tells nothing", longest)
+	}
+}
+
 func TestTheConfigurationChangesTheChecksumOfEveryPodUnlessThatIsLeftOut(t *testing.T) {
 	sums := func(files ...string) (sums []any) {
 		text, err := render(t, chart, files...)
@@ -286,6 +307,12 @@ func TestTheConfigurationChangesTheChecksumOfEveryPodUnlessThatIsLeftOut(t *test
 	before, after := sums("testdata/values/minimal.yaml"), sums("testdata/values/minimal.yaml", other)
 	if len(before) != 5 || before[0] == nil || slices.ContainsFunc(after, func(sum any) bool { return slices.Contains(before, sum) }) {
 		t.Errorf("checksums %v, and with another configuration %v", before, after)
+	}
+	if err := os.WriteFile(other, []byte("{sink: {replicas: 7}, image: {tag: other}, networkPolicy: {enabled: true, egress: [{}]}}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, sums("testdata/values/minimal.yaml", other)); diff != "" {
+		t.Errorf("the checksums are others with the same configuration:\n%s", diff)
 	}
 	if kept := sums("testdata/values/account.yaml"); slices.ContainsFunc(kept, func(sum any) bool { return sum != nil }) {
 		t.Errorf("restartOnConfigChange is false, and the checksums are %v", kept)
@@ -372,6 +399,19 @@ func TestWhatCannotBeMeantIsRefusedWithASentence(t *testing.T) {
 		{"values of no sink", minimal, `sinks: {serach: {replicas: 3}}`, "sinks.serach: config.sinks has no sink of this name; it has cache, search"},
 		{"the chart's own address", minimal, `config: {admin: {listen: "0.0.0.0:8080"}}`, "config.admin.listen: the chart sets it; leave it out, and name tokens in secrets.tokens"},
 		{"a name that Kubernetes cannot have", minimal, `config: {sinks: {search-: {redis: {}}}}`, "config.sinks.search-: no object of Kubernetes may have a name that ends with -"},
+		{"two tokens of one name", minimal, `secrets: {tokens: [{name: ann, role: operator, existingSecret: x}, {name: ann, role: viewer, existingSecret: x2}]}`, "secrets.tokens: there are two of the name ann; give one another name"},
+		{"a name of a token", minimal, `secrets: {tokens: [{name: a/b, role: operator, existingSecret: x}]}`, "at '/secrets/tokens/0/name': 'a/b' does not match pattern"},
+		{"secret of traces in the ConfigMap", minimal, `config: {tracing: {endpoint: "http://otel:4318", authorization: Bearer x}}`, "config.tracing.authorization: a secret has no place in a ConfigMap; name the Secret that holds it in secrets.tracing.authorization.existingSecret"},
+		{"secret of traces that nobody takes", minimal, `secrets: {tracing: {authorization: {existingSecret: x}}}`, "secrets.tracing: config.tracing.endpoint is empty, so nothing is traced"},
+		{"password without a login", minimal, `secrets: {sinks: {search: {password: {existingSecret: x}}}}`, "secrets.sinks.search.password: is of a login and config.sinks.search.elastic.username names none"},
+		{"two ways to log in", secrets, `secrets: {sinks: {search: {apiKey: {existingSecret: x}}}}`, "secrets.sinks.search: password and apiKey are two ways to log in; leave one out"},
+		{"routes in the configuration", minimal, `config: {objectives: {config_map: {name: shop-lockstep}}}`, "config.objectives.config_map.name: shop-lockstep is the ConfigMap of the configuration; take another name"},
+		{"a label of the chart's own", minimal, `commonLabels: {app.kubernetes.io/name: mine}`, "app.kubernetes.io/name: the chart gives this label to its objects, and finds its pods by it; leave it out"},
+		{"a label of the chart's own, of a pod", minimal, `capture: {pod: {labels: {app.kubernetes.io/component: mine}}}`, "app.kubernetes.io/component: the chart gives this label to its objects"},
+		{"a label that is a number", minimal, `pod: {labels: {cost-centre: 42}}`, "at '/pod/labels/cost-centre': got number, want string"},
+		{"containers beside ours", minimal, `pod: {extraSpec: {containers: []}}`, "at '/pod/extraSpec': additional properties 'containers' not allowed"},
+		{"a tag in the repository", minimal, `image: {repository: "registry:5000/lockstep:1"}`, "at '/image/repository': 'registry:5000/lockstep:1' does not match pattern"},
+		{"a name of a pull secret", minimal, `imagePullSecrets: [registry]`, "at '/imagePullSecrets/0': got string, want object"},
 		{"token without its secret", minimal, `secrets: {tokens: [{name: ann, role: operator}]}`, "at '/secrets/tokens/0': missing property 'existingSecret'"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

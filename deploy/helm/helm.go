@@ -138,7 +138,7 @@ func (f field) schema() map[string]any {
 	case uint64, int64:
 		s["type"] = "integer"
 	case []any:
-		s["type"] = "array"
+		s["type"], s["items"] = "array", map[string]any{"type": "object"} // unless its comment says otherwise
 	case map[string]any:
 		s["type"] = "object"
 		if len(v) > 0 && !f.leaf() {

@@ -335,6 +335,7 @@ func TestAPipelineNeedsTheDocumentedRightsAndTellsNoSecret(t *testing.T) {
 
 	t.Run("no secret is told", func(t *testing.T) { s.keepsSecrets(t, p) })
 	p.stop()
+	t.Run("it runs as the chart has it", s.pods)
 	t.Run("the doctor names the right that is taken away", s.misses)
 	t.Run("each part does with accounts of its own", s.apart)
 }

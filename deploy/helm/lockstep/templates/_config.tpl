@@ -53,6 +53,12 @@ Whatever cannot be meant is refused here.
 {{- if and $s.username (not $s.password_file) -}}
 {{- fail (printf "%s.password.existingSecret: is empty and %s.username asks for a login; name the Secret that holds its password" $at $in) -}}
 {{- end -}}
+{{- if and $s.password_file (not $s.username) -}}
+{{- fail (printf "%s.password: is of a login and %s.username names none; set it, or leave the secret out" $at $in) -}}
+{{- end -}}
+{{- if and $s.password_file $s.api_key_file -}}
+{{- fail (printf "%s: password and apiKey are two ways to log in; leave one out" $at) -}}
+{{- end -}}
 {{- if $ref.sentinelPassword -}}
 {{- fail (printf "%s.sentinelPassword: is of Redis, and this sink is Elasticsearch; leave it out" $at) -}}
 {{- end -}}
@@ -76,6 +82,14 @@ Whatever cannot be meant is refused here.
 {{- end -}}
 {{- end -}}
 
+{{- $tracing := default dict $cfg.tracing -}}
+{{- include "lockstep.secret" (dict "m" $m "section" $tracing "in" "config.tracing" "field" "authorization" "ref" $v.secrets.tracing.authorization "at" "secrets.tracing.authorization" "path" "tracing/authorization") -}}
+{{- include "lockstep.secret" (dict "m" $m "section" $tracing "in" "config.tracing" "field" "ca" "ref" $v.secrets.tracing.ca "at" "secrets.tracing.ca" "path" "tracing/ca.pem" "key" "ca.crt") -}}
+{{- if and (or $tracing.authorization_file $tracing.ca_file) (not $tracing.endpoint) -}}
+{{- fail "secrets.tracing: config.tracing.endpoint is empty, so nothing is traced; set it, or leave the secrets out" -}}
+{{- end -}}
+{{- if $tracing }}{{ $_ := set $cfg "tracing" $tracing }}{{ end -}}
+
 {{- $admin := default dict $cfg.admin -}}
 {{- range list "listen" "metrics_listen" "tokens" -}}
 {{- if hasKey $admin . -}}
@@ -84,8 +98,13 @@ Whatever cannot be meant is refused here.
 {{- end -}}
 {{- $_ := set $admin "listen" "${LOCKSTEP_ADMIN_LISTEN:-127.0.0.1:8080}" -}}
 {{- $_ := set $admin "metrics_listen" ":9090" -}}
+{{- $tls = default dict $admin.tls -}}
+{{- include "lockstep.certificates" (dict "m" $m "section" $tls "in" "config.admin.tls" "ref" $v.secrets.admin.tls "at" "secrets.admin.tls" "path" "admin" "authority" "client_ca" "off" false) -}}
+{{- if $tls }}{{ $_ := set $admin "tls" $tls }}{{ end -}}
 {{- $tokens := list -}}
 {{- range $v.secrets.tokens -}}
+{{- $name := .name -}}
+{{- range $tokens }}{{ if eq .name $name }}{{ fail (printf "secrets.tokens: there are two of the name %s; give one another name" $name) }}{{ end }}{{ end -}}
 {{- $path := printf "tokens/%s" .name -}}
 {{- $tokens = append $tokens (dict "name" .name "role" .role "file" (printf "/etc/lockstep-secrets/%s" $path)) -}}
 {{- $_ := set $m "files" (append $m.files (dict "secret" .existingSecret "key" (default "token" .key) "path" $path)) -}}
@@ -123,7 +142,7 @@ Whatever cannot be meant is refused here.
 {{- $names := dict "ca" (ternary (get .ref "ca") "ca.crt" (hasKey .ref "ca")) "cert" .ref.cert "key" .ref.key -}}
 {{- range $part := list "ca" "cert" "key" -}}
 {{- with get $names $part -}}
-{{- $file := printf "%s_file" $part -}}
+{{- $file := printf "%s_file" (ternary (default "ca" $a.authority) $part (eq $part "ca")) -}}
 {{- if hasKey $a.section $file -}}
 {{- fail (printf "%s.%s: is set and %s names a Secret, too; leave one out" $a.in $file $a.at) -}}
 {{- end -}}
@@ -145,6 +164,10 @@ Whatever cannot be meant is refused here.
 {{- if not (hasKey $v.config.sinks $name) -}}
 {{- fail (printf "sinks.%s: config.sinks has no sink of this name; it has %s" $name (keys $v.config.sinks | sortAlpha | join ", ")) -}}
 {{- end -}}
+{{- end -}}
+{{- $routes := default dict (dig "objectives" "config_map" dict $v.config) -}}
+{{- if and (eq (toString $routes.name) (include "lockstep.fullname" .)) (has (default "" $routes.namespace) (list "" .Release.Namespace)) -}}
+{{- fail (printf "config.objectives.config_map.name: %s is the ConfigMap of the configuration; take another name" $routes.name) -}}
 {{- end -}}
 {{- if and $v.serviceMonitor.enabled $v.podMonitor.enabled -}}
 {{- fail "serviceMonitor.enabled and podMonitor.enabled: both would scrape every pod twice; turn one off" -}}

@@ -11,6 +11,16 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The name of a workload: root, component. A label may have 63 letters, and KEDA makes one of it. */}}
+{{- define "lockstep.component" -}}
+{{- $name := printf "%s-%s" (include "lockstep.fullname" .root) .component -}}
+{{- if gt (len $name) 63 -}}
+{{- printf "%s-%s" (trunc 54 $name | trimSuffix "-") (sha256sum $name | trunc 8) -}}
+{{- else -}}
+{{- $name -}}
+{{- end -}}
+{{- end -}}
+
 {{/* By which the pods of a workload are found: of the root and, unless it is empty, a component. */}}
 {{- define "lockstep.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
@@ -20,12 +30,18 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* root, and perhaps component and further labels. */}}
 {{- define "lockstep.labels" -}}
 {{ include "lockstep.selector" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
-{{- with .root.Values.commonLabels }}
+{{- with merge (dict) (default dict .labels) .root.Values.commonLabels }}
+{{- range $name, $_ := . }}
+{{- if has $name (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") }}
+{{- fail (printf "%s: the chart gives this label to its objects, and finds its pods by it; leave it out of commonLabels and of the labels of pods and monitors" $name) }}
+{{- end }}
+{{- end }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -37,9 +53,6 @@ metadata:
   namespace: {{ default .root.Release.Namespace .namespace }}
   labels:
     {{- include "lockstep.labels" . | nindent 4 }}
-    {{- with .labels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
   {{- with merge (dict) (default dict .annotations) .root.Values.commonAnnotations }}
   annotations:
     {{- toYaml . | nindent 4 }}

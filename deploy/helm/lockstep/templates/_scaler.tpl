@@ -1,6 +1,6 @@
 {{/* What scales a sink by how late its changes are. root; component; sink: its name; auto: sink.autoscaling. */}}
 {{- define "lockstep.scaler" -}}
-{{- $name := printf "%s-%s" (include "lockstep.fullname" .root) .component -}}
+{{- $name := include "lockstep.component" . -}}
 {{- if .auto.hpa.enabled -}}
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
@@ -45,7 +45,8 @@ spec:
         serverAddress: {{ .auto.keda.serverAddress | quote }}
         threshold: {{ .auto.targetSeconds | toString | quote }}
         {{- /* Nothing applied is 0 and no gap: neither a quiet database nor a store that is down asks for more replicas. */}}
-        {{- $late := printf "(histogram_quantile(0.9, sum by (le) (rate(lockstep_sink_latency_seconds_bucket{namespace=\"%s\",sink=\"SINK\"}[2m]))) > 0) or vector(0)" .root.Release.Namespace }}
+        {{- /* Another release of the namespace may have a sink of the same name. Kubernetes begins the names of pods with 58 letters at most of ours. */}}
+        {{- $late := printf "(histogram_quantile(0.9, sum by (le) (rate(lockstep_sink_latency_seconds_bucket{namespace=\"%s\",pod=~\"%s.+\",sink=\"SINK\"}[2m]))) > 0) or vector(0)" .root.Release.Namespace (printf "%s-" $name | trunc 58) }}
         query: {{ default $late .auto.keda.query | replace "SINK" .sink | quote }}
       {{- with .auto.keda.authenticationRef }}
       authenticationRef:

@@ -7,10 +7,7 @@ and perhaps env: its own variables.
 {{- $pod := mergeOverwrite (deepCopy $root.Values.pod) (deepCopy (default dict .own)) -}}
 metadata:
   labels:
-    {{- include "lockstep.labels" . | nindent 4 }}
-    {{- with $pod.labels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "lockstep.labels" (dict "root" $root "component" .component "labels" $pod.labels) | nindent 4 }}
   {{- $annotations := deepCopy $pod.annotations }}
   {{- if $root.Values.restartOnConfigChange }}
   {{- $_ := set $annotations "checksum/config" (include "lockstep.model" $root | sha256sum) }}
@@ -45,7 +42,7 @@ spec:
 {{- $pod := .pod -}}
 {{- $a := . -}}
 serviceAccountName: {{ include "lockstep.serviceAccount" .root }}
-automountServiceAccountToken: {{ not (empty (include "lockstep.routes" .root)) }}
+automountServiceAccountToken: {{ and (ne .component "test") (not (empty (include "lockstep.routes" .root))) }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ $pod.terminationGracePeriodSeconds | int }}
 securityContext:
@@ -102,6 +99,9 @@ volumes:
   {{- with $pod.extraVolumes }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- with $pod.extraSpec }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* What every container has. */}}
@@ -136,10 +136,10 @@ volumeMounts:
 
 {{/*
 A Deployment and its PodDisruptionBudget. root; component; args; values: the workload's; scaled: whether something else says the
-number; least: the least number then; env.
+number; most: the largest number then; env.
 */}}
 {{- define "lockstep.workload" -}}
-{{- $name := printf "%s-%s" (include "lockstep.fullname" .root) .component -}}
+{{- $name := include "lockstep.component" . -}}
 apiVersion: apps/v1
 kind: Deployment
 {{ include "lockstep.metadata" (dict "root" .root "component" .component "name" $name) }}
@@ -148,13 +148,13 @@ spec:
   replicas: {{ .values.replicas | int }}
   {{- end }}
   strategy:
-    {{- toYaml .values.strategy | nindent 4 }}
+    {{- toYaml (ternary (dict "type" "Recreate") .values.strategy (eq (toString .values.strategy.type) "Recreate")) | nindent 4 }}
   selector:
     matchLabels:
       {{- include "lockstep.selector" . | nindent 6 }}
   template:
     {{- include "lockstep.template" (dict "root" .root "component" .component "args" (concat .args .values.args) "own" .values.pod "env" .env) | nindent 4 }}
-{{- if and .values.podDisruptionBudget.enabled (gt (ternary .least .values.replicas .scaled | int) 1) }}
+{{- if and .values.podDisruptionBudget.enabled (gt (ternary .most .values.replicas .scaled | int) 1) }}
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
