@@ -2,7 +2,6 @@ package kafka
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,8 +12,6 @@ import (
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/sasl"
-	"github.com/segmentio/kafka-go/sasl/plain"
-	"github.com/segmentio/kafka-go/sasl/scram"
 )
 
 const (
@@ -38,6 +35,8 @@ type Client struct {
 	api       *kafkago.Client
 	transport *kafkago.Transport
 	dialer    *kafkago.Dialer
+	access    *access
+	ctx       context.Context // of what the library and we do by ourselves
 	cancel    context.CancelFunc
 	health    health
 }
@@ -49,20 +48,22 @@ func Open(cfg Config, clientID string, log *slog.Logger) (*Client, error) {
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
-	tlsConfig, err := cfg.TLS.config()
+	k, err := cfg.credentials()
 	if err != nil {
 		return nil, err
 	}
-	login, err := cfg.SASL.login()
-	if err != nil {
-		return nil, fmt.Errorf("sasl: %w", err)
+	a := &access{log: log}
+	a.use(k)
+	var login sasl.Mechanism
+	if k.login != nil {
+		login = a
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	transport := &kafkago.Transport{
+		Dial:        a.dial, // TLS too, so that it is that of the moment
 		DialTimeout: dialTimeout,
 		MetadataTTL: metadataTTL,
 		ClientID:    clientID,
-		TLS:         tlsConfig,
 		SASL:        login,
 		Context:     ctx, // ends the library's own goroutines at Close
 	}
@@ -71,7 +72,9 @@ func Open(cfg Config, clientID string, log *slog.Logger) (*Client, error) {
 		log:       log,
 		api:       &kafkago.Client{Addr: kafkago.TCP(cfg.Brokers...), Timeout: requestTimeout, Transport: transport},
 		transport: transport,
-		dialer:    &kafkago.Dialer{ClientID: clientID, Timeout: dialTimeout, DualStack: true, TLS: tlsConfig, SASLMechanism: login},
+		dialer:    &kafkago.Dialer{ClientID: clientID, Timeout: dialTimeout, DialFunc: a.dial, SASLMechanism: login},
+		access:    a,
+		ctx:       ctx,
 		cancel:    cancel,
 		health:    health{log: log},
 	}, nil
@@ -83,27 +86,16 @@ func (c *Client) Close() {
 	c.cancel()
 }
 
-func (s SASL) login() (sasl.Mechanism, error) {
-	switch s.Mechanism {
-	case "plain":
-		return plain.Mechanism{Username: s.Username, Password: s.Password.Reveal()}, nil
-	case "scram-sha-256":
-		return scram.Mechanism(scram.SHA256, s.Username, s.Password.Reveal())
-	case "scram-sha-512":
-		return scram.Mechanism(scram.SHA512, s.Username, s.Password.Reveal())
-	}
-	return nil, nil
-}
-
 // hopeless reports whether the same request would be refused again however long
 // we wait. Everything else is tried again: broken connections, timeouts, leaders
-// on the move, and codes we do not know, which show in the log while they last.
-func hopeless(err error) bool {
+// on the move, and codes we do not know, which show in the log while they last; and
+// logins and certificates that were taken before, because they are being changed.
+func (c *Client) hopeless(err error) bool {
 	if _, ok := errors.AsType[final](err); ok {
 		return true
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return true
+	if _, before, ok := c.access.refusal(err); ok {
+		return !before
 	}
 	code, ok := errors.AsType[kafkago.Error](err)
 	if !ok {
@@ -116,7 +108,6 @@ func hopeless(err error) bool {
 		kafkago.InvalidTimestamp, kafkago.InvalidTopic, kafkago.InvalidRequiredAcks,
 		kafkago.UnsupportedForMessageFormat, kafkago.UnsupportedCompressionType, kafkago.UnsupportedVersion,
 		kafkago.TopicAuthorizationFailed, kafkago.GroupAuthorizationFailed, kafkago.ClusterAuthorizationFailed,
-		kafkago.SASLAuthenticationFailed, kafkago.UnsupportedSASLMechanism, kafkago.IllegalSASLState,
 		kafkago.InvalidSessionTimeout, kafkago.InconsistentGroupProtocol, kafkago.InvalidGroupId,
 		kafkago.InvalidPartitionNumber, kafkago.InvalidReplicationFactor, kafkago.InvalidConfiguration,
 		kafkago.InvalidRequest, kafkago.PolicyViolation, kafkago.SecurityDisabled, kafkago.GroupMaxSizeReached:
@@ -144,13 +135,15 @@ func (c *Client) retry(ctx context.Context, what string, try func() error) error
 	defer seen.gaveUp()
 	for n := 0; ; n++ {
 		err := try()
-		switch {
-		case err == nil:
+		if err == nil {
 			seen.done()
 			return nil
+		}
+		err = c.named(err)
+		switch {
 		case ctx.Err() != nil:
 			return fmt.Errorf("%s: %w (last answer: %v)", what, context.Cause(ctx), err)
-		case hopeless(err):
+		case c.hopeless(err):
 			seen.done() // an answer, too
 			return fmt.Errorf("%s: %w", what, err)
 		}

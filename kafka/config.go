@@ -35,9 +35,9 @@ type Config struct {
 	SessionTimeout time.Duration `yaml:"session_timeout"`
 	// LeaseTimeout is how long the active capture may be silent before another one takes over. Brokers take no less than their group.min.session.timeout.ms, which is 6s unless it was lowered. Default 8s.
 	LeaseTimeout time.Duration `yaml:"lease_timeout"`
-	// TLS of the connections to the brokers.
+	// TLS of the connections to the brokers. What changes here counts for connections from then on.
 	TLS TLS `yaml:"tls"`
-	// SASL login at the brokers.
+	// SASL login at the brokers. What changes here counts for connections from then on.
 	SASL SASL `yaml:"sasl"`
 }
 
@@ -45,7 +45,7 @@ type Config struct {
 type TLS struct {
 	// Enabled turns TLS on. Default false.
 	Enabled bool `yaml:"enabled"`
-	// CAFile is a PEM file with the authorities that may have signed the brokers' certificates. Empty means the system's own. Default empty.
+	// CAFile is a PEM file with the authorities that may have signed the brokers' certificates. It and the others are read again for every new connection, so they may be changed while the process runs. Empty means the system's own. Default empty.
 	CAFile string `yaml:"ca_file"`
 	// CertFile is a PEM file with the client's certificate, when the brokers ask for one. Default empty.
 	CertFile string `yaml:"cert_file"`

@@ -175,8 +175,9 @@ func (c *Client) session(ctx context.Context, cc ConsumeConfig, topics layout) e
 	seen := c.health.watch()
 	for ctx.Err() == nil {
 		gen, err := group.Next(ctx)
+		err = c.named(err)
 		if err != nil {
-			if ctx.Err() == nil && hopeless(err) {
+			if ctx.Err() == nil && c.hopeless(err) {
 				end(final{err})
 			} else if ctx.Err() == nil && !errors.Is(err, kafkago.RebalanceInProgress) {
 				seen.failed(err)

@@ -79,7 +79,7 @@ func (c *Client) inspectTopic(ctx context.Context, spec TopicSpec, topic kafkago
 	}
 	is, err := c.topicConfig(ctx, spec.Name)
 	if err != nil {
-		if !hopeless(err) {
+		if !c.hopeless(err) {
 			return nil, err
 		}
 		fail("allow the account DESCRIBE_CONFIGS on the topic", "its configuration cannot be seen: %v", err)
@@ -246,7 +246,7 @@ func (c *Client) InspectGroup(ctx context.Context, group string, topics []string
 	f := Finding{Check: "group " + group, OK: true}
 	state, members, err := c.GroupState(ctx, group)
 	if err != nil {
-		if !hopeless(err) {
+		if !c.hopeless(err) {
 			return nil, err
 		}
 		return []Finding{{Check: f.Check, Detail: err.Error(), Fix: "allow the account READ and DESCRIBE on the group"}}, nil

@@ -199,10 +199,11 @@ func (l *Lease) join(ctx context.Context, group *kafkago.ConsumerGroup, generati
 	defer seen.gaveUp()
 	for {
 		gen, err := group.Next(ctx)
+		err = l.Client.named(err)
 		switch {
 		case ctx.Err() != nil:
 			return
-		case err != nil && hopeless(err):
+		case err != nil && l.Client.hopeless(err):
 			refused <- err
 			return
 		case errors.Is(err, kafkago.RebalanceInProgress):

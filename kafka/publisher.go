@@ -359,7 +359,7 @@ func (p *Publisher) send(ctx, sending context.Context, part *partition) {
 		}
 		tries, err := p.deliver(ctx, sending, part, b)
 		if err != nil {
-			if ctx.Err() == nil || hopeless(err) {
+			if ctx.Err() == nil || p.client.hopeless(err) {
 				p.fail(fmt.Errorf("publish to %s/%d: %w", part.topic, part.id, err))
 			}
 			part.mu.Lock()
@@ -425,6 +425,7 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 	var goneSince time.Time
 	for tries = 1; ; tries++ {
 		base, err := p.carrier.carry(sending, part.topicPartition, b.buf)
+		err = p.client.named(err)
 		switch {
 		case err == nil:
 			seen.done()
@@ -436,7 +437,7 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 			}
 			part.end.Store(end)
 			return tries, nil
-		case sending.Err() != nil || hopeless(err):
+		case sending.Err() != nil || p.client.hopeless(err):
 			return tries, explain(err)
 		case !missing(err):
 			goneSince = time.Time{}

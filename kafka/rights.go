@@ -92,7 +92,7 @@ func (c *Client) InspectRights(ctx context.Context, prefix string, read, write, 
 	var strange []string
 	for _, group := range groups {
 		rights, err := c.groupRights(ctx, group)
-		if err != nil && !hopeless(err) {
+		if err != nil && !c.hopeless(err) {
 			return found, err
 		}
 		if err != nil || len(lacking(rights, kafkago.ACLOperationTypeRead)) > 0 {

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"slices"
@@ -26,6 +27,9 @@ const (
 	mostPlaces = 8 << 20
 	// mostRepairs is how many rows of a table one pass has repaired.
 	mostRepairs = 500_000
+	// scanTries is how often a store is looked through that does not answer to the end; half a
+	// minute lies between the first try and the last one.
+	scanTries = 6
 )
 
 // Pass compares the rows of one table with sinks, once. ChunkRows, Took, Rest and Progress may be nil.
@@ -196,6 +200,7 @@ func (p *Pass) compare(ctx context.Context, sides []*side) error {
 	}
 	defer source.Close()
 	_, layout := source.Table()
+	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range sides {
 		s.layout = layout
@@ -214,7 +219,23 @@ func (p *Pass) compare(ctx context.Context, sides []*side) error {
 		}()
 		return p.read(ctx, source, sides)
 	})
-	return g.Wait()
+	return p.explain(outer, g.Wait(), layout)
+}
+
+// explain tells an error that comes of another shape of the table from others.
+func (p *Pass) explain(ctx context.Context, err error, layout uint32) error {
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrAltered) {
+		return err
+	}
+	now, unknown := p.World.Open(ctx, p.Table, "")
+	if unknown != nil {
+		return err
+	}
+	defer now.Close()
+	if _, is := now.Table(); is != layout {
+		return fmt.Errorf("%w (%v)", ErrAltered, err)
+	}
+	return err
 }
 
 // read reads the rows and hands them to all sides.
@@ -368,18 +389,34 @@ func (s *side) besides(ctx context.Context) error {
 		_, found := slices.BinarySearch(s.places, maphash.String(s.seed, place))
 		return found && !s.partial
 	}
-	err = s.target.Store.Scan(ctx, table, known, func(found []sinks.Found) error {
-		for part := range slices.Chunk(found, readRows) {
-			if err := s.look(ctx, source, part); err != nil {
-				return err
+	s.mu.Lock()
+	before := s.result.Documents
+	s.mu.Unlock()
+	for tries, wait := 1, time.Second; ; tries, wait = tries+1, 2*wait {
+		var stopped error // by us, and not by the store
+		err = s.target.Store.Scan(ctx, table, known, func(found []sinks.Found) error {
+			for part := range slices.Chunk(found, readRows) {
+				if stopped = s.look(ctx, source, part); stopped != nil {
+					return stopped
+				}
 			}
+			return nil
+		})
+		switch {
+		case err == nil:
+			return nil
+		case stopped != nil || ctx.Err() != nil || tries == scanTries:
+			return fmt.Errorf("look through %s in sink %s: %w", s.Table, s.target.Name, err)
 		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("look through %s in sink %s: %w", s.Table, s.target.Name, err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		s.mu.Lock()
+		s.result.Documents = before // it begins anew
+		s.mu.Unlock()
 	}
-	return nil
 }
 
 // look suspects those of what was found that are documents in a place where no row is.

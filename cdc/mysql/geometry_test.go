@@ -41,7 +41,7 @@ func TestAGeometryIsReadBackByTheServerAsTheSame(t *testing.T) {
 		}
 		for _, form := range []string{geometryJSON, geometryWKT} {
 			f.cfg.Geometry = form
-			rows := f.copied("g")
+			rows, _ := f.copied("g")
 			if len(rows) != n {
 				t.Fatalf("%d rows, want %d", len(rows), n)
 			}

@@ -149,7 +149,10 @@ func (f *flavor) log(from, to gomysql.Position) (bodies []body, events [][]byte)
 }
 
 // decoded is one change of the log as JSON.
-type decoded struct{ table, keyBefore, key, before, after string }
+type decoded struct {
+	table, keyBefore, key, before, after string
+	print                                uint32
+}
 
 // decode turns row events into JSON.
 func (f *flavor) decode(bodies []body) (changes []decoded) {
@@ -162,9 +165,10 @@ func (f *flavor) decode(bodies []body) (changes []decoded) {
 		if err != nil {
 			f.t.Fatal(err)
 		}
+		l.sign()
 		spans := make([]span, len(l.columns))
 		for data := b.images; len(data) > 0; {
-			d := decoded{table: l.table.Table}
+			d := decoded{table: l.table.Table, print: l.print}
 			image := func() string {
 				row, n, err := l.appendImage(nil, data, spans, false)
 				if err != nil {
@@ -188,7 +192,7 @@ func (f *flavor) decode(bodies []body) (changes []decoded) {
 }
 
 // copied reads a table as a copy does: the rows by their keys.
-func (f *flavor) copied(table string) map[string]string {
+func (f *flavor) copied(table string) (rows map[string]string, print uint32) {
 	f.t.Helper()
 	conn, err := connectCopier(context.Background(), f.cfg)
 	if err != nil {
@@ -204,7 +208,7 @@ func (f *flavor) copied(table string) map[string]string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	rows := map[string]string{}
+	rows = map[string]string{}
 	values := make([]any, len(l.columns))
 	var result gomysql.Result
 	err = conn.ExecuteSelectStreaming(query, &result, func(fields []gomysql.FieldValue) error {
@@ -215,22 +219,26 @@ func (f *flavor) copied(table string) map[string]string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return rows
+	return rows, l.print
 }
 
 // fields cuts a row into its columns for a difference that can be read.
 func fields(row string) []string { return strings.Split(row, `,"`) }
 
 // compare reads the changes since from and requires that the table's rows, read as
-// a copy does, are byte for byte the last images of the log; it returns the rows.
+// a copy does, are byte for byte the last images of the log, with the same print of the
+// columns; it returns the rows.
 func (f *flavor) compare(table string, from gomysql.Position) map[string]string {
 	f.t.Helper()
-	rows := f.copied(table)
+	rows, print := f.copied(table)
 	bodies, _ := f.log(from, f.end())
 	last := map[string]string{}
 	for _, d := range f.decode(bodies) {
 		if d.table != table {
 			continue
+		}
+		if d.print != print {
+			f.t.Errorf("%s %s: the columns have the print %x in a copy and %x in the log", f.name, table, print, d.print)
 		}
 		if was := last[d.keyBefore]; d.before != was {
 			f.t.Errorf("key %s: the image before is not the last one after (-want +got)\n%s", d.keyBefore, cmp.Diff(fields(was), fields(d.before)))

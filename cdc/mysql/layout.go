@@ -21,15 +21,45 @@ type layout struct {
 }
 
 // sign gives the layout its print, by which the sinks tell that a table was altered: it is
-// another one when a column that is not dropped has another name or type.
+// another one when a column that is not dropped has another name or type. That of a table
+// map and that of a SELECT of the same table are the same.
 func (l *layout) sign() {
 	h := fnv.New32a()
 	for i := range l.columns {
 		if c := &l.columns[i]; !c.dropped() {
-			fmt.Fprintf(h, "%s%d %t %d %s %t\n", c.field, c.form, c.unsigned, c.log.typ, c.kind, c.mask != nil)
+			family := c.family()
+			unsigned := c.unsigned && c.form == formInt && family != "year" // which is unsigned in the log alone
+			fmt.Fprintf(h, "%s%d %t %s %t\n", c.field, c.form, unsigned, family, c.mask != nil)
 		}
 	}
 	l.print = max(h.Sum32(), 1)
+}
+
+// family tells types apart whose values become JSON in the same way, as far as the log and
+// information_schema both do.
+func (c *column) family() string {
+	if c.sqlType == "" {
+		return families[c.log.typ]
+	}
+	word := c.sqlType[:len(c.sqlType)-len(strings.TrimLeft(c.sqlType, "abcdefghijklmnopqrstuvwxyz"))]
+	switch {
+	case strings.HasSuffix(word, "text") || strings.HasSuffix(word, "blob"):
+		return "blob"
+	case word == "varchar" || word == "varbinary":
+		return "varchar"
+	case word == "char" || word == "binary", word == "uuid" || word == "inet":
+		return "char"
+	case c.form == formInt:
+		return word
+	}
+	return ""
+}
+
+// families are those of the types of the log.
+var families = map[byte]string{
+	gomysql.MYSQL_TYPE_BLOB: "blob", gomysql.MYSQL_TYPE_VARCHAR: "varchar", gomysql.MYSQL_TYPE_VAR_STRING: "varchar", gomysql.MYSQL_TYPE_STRING: "char",
+	gomysql.MYSQL_TYPE_TINY: "tinyint", gomysql.MYSQL_TYPE_SHORT: "smallint", gomysql.MYSQL_TYPE_INT24: "mediumint", gomysql.MYSQL_TYPE_LONG: "int",
+	gomysql.MYSQL_TYPE_LONGLONG: "bigint", gomysql.MYSQL_TYPE_YEAR: "year", gomysql.MYSQL_TYPE_BIT: "bit",
 }
 
 // appendRow appends the row as a JSON object in the table's order.

@@ -131,8 +131,10 @@ var concerns = []concern{
 	{field: "source.checkpoint_interval", parts: []string{config.CapturePart}},
 	{field: "source.after_alter", parts: []string{config.CapturePart}},
 	{field: "source.unlogged_cascades", parts: []string{config.CapturePart}},
-	// All parts share one client.
+	// All parts share one client, which makes its connections with the login of that moment.
 	{field: "kafka", restart: true},
+	{field: "kafka.sasl"},
+	{field: "kafka.tls"},
 	// Which sinks there are is in the command line of a process that runs one, and in the topics
 	// of all.
 	{field: "sinks", restart: true},
@@ -199,6 +201,9 @@ func planOf(from, to *config.Config) plan {
 	p := plan{Fields: config.Diff(from, to), AtOnce: []string{}, Restarts: []string{}, Refused: []string{}}
 	if from.Admin.TLS.On() != to.Admin.TLS.On() {
 		p.Refused = append(p.Refused, "admin.tls") // whoever asks would have to know
+	}
+	if (from.Kafka.SASL.Mechanism == "") != (to.Kafka.SASL.Mechanism == "") {
+		p.Refused = append(p.Refused, "kafka.sasl") // brokers have other ports for it
 	}
 	for _, field := range p.Fields {
 		c, named := concernOf(field)

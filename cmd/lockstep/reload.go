@@ -165,7 +165,7 @@ func (r *reloader) try(file configText) {
 		r.fail(reloadRefused, err.Error())
 		return
 	}
-	admin, err := r.admin.prepare(r.view(file.cfg))
+	shared, err := r.prepare(file.cfg)
 	if err != nil {
 		r.fail(reloadInvalid, err.Error())
 		return
@@ -174,11 +174,29 @@ func (r *reloader) try(file configText) {
 		was := r.running
 		r.good = &was
 	}
-	ended := r.set(file, p, admin)
+	ended := r.set(file, p, shared)
 	r.problem, r.reverted = "", false
 	r.log.Info("the configuration file was read again", "file", r.app.configFile(), "sha256", file.sum, "changed", strings.Join(p.Fields, " "), "begins_anew", strings.Join(ended, ", "))
 	r.metrics.reloads.WithLabelValues(reloadApplied).Inc()
 	r.tell()
+}
+
+// prepare reads what the admin server and the Kafka client, which all parts share, need for
+// a configuration; what it gives has them use that.
+func (r *reloader) prepare(cfg *config.Config) (use func(), err error) {
+	admin, err := r.admin.prepare(r.view(cfg))
+	if err != nil {
+		return nil, err
+	}
+	was := r.running.cfg.Kafka
+	if cfg.Kafka.SASL == was.SASL && cfg.Kafka.TLS == was.TLS {
+		return admin, nil
+	}
+	renew, err := r.process.kafka.Renew(cfg.Kafka)
+	if err != nil {
+		return nil, fmt.Errorf("kafka.%w", err)
+	}
+	return func() { admin(); renew() }, nil
 }
 
 // view is the process with another configuration.
@@ -192,7 +210,7 @@ func (r *reloader) view(cfg *config.Config) *process {
 }
 
 // set has a configuration run, and gives the parts that begin anew.
-func (r *reloader) set(file configText, p plan, admin func()) (ended []string) {
+func (r *reloader) set(file configText, p plan, shared func()) (ended []string) {
 	was, view := r.running, r.view(file.cfg)
 	if file.cfg.Log.Level != was.cfg.Log.Level {
 		view.level.Set(levelOf(file.cfg).Level())
@@ -205,7 +223,7 @@ func (r *reloader) set(file configText, p plan, admin func()) (ended []string) {
 		view.commits.ask(file.cfg.Source)
 	}
 	view.board.Configure()
-	admin()
+	shared()
 	r.running = file
 	if len(p.Fields) > 0 {
 		r.since = time.Now()
@@ -229,12 +247,12 @@ func (r *reloader) back(part string, err error) (wait time.Duration, again bool)
 	good := *r.good
 	r.good, r.reverted = nil, true
 	p := planOf(r.running.cfg, good.cfg)
-	admin, unready := r.admin.prepare(r.view(good.cfg))
+	shared, unready := r.prepare(good.cfg)
 	if unready != nil {
-		r.log.Warn("the admin server keeps what it has", "error", unready)
-		admin = func() {}
+		r.log.Warn("the admin server and the Kafka client keep what they have", "error", unready)
+		shared = func() {}
 	}
-	r.set(good, p, admin)
+	r.set(good, p, shared)
 	r.fail(reloadReverted, fmt.Sprintf("%s could not go on: %v", part, err))
 	return 0, true
 }

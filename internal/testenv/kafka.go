@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -14,12 +15,18 @@ import (
 // says so: TLS with certificates of both sides, and SCRAM-SHA-512 logins. It is started
 // from the installed distribution, so it needs the native servers.
 type KafkaBroker struct {
-	Server // User and Password are those of the super user
+	Server  // User and Password are those of the super user
+	dir     string
+	store   string // the file of its certificate and key
+	trust   string // that of the authorities of its clients
+	command []string
+	stop    func()
 }
 
 // NewSecureKafka starts a broker with a certificate of an authority, and with accounts
-// by their passwords, and returns when it listens. It is gone at the end of the test.
-func NewSecureKafka(t testing.TB, authority *Authority, accounts map[string]string) *KafkaBroker {
+// by their passwords, and returns when it listens. Settings are further lines of its
+// configuration. It is gone at the end of the test.
+func NewSecureKafka(t testing.TB, authority *Authority, accounts map[string]string, settings ...string) *KafkaBroker {
 	t.Helper()
 	addr, controller := FreeAddr(t), FreeAddr(t)
 	java := native(t, "a further Kafka", "kafka", `kafka_install >&2 || exit 1
@@ -27,16 +34,14 @@ kafka_java
 # shellcheck disable=SC2206
 command+=($KAFKA_HEAP -XX:+UseSerialGC -XX:TieredStopAtLevel=1)
 printf '%s\0' "${command[@]}"`, nil)
-	b := &KafkaBroker{Server{Name: "kafka", Addr: addr, User: "admin", Password: "of-the-super-user"}}
-
 	dir := t.TempDir()
-	cert, key := authority.Sign(t, dir, "broker")
-	store := filepath.Join(dir, "broker.pem")
+	b := &KafkaBroker{Server: Server{Name: "kafka", Addr: addr, User: "admin", Password: "of-the-super-user"}, store: filepath.Join(dir, "broker.pem"), trust: filepath.Join(dir, "trust.pem"), dir: dir}
+	b.Certify(t, authority)
 	common, err := os.ReadFile(filepath.Join(Root(t), "deploy", "local", "server.properties"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	settings := string(common) + fmt.Sprintf(`
+	text := string(common) + fmt.Sprintf(`
 listeners=BROKER://%[1]s,CONTROLLER://%[2]s
 advertised.listeners=BROKER://%[1]s
 listener.security.protocol.map=BROKER:SASL_SSL,CONTROLLER:PLAINTEXT
@@ -53,12 +58,10 @@ listener.name.broker.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.secu
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=false
 super.users=User:%[6]s;User:ANONYMOUS
-`, addr, controller, dir, store, authority.File, b.User, b.Password)
+`, addr, controller, dir, b.store, b.trust, b.User, b.Password) + strings.Join(settings, "\n")
 	properties := filepath.Join(dir, "server.properties")
-	for _, file := range []struct{ name, content string }{{properties, settings}, {store, read(t, key) + read(t, cert)}} {
-		if err := os.WriteFile(file.name, []byte(file.content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.WriteFile(properties, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	format := append(java[1:len(java):len(java)], "kafka.tools.StorageTool", "format", "-t", "Lockstep-e2e-secured-w", "-c", properties,
 		"--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", b.User, b.Password))
@@ -68,14 +71,33 @@ super.users=User:%[6]s;User:ANONYMOUS
 	if out, err := exec.Command(java[0], format...).CombinedOutput(); err != nil {
 		t.Fatalf("format the Kafka of the test: %v\n%s", err, out)
 	}
-	spawn(t, "Kafka", append(java, "kafka.Kafka", properties), filepath.Join(dir, "log"), 3*time.Minute, func() bool {
+	b.command = append(java, "kafka.Kafka", properties)
+	b.Start(t)
+	return b
+}
+
+// Certify gives it a certificate of an authority, whose clients it trusts, for when it starts.
+func (b *KafkaBroker) Certify(t testing.TB, authority *Authority) {
+	t.Helper()
+	cert, key := authority.Sign(t, b.dir, "broker")
+	for name, content := range map[string]string{b.store: read(t, key) + read(t, cert), b.trust: read(t, authority.File)} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Stop kills it; Start starts it on the data it has and returns when it listens.
+func (b *KafkaBroker) Stop() { b.stop() }
+func (b *KafkaBroker) Start(t testing.TB) {
+	t.Helper()
+	b.stop = spawn(t, "Kafka", b.command, filepath.Join(b.dir, "log"), 3*time.Minute, func() bool {
 		conn, err := net.DialTimeout("tcp", b.Addr, time.Second)
 		if err == nil {
 			conn.Close()
 		}
 		return err == nil
 	})
-	return b
 }
 
 func read(t testing.TB, name string) string {

@@ -131,10 +131,11 @@ func (a *attempt) upsert(t *target, c *cdc.Change, calls []call, done []place) (
 	if err != nil {
 		return calls, true, done, unreadable(sinks.ClassKey, err)
 	}
-	if null == "" && t.cfg.Score != "" {
-		if _, isNull, _ := cdc.ColumnText(row, t.cfg.Score); isNull {
-			null = t.cfg.Score
+	if null == "" && t.unscored(row) {
+		if c.Op == cdc.OpRead { // which does not tell what was there before
+			return a.remove(t, c, row, calls, done)
 		}
+		return calls, true, done, nil
 	}
 	if null != "" { // it has no place
 		return calls, true, done, nil

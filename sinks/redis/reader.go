@@ -360,12 +360,7 @@ func (s *Sink) Expect(_ context.Context, changes []cdc.Change) []sinks.Expected 
 			out[i].Problem = err.Error()
 			continue
 		}
-		if t.cfg.Score != "" && null == "" {
-			if _, isNull, _ := cdc.ColumnText(row, t.cfg.Score); isNull {
-				null = t.cfg.Score
-			}
-		}
-		if null != "" {
+		if null != "" || t.unscored(row) {
 			continue // it is nowhere
 		}
 		_, no := a.put(t, c, at, row)

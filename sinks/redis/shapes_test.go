@@ -153,6 +153,13 @@ func TestAScoreIsANumberOrADate(t *testing.T) {
 	}
 	expect(t, "it becomes NULL", f.verdicts(t, at(0, base+1, []byte(`{"id":0,"s":12}`), []byte(`{"id":0,"s":null}`))), "applied")
 	expect(t, "members", f.plain.ZCard(t.Context(), "all").Val(), 5)
+
+	// A row that is read again does not say whether it had a score.
+	again := at(1, base+2, nil, []byte(`{"id":1,"s":null}`))
+	again.Op = cdc.OpRead
+	expect(t, "it is read again, and NULL", f.verdicts(t, again), "applied")
+	expect(t, "an older score", f.verdicts(t, at(1, base+1, nil, []byte(`{"id":1,"s":3}`))), "stale")
+	expect(t, "members", f.plain.ZCard(t.Context(), "all").Val(), 4)
 }
 
 // Between choosing a row and removing it a change may have come.

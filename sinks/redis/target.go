@@ -173,6 +173,15 @@ func (t *target) place(c *cdc.Change, image []byte) (at place, nowhere string, f
 	return at, "", r.FromRow, nil
 }
 
+// unscored reports whether a row has no place in its sorted set because its score is NULL.
+func (t *target) unscored(row []byte) bool {
+	if t.cfg.Score == "" {
+		return false
+	}
+	_, isNull, _ := cdc.ColumnText(row, t.cfg.Score)
+	return isNull
+}
+
 // stays notes the place of a row that only leaves its older ones, where it can be told. It
 // reports whether the row may have had others.
 func (t *target) stays(c *cdc.Change, done []place) (bool, []place) {
