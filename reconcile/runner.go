@@ -17,6 +17,9 @@ const (
 	// ago its rows were read then: suspects among them are done with.
 	saveEvery = 10 * time.Second
 	settle    = time.Minute
+	// recheck is how long after a full pass that has left differences there is another one, which
+	// tells whether they were repaired.
+	recheck = time.Hour
 	// retryAfter is how long a comparison that could not be made is left alone.
 	retryAfter = 30 * time.Second
 )
@@ -211,9 +214,7 @@ func (r *Runner) full(ctx context.Context) error {
 	var table cdc.TableName
 	for _, t := range tables {
 		s := r.State.of(t.String())
-		switch {
-		case !s.Began.IsZero(): // it is to go on
-		case s.Last != nil && time.Since(s.Last.Began) < r.Config.FullEvery:
+		if !r.isDue(s) {
 			continue
 		}
 		if due == nil || dueSince(s).Before(dueSince(due)) {
@@ -224,6 +225,16 @@ func (r *Runner) full(ctx context.Context) error {
 		return nil
 	}
 	return r.pass(ctx, table, due)
+}
+
+func (r *Runner) isDue(s *TableState) bool {
+	if !s.Began.IsZero() || s.Last == nil { // it is to go on, or is the first
+		return true
+	}
+	if time.Since(s.Last.Ended) >= recheck && slices.ContainsFunc(s.Last.Sinks, func(k *SinkResult) bool { return k.Differ() > k.Repaired }) {
+		return true
+	}
+	return time.Since(s.Last.Began) >= r.Config.FullEvery
 }
 
 func dueSince(s *TableState) time.Time {

@@ -83,33 +83,39 @@ func TestARunnerMakesAFullPassADayAndTellsWhatItFound(t *testing.T) {
 			s.write(id, "a")
 		}
 		s.all()
+		lost := s.docs[string(keyOf(3))]
 		delete(s.docs, string(keyOf(3)))
 		k, notes := &topic{}, &strings.Builder{}
 		r := s.runner(k, notes)
-		r.Config.SampleEvery = 23 * time.Hour
-		runFor(t, r, 12*time.Hour)
-		full := func(r *Runner) float64 {
-			return testutil.ToFloat64(r.Metrics.passes.WithLabelValues("shop.orders", "full"))
+		r.Config.SampleEvery = 100 * time.Hour
+		// passes are the full ones of a stretch of time, and the mismatches that stand at its end.
+		passes := func(r *Runner, d time.Duration) (n, standing float64) {
+			before := testutil.ToFloat64(r.Metrics.passes.WithLabelValues("shop.orders", "full"))
+			runFor(t, r, d)
+			return testutil.ToFloat64(r.Metrics.passes.WithLabelValues("shop.orders", "full")) - before, testutil.ToFloat64(r.Metrics.standing.WithLabelValues("shop.orders", "search"))
 		}
-		if n := full(r); n != 1 {
-			t.Errorf("%v full passes in 12 hours", n)
-		}
-		if n := testutil.ToFloat64(r.Metrics.standing.WithLabelValues("shop.orders", "search")); n != 1 {
-			t.Errorf("%v mismatches stand", n)
+		if n, standing := passes(r, 30*time.Minute); n != 1 || standing != 1 {
+			t.Errorf("%v full passes at first, and %v mismatches stand", n, standing)
 		}
 		if !strings.Contains(notes.String(), `class=missing key="{\"id\":3}"`) {
 			t.Errorf("the log says\n%s", notes)
 		}
 		again := s.runner(k, notes)
-		runFor(t, again, 11*time.Hour)
-		if n := full(again); n != 0 {
-			t.Errorf("started again after 12 hours it makes %v full passes before a day is over", n)
+		again.Config.SampleEvery = r.Config.SampleEvery
+		if n, standing := passes(again, 25*time.Minute); n != 0 || standing != 1 {
+			t.Errorf("started again it makes %v full passes, and %v mismatches stand", n, standing)
 		}
-		if n := testutil.ToFloat64(again.Metrics.standing.WithLabelValues("shop.orders", "search")); n != 1 {
-			t.Errorf("started again it does not know what the last pass has found: %v", n)
+		if n, standing := passes(again, time.Hour); n != 1 || standing != 1 {
+			t.Errorf("%v full passes look an hour later whether it was repaired, and %v mismatches stand", n, standing)
 		}
-		runFor(t, again, 2*time.Hour)
-		if n := full(again); n != 1 {
+		s.docs[string(keyOf(3))] = lost
+		if n, standing := passes(again, time.Hour); n != 1 || standing != 0 {
+			t.Errorf("%v full passes after the repair, and %v mismatches stand", n, standing)
+		}
+		if n, _ := passes(again, 22*time.Hour); n != 0 {
+			t.Errorf("%v full passes before a day is over", n)
+		}
+		if n, _ := passes(again, 2*time.Hour); n != 1 {
 			t.Errorf("%v full passes after a day", n)
 		}
 	})

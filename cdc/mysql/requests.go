@@ -240,12 +240,19 @@ const progressEvery = 10 * time.Second
 func (s *Source) report() (running bool) {
 	s.snaps.mu.Lock()
 	defer s.snaps.mu.Unlock()
-	// Of a table the one under way counts, of several the newest.
+	// Of a table the one under way counts, of several the newest. Single rows that a replay or a
+	// repair reads again say nothing of a copy that has failed.
 	order := slices.Clone(s.pos.Snapshots)
-	slices.SortStableFunc(order, func(a, b cdc.Snapshot) int {
-		rank := map[bool]int{true: 1}
-		return cmp.Compare(rank[underway(a.State)], rank[underway(b.State)])
-	})
+	rank := func(sn cdc.Snapshot) int {
+		switch {
+		case ofReplay(sn.ID):
+			return 0
+		case underway(sn.State):
+			return 2
+		}
+		return 1
+	}
+	slices.SortStableFunc(order, func(a, b cdc.Snapshot) int { return cmp.Compare(rank(a), rank(b)) })
 	for i := range order {
 		sn := &order[i]
 		s.Metrics.copied.WithLabelValues(sn.Table).Set(float64(sn.Rows))

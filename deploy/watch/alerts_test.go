@@ -71,7 +71,7 @@ func tooLateBy(share, short, long string) string {
 }
 
 var stories = []story{
-	{alert: "LockstepFreshnessBudgetBurns", about: "a fifth is late for an hour", every: "2m", series: aging(.2, 71, 73), at: "72h30m", fires: []firing{{"job=shop sink=search window=1h", tooLate, tooLateBy("20%", "5m", "1h")}}},
+	{alert: "LockstepFreshnessBudgetBurns", about: "a fifth is late for an hour", every: "2m", series: aging(.2, 71, 73), at: "72h30m", fires: []firing{{"job=shop sink=search window=1h", tooLate, tooLateBy("20%", "3m", "1h")}}},
 	{alert: "LockstepFreshnessBudgetBurns", about: "seven of a hundred are late for six hours", every: "2m", series: aging(.07, 66, 73), at: "72h30m", fires: []firing{{"job=shop sink=search window=6h", tooLate, tooLateBy("7%", "30m", "6h")}}},
 	{alert: "LockstepFreshnessBudgetBurns", about: "four of a hundred are late for a day", every: "2m", series: aging(.04, 48, 73), at: "72h", fires: []firing{
 		{"job=shop sink=search window=1d", tooLate, tooLateBy("4%", "2h", "1d")}, {"job=shop sink=search window=3d", tooLate, tooLateBy("4%", "6h", "3d")}}},
@@ -79,8 +79,10 @@ var stories = []story{
 	{alert: "LockstepFreshnessBudgetBurns", about: "one of two hundred is late for long", every: "2m", series: aging(.005, 0, 11), at: "10h"},
 	{alert: "LockstepFreshnessBudgetBurns", about: "half was late for an hour, and that is over", every: "2m", series: counted(grow(120, 74*30), grow(120, 71*30, 60, 30, 120, 60), grow(0, 74*30)), at: "72h30m"},
 	{alert: "LockstepFreshnessBudgetBurns", about: "some changes an hour, all late", every: "2m", series: counted(grow(1, 90), grow(0, 90), grow(0, 90)), at: "2h"},
-	{alert: "LockstepFreshnessBudgetBurns", about: "everything becomes a dead letter", every: "2m", series: counted(grow(0, 60), grow(0, 60), grow(120, 60)), at: "1h",
-		fires: []firing{{"job=shop sink=search window=1h", tooLate, tooLateBy("100%", "5m", "1h")}, {"job=shop sink=search window=6h", tooLate, tooLateBy("100%", "30m", "6h")}}},
+	{alert: "LockstepFreshnessBudgetBurns", about: "everything becomes a dead letter", every: "2m", series: counted(grow(0, 60), grow(0, 60), grow(120, 60)), at: "90m",
+		fires: []firing{{"job=shop sink=search window=1h", tooLate, tooLateBy("100%", "3m", "1h")}, {"job=shop sink=search window=6h", tooLate, tooLateBy("100%", "30m", "6h")},
+			{"job=shop sink=search window=1d", tooLate, tooLateBy("100%", "2h", "1d")}}},
+	{alert: "LockstepFreshnessBudgetBurns", about: "a large transaction in a quiet night", series: counted(grow(60, 100, 100000, 1, 60, 80), grow(60, 180), grow(0, 180)), at: "130m"},
 
 	{alert: "LockstepNobodyCaptures", about: "two stand by", series: map[string]string{
 		`lockstep_capture_active{job="shop",instance="a"}`: "0x10", `lockstep_capture_active{job="shop",instance="b"}`: "0x10", buildA: "1x10", buildB: "1x10",
@@ -155,21 +157,28 @@ var stories = []story{
 		`lockstep_sink_table_held_partitions{job="shop",instance="a",sink="search",table="s.q",by="table"}`: "4 4 0x8", `lockstep_sink_table_held_partitions{job="shop",instance="a",sink="search",table="s.t",by="store"}`: "4x10",
 	}, at: "9m"},
 
-	{alert: "LockstepRouteDegraded", about: "one of two processes says so", series: map[string]string{`lockstep_route_state{job="shop",instance="a",sink="search",table="s.q"}`: "2x20", `lockstep_route_state{job="shop",instance="b",sink="search",table="s.q"}`: "0x20"}, at: "15m",
-		fires: []firing{{"job=shop sink=search table=s.q", "Readers of s.q are sent from sink search to MySQL in shop", "The route of the table is degraded for ten minutes: the sink cannot be trusted with it, and MySQL bears its reads, save in a dry run."}}},
-	{alert: "LockstepRouteDegraded", about: "a warning", series: map[string]string{`lockstep_route_state{job="shop",instance="a",sink="search",table="s.q"}`: "1x20"}, at: "15m"},
+	{alert: "LockstepRouteDegraded", about: "one of two processes says so", series: map[string]string{`lockstep_route_state{job="shop",instance="a",sink="search",table="s.q"}`: "2x20", `lockstep_route_state{job="shop",instance="b",sink="search",table="s.q"}`: "0x20",
+		`lockstep_route_share_percent{job="shop",instance="a",sink="search",table="s.q"}`: "0x20", `lockstep_route_share_percent{job="shop",instance="b",sink="search",table="s.q"}`: "100x20",
+		`lockstep_snapshot_state{job="shop",instance="a",table="s.q",state="running"}`: "0x20", `lockstep_snapshot_state{job="shop",instance="a",table="s.t",state="running"}`: "1x20", `lockstep_capture_active{job="shop",instance="a"}`: "1x20",
+		`lockstep_snapshot_state{job="shop",instance="b",table="s.q",state="running"}`: "1x20", `lockstep_capture_active{job="shop",instance="b"}`: "0x20"}, at: "15m",
+		fires: []firing{{"job=shop sink=search table=s.q", "Readers of s.q are sent from sink search to MySQL in shop", "The route of the table is degraded for ten minutes, and no copy of it is under way: the sink cannot be trusted with it, and MySQL bears its reads."}}},
+	{alert: "LockstepRouteDegraded", about: "a warning, a dry run, and a table that is being copied", series: map[string]string{
+		`lockstep_route_state{job="shop",instance="a",sink="search",table="s.q"}`: "1x20", `lockstep_route_share_percent{job="shop",instance="a",sink="search",table="s.q"}`: "10x20",
+		`lockstep_route_state{job="shop",instance="a",sink="search",table="s.d"}`: "2x20", `lockstep_route_share_percent{job="shop",instance="a",sink="search",table="s.d"}`: "100x20",
+		`lockstep_route_state{job="shop",instance="a",sink="search",table="s.t"}`: "2x20", `lockstep_route_share_percent{job="shop",instance="a",sink="search",table="s.t"}`: "0x20",
+		`lockstep_snapshot_state{job="shop",instance="a",table="s.t",state="running"}`: "1x20", `lockstep_capture_active{job="shop",instance="a"}`: "1x20"}, at: "15m"},
 
-	{alert: "LockstepBooksDoNotBalance", about: "one has gone missing", series: map[string]string{
-		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+100x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x50",
-		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "0 100 199+100x48", `lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="stale"}`: "0x50",
-	}, at: "45m", fires: []firing{{"job=shop instance=a sink=search table=s.q", "The books of s.q in sink search of shop do not balance", "On a the changes received and the changes settled or in flight differ by 1 without a break for half an hour, more than what comes while it is scraped: one has ended nowhere, or twice."}}},
+	{alert: "LockstepBooksDoNotBalance", about: "one of six thousand a minute has gone missing", series: map[string]string{
+		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+6000x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x5 3 0x9 7 0x40",
+		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "0 6000 11999+6000x4 41986+6000x42", `lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="stale"}`: "0x6 10x50",
+	}, at: "49m", fires: []firing{{"job=shop instance=a sink=search table=s.q", "The books of s.q in sink search of shop do not balance", "On a the changes received and the changes settled or in flight have differed by 4 or more to the same side for half an hour: one has ended nowhere, or twice."}}},
+	{alert: "LockstepBooksDoNotBalance", about: "one has ended twice", series: map[string]string{
+		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "10x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x50",
+		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "10x5 11x45",
+	}, at: "45m", fires: []firing{{"job=shop instance=a sink=search table=s.q", "The books of s.q in sink search of shop do not balance", "On a the changes received and the changes settled or in flight have differed by -1 or more to the same side for half an hour: one has ended nowhere, or twice."}}},
 	{alert: "LockstepBooksDoNotBalance", about: "they are never scraped without changes that come", series: map[string]string{
-		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+6000x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x50",
-		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "5+6000x50",
-	}, at: "45m"},
-	{alert: "LockstepBooksDoNotBalance", about: "they are scraped while changes come", series: map[string]string{
-		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+100x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: "0x50",
-		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "0+100x10 1097+100x15 2700 2803+100x22",
+		`lockstep_sink_received_total{job="shop",instance="a",sink="search",table="s.q"}`: "0+6000x50", `lockstep_sink_in_flight{job="shop",instance="a",sink="search",table="s.q"}`: strings.Repeat("0 9 9 0 9 ", 10),
+		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "-4+6000x50",
 	}, at: "48m"},
 
 	{alert: "LockstepDeadLetterFlood", about: "two hundred in five minutes", series: map[string]string{`lockstep_sink_dead_letters_total{job="shop",instance="a",sink="search",table="s.q",class="mapping"}`: "0x5 40+40x5"}, at: "10m",
@@ -208,6 +217,11 @@ var stories = []story{
 		`lockstep_reconcile_coverage_timestamp_seconds{job="shop",instance="b",sink="search",table="s.q"}`: "600x620", `lockstep_reconcile_active{job="shop",instance="b"}`: "0x620",
 	}, at: "49h"},
 
+	{alert: "LockstepNobodyCompares", about: "two stand by", series: map[string]string{`lockstep_reconcile_active{job="shop",instance="a"}`: "1x5 0x30", `lockstep_reconcile_active{job="shop",instance="b"}`: "0x35"}, at: "25m",
+		fires: []firing{{"job=shop", "Nobody compares the rows of shop with MySQL", "Processes of the pipeline are to compare, and none has the lease for it, so a row that differs is not noticed."}}},
+	{alert: "LockstepNobodyCompares", about: "the lease goes from one to the other, and another pipeline is not to compare", series: map[string]string{
+		`lockstep_reconcile_active{job="shop",instance="a"}`: "1x10 0x25", `lockstep_reconcile_active{job="shop",instance="b"}`: "0x12 1x22", buildA: "1x35", `lockstep_build_info{job="other",instance="c",version="v1",commit="c",pipeline="other"}`: "1x35"}, at: "30m"},
+
 	{alert: "LockstepKafkaUnreachable", about: "one process of two", series: map[string]string{`lockstep_kafka_unavailable_seconds{job="shop",instance="a"}`: "0x5", `lockstep_kafka_unavailable_seconds{job="shop",instance="b"}`: "0+30x5"}, at: "5m",
 		fires: []firing{{"job=shop", "Kafka does not answer shop", "A process has asked Kafka for 2m 30s without an answer. Nothing is lost; what is committed in MySQL waits in its log."}}},
 	{alert: "LockstepKafkaUnreachable", about: "an election", series: map[string]string{`lockstep_kafka_unavailable_seconds{job="shop",instance="a"}`: "0 0 0 0 20 40 0 0 0"}, at: "5m"},
@@ -222,6 +236,8 @@ var stories = []story{
 	{alert: "LockstepProcessDown", about: "it was taken away, and another program is down", series: map[string]string{`up{job="shop",instance="a"}`: "1x4 stale", `up{job="shop",instance="b"}`: "1x25", buildA: "1x4 stale", buildB: "1x25", `up{job="other",instance="c"}`: "0x25"}, at: "20m"},
 
 	{alert: "LockstepProcessRestarts", about: "three times", series: map[string]string{`process_start_time_seconds{job="shop",instance="a"}`: "1x5 300x5 600x5 900x5", buildA: "1x30"}, at: "20m",
+		fires: []firing{{"job=shop instance=a", "a of shop starts again and again", "It was started 3 times within an hour."}}},
+	{alert: "LockstepProcessRestarts", about: "it is down for the moment", series: map[string]string{`process_start_time_seconds{job="shop",instance="a"}`: "1x5 300x5 600x5 900x5 stale", buildA: "1x23 stale"}, at: "25m",
 		fires: []firing{{"job=shop instance=a", "a of shop starts again and again", "It was started 3 times within an hour."}}},
 	{alert: "LockstepProcessRestarts", about: "an upgrade, and another program that starts again and again", series: map[string]string{`process_start_time_seconds{job="shop",instance="a"}`: "1x5 300x30", buildA: "1x30", `process_start_time_seconds{job="other",instance="c"}`: "1 2 3 4 5 6 7x20"}, at: "20m"},
 

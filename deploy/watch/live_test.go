@@ -238,7 +238,7 @@ func (w *world) shows(t *testing.T, where, query string, quiet bool) {
 }
 
 // ofAll puts values in the place of a dashboard's variables.
-var ofAll = strings.NewReplacer("$namespace", ".*", "$job", ".*", "$sink", ".*", "$table", ".*", "$__rate_interval", "5s")
+var ofAll = strings.NewReplacer("$cluster", ".*", "$namespace", ".*", "$job", ".*", "$sink", ".*", "$table", ".*", "$__rate_interval", "5s")
 
 // fires waits until one of the rules of an alert is true for the labels.
 func (w *world) fires(t *testing.T, alert string, less shorter, labels map[string]string) {

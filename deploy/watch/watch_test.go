@@ -74,8 +74,8 @@ func TestEveryAlertHasItsRunbookAndEveryRunbookItsAlert(t *testing.T) {
 	}
 }
 
-// targetLabels are those that Prometheus gives.
-var targetLabels = []string{"job", "instance", "namespace"}
+// targetLabels are those that Prometheus gives; the cluster comes where several share one.
+var targetLabels = []string{"job", "instance", "namespace", "cluster"}
 
 // reference is what docs/metrics.md has, which a test of cmd/lockstep holds against the
 // metrics themselves: the labels of each. To it come those of the client library, and of
