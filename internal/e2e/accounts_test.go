@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -21,15 +22,12 @@ func kafkaAccounts() map[string]string {
 	return map[string]string{"lockstep": secrets["kafka"], "lockstep-capture": secrets["kafka"], "lockstep-sinks": secrets["kafka"], "lockstep-reconcile": secrets["kafka"], "lockstep-admin": secrets["kafka"]}
 }
 
-// elasticRole reads the role of a page.
-func elasticRole(t *testing.T, name, heading string) map[string]any {
+// elasticRole is the role of a page in one line, as a file of roles wants it: JSON is YAML, too.
+func elasticRole(t *testing.T, name, heading string) string {
 	t.Helper()
-	var role struct {
-		Cluster []string         `json:"cluster"`
-		Indices []map[string]any `json:"indices"`
-	}
-	must(t, json.Unmarshal([]byte(block(t, page(t, name), heading, "json")), &role))
-	return map[string]any{"cluster": role.Cluster, "indices": role.Indices}
+	var role bytes.Buffer
+	must(t, json.Compact(&role, []byte(block(t, page(t, name), heading, "json"))))
+	return role.String()
 }
 
 // apart is a pipeline of its own on the same servers, each part of which has its own

@@ -8,7 +8,6 @@ import (
 	"crypto/sha512"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -148,10 +147,7 @@ func newSecured(t *testing.T) *secured {
 		must(t, err)
 		return string(text)
 	}
-	roles, err := json.Marshal(map[string]any{ // JSON is YAML, too
-		"lockstep": elasticRole(t, "elasticsearch.md", "## The account"), "lockstep-rows": elasticRole(t, "privileges.md", apartHeading),
-	})
-	must(t, err)
+	roles := "lockstep: " + elasticRole(t, "elasticsearch.md", "## The account") + "\nlockstep-rows: " + elasticRole(t, "privileges.md", apartHeading) + "\n"
 
 	s := &secured{}
 	var broker *testenv.KafkaBroker
@@ -166,7 +162,7 @@ func newSecured(t *testing.T) *secured {
 				"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
 				"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
 			}, map[string]string{
-				"node.key": read(serverKey), "node.crt": read(serverCert), "ca.crt": read(ca.File), "roles.yml": string(roles),
+				"node.key": read(serverKey), "node.crt": read(serverCert), "ca.crt": read(ca.File), "roles.yml": roles,
 				"users":       "lockstep:" + hashed(t, secrets["elastic"]) + "\nlockstep-rows:" + hashed(t, secrets["elastic"]) + "\nroot:" + hashed(t, testenv.AdminPassword) + "\n",
 				"users_roles": "lockstep:lockstep\nlockstep-rows:lockstep-rows\nsuperuser:root\n",
 			})
