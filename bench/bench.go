@@ -72,7 +72,7 @@ func (b *bench) say(format string, args ...any) {
 func (b *bench) only(list string) error {
 	b.parts = strings.Split(list, ",")
 	for _, part := range b.parts {
-		if !slices.Contains([]string{"capture", "search", "cache", "latency", "steps", "ack", "large", "letters", "barrier"}, part) {
+		if !slices.Contains([]string{"capture", "search", "cache", "latency", "steps", "ack", "large", "letters", "barrier", "servers"}, part) {
 			return fmt.Errorf("%q is no part", part)
 		}
 	}
@@ -84,7 +84,9 @@ func (b *bench) wants(parts ...string) bool {
 }
 
 // sinks reports whether any sink takes part.
-func (b *bench) sinks() bool { return b.wants("search", "cache", "latency", "steps", "barrier") }
+func (b *bench) sinks() bool {
+	return b.wants("search", "cache", "latency", "steps", "barrier", "servers")
+}
 
 // run measures everything and removes what it wrote.
 func (b *bench) run(ctx context.Context) (err error) {
@@ -118,6 +120,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{b.wants("steps"), b.measureSteps},
 		{b.wants("ack"), b.measureAck},
 		{b.wants("barrier"), b.measureBarrier},
+		{b.wants("servers"), b.measureServers},
 		{b.wants("large"), b.measureLarge},
 		{b.wants("letters"), b.measureLetters},
 	} {

@@ -59,23 +59,36 @@ func parse(data []byte, env func(string) (string, bool), target any, check func(
 	return d.problems
 }
 
-// ListSinks names the sinks of a configuration that need not be right otherwise,
-// in the order in which they stand there. Shell completion asks for it.
-func ListSinks(data []byte) []string {
+// ListNames names the sinks of a configuration that need not be right otherwise, and the tables
+// that it names in full, in the order in which they stand there. Shell completion asks for it.
+func ListNames(data []byte) (sinks, tables []string) {
 	body, problem := syntax(data)
 	if problem != nil {
-		return nil
+		return nil, nil
 	}
 	d := newDecoder(nil)
-	var names []string
 	for _, section := range d.pairs(body, "", "") {
-		if section.name == "sinks" {
+		switch section.name {
+		case "sinks":
 			for _, sink := range d.pairs(section.value, "", "") {
-				names = append(names, sink.name)
+				sinks = append(sinks, sink.name)
+			}
+		case "tables":
+			entries, ok := section.value.(*ast.SequenceNode)
+			if !ok {
+				continue
+			}
+			for _, entry := range entries.Values {
+				for _, field := range d.pairs(entry, "", "") {
+					match, ok := field.value.(*ast.StringNode)
+					if ok && field.name == "match" && !strings.Contains(match.Value, "*") {
+						tables = append(tables, match.Value)
+					}
+				}
 			}
 		}
 	}
-	return names
+	return sinks, tables
 }
 
 // syntax parses the text of one YAML document.

@@ -37,9 +37,6 @@ hash over all before it.`,
 // addActor gives a command that acts the flag for who does it.
 func (a *app) addActor(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.actor, "actor", "", "who does this, for the audit log (default $LOCKSTEP_ACTOR, else user@host)")
-	if err := cmd.RegisterFlagCompletionFunc("actor", cobra.NoFileCompletions); err != nil {
-		panic(err)
-	}
 }
 
 // who is the one who gives this command.

@@ -51,11 +51,6 @@ a sentence for what it waits, or when a dead letter hides a row.`,
 	flags.StringVar(&f.gtid, "gtid", "", "the transactions that are waited for, as the source writes GTIDs (default all that are committed now)")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "how long to wait")
 	flags.BoolVar(&f.search, "search", false, "wait until searches find it, too, which costs a refresh of the Elasticsearch indices")
-	if err := cmd.RegisterFlagCompletionFunc("sink", func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
-		return a.completeSink(nil, nil, word)
-	}); err != nil {
-		panic(err)
-	}
 	return cmd
 }
 

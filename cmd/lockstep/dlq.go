@@ -35,7 +35,7 @@ was refused for a reason that may pass is tried again by itself.`,
 // letterFlags choose letters: the fields of a dlq.Query.
 type letterFlags map[string]*string
 
-func addLetterFlags(a *app, cmd *cobra.Command) letterFlags {
+func addLetterFlags(cmd *cobra.Command) letterFlags {
 	f := letterFlags{}
 	for _, field := range dlq.QueryFields() {
 		name, doc := strings.ReplaceAll(field.Name, "_", "-"), field.Doc
@@ -43,13 +43,10 @@ func addLetterFlags(a *app, cmd *cobra.Command) letterFlags {
 			doc += ": " + strings.Join(field.Values, ", ")
 		}
 		f[field.Name] = cmd.Flags().String(name, "", doc)
-		complete := cobra.FixedCompletions(field.Values, cobra.ShellCompDirectiveNoFileComp)
-		if field.Name == "sink" {
-			complete = func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
-				return a.completeSink(nil, nil, word)
-			}
+		if len(field.Values) == 0 {
+			continue
 		}
-		if err := cmd.RegisterFlagCompletionFunc(name, complete); err != nil {
+		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(field.Values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 			panic(err)
 		}
 	}
@@ -208,7 +205,7 @@ by ID. SINCE is when the row was first refused since the store had it.`,
 			})
 		},
 	}
-	flags = addLetterFlags(a, cmd)
+	flags = addLetterFlags(cmd)
 	return cmd
 }
 
@@ -230,7 +227,7 @@ mend the cause, and replay the fingerprint.`,
 			})
 		},
 	}
-	flags = addLetterFlags(a, cmd)
+	flags = addLetterFlags(cmd)
 	return cmd
 }
 
@@ -404,7 +401,7 @@ by then, none is skipped.`,
 			})
 		},
 	}
-	flags = addLetterFlags(a, cmd)
+	flags = addLetterFlags(cmd)
 	cmd.Flags().StringVar(&reason, "reason", "", "why the rows may stay stale (required, but for a dry run)")
 	cmd.Flags().IntVar(&expected, "count", 0, "how many letters these are (required where flags or --all choose)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say which letters would be skipped and change nothing")

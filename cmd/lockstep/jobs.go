@@ -98,7 +98,7 @@ lockstep dlq jobs.`,
 			})
 		},
 	}
-	f.letterFlags = addLetterFlags(a, cmd)
+	f.letterFlags = addLetterFlags(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.mode, "mode", string(dlq.Resync), "resync: read the rows again from MySQL; payload: send what was recorded")
 	flags.IntVar(&f.rate, "rate", 0, "letters a second at most; 0 is as fast as the store takes them")

@@ -361,7 +361,7 @@ as the topic does; one that --file names is made so that only you can read it.`,
 			})
 		},
 	}
-	flags = addLetterFlags(a, cmd)
+	flags = addLetterFlags(cmd)
 	cmd.Flags().StringVar(&path, "file", "", "write to this file, which must not be there, instead of standard output")
 	return cmd
 }

@@ -374,6 +374,20 @@ func TestCompletionOffersTheSinksOfAConfigurationThatIsNotRightYet(t *testing.T)
 	}
 }
 
+func TestCompletionOffersNamesOfTheConfigurationAndNoFilesInTheirPlace(t *testing.T) {
+	path := file(t, "lockstep.yaml", "sinks: {search: {elastic: {}}}\ntables:\n  - {match: shop.orders}\n  - match: bank.*\n  - {match: bank.tags, redis: {}}\n")
+	for line, want := range map[string]string{
+		"barrier --table": "shop.orders\nbank.tags\n:4\n", "snapshot start --table": "shop.orders\nbank.tags\n:4\n", "dlq list --table": "shop.orders\nbank.tags\n:4\n",
+		"barrier --sink": "search\n:4\n", "dlq list --sink": "search\n:4\n", "doctor sink": "search\n:4\n", "doctor": "capture\nsink\nreconcile\nadmin\n:4\n",
+		"run --on-gap": "stop\nresnapshot\n:4\n", "barrier --gtid": ":4\n", "config check --against": ":0\n",
+	} {
+		got := lockstep(t, nil, append(append([]string{"__complete", "-c", path}, strings.Fields(line)...), "")...)
+		if got.stdout != want {
+			t.Errorf("behind %s a shell offers %q; want %q", line, got.stdout, want)
+		}
+	}
+}
+
 func TestCompletionScriptsAndHelpWork(t *testing.T) {
 	for _, args := range [][]string{{"completion", "bash"}, {"completion", "zsh"}, {"--help"}, {}, {"config"}, {"config", "check", "--help"}} {
 		if got := lockstep(t, nil, args...); got.code != 0 || got.stdout == "" || got.stderr != "" {

@@ -53,9 +53,6 @@ It exits with 0 when the alias has moved and with 1 when it is as it was.`,
 	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would be done and change nothing")
 	flags.BoolVar(&f.leaveOut, "leave-out", false, "go on without documents that the new mapping refuses; list them")
 	flags.BoolVar(&f.dropOld, "drop-old", false, "rebuild nothing; delete the indices that earlier rebuilds have left")
-	if err := cmd.RegisterFlagCompletionFunc("table", cobra.NoFileCompletions); err != nil {
-		panic(err)
-	}
 	a.addActor(cmd)
 	return cmd
 }

@@ -81,16 +81,6 @@ behind the version guard; then they are compared again.`,
 	flags.BoolVar(&f.anyway, "anyway", false, "repair also where the route of a table says that repairs would do harm now (docs/route.md)")
 	flags.StringVar(&f.reason, "reason", "", "why it is repaired, for the audit log")
 	a.addActor(cmd)
-	if err := cmd.RegisterFlagCompletionFunc("sink", func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
-		return a.completeSink(nil, nil, word)
-	}); err != nil {
-		panic(err)
-	}
-	for _, name := range []string{"table", "where", "reason"} {
-		if err := cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
-			panic(err)
-		}
-	}
 	return cmd
 }
 

@@ -99,6 +99,7 @@ state replaces a newer one.`,
 	root.SetFlagErrorFunc(flagError)
 	root.InitDefaultCompletionCmd()
 	a.watch(root)
+	a.complete(root)
 	return root
 }
 
@@ -294,9 +295,46 @@ func (a *app) completeSink(_ *cobra.Command, args []string, _ string) ([]string,
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	sinks, _ := a.names()
+	return sinks, cobra.ShellCompDirectiveNoFileComp
+}
+
+// names are the sinks and tables that the configuration names, as far as it can be read.
+func (a *app) names() (sinks, tables []string) {
 	data, err := os.ReadFile(a.configFile())
 	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+		return nil, nil
 	}
-	return config.ListSinks(data), cobra.ShellCompDirectiveNoFileComp
+	return config.ListNames(data)
+}
+
+// filed are the flags that take a path, which a shell completes by itself.
+var filed = []string{"config", "against", "file", "keys", "patch", "token-file", "ca-file", "cert-file", "key-file"}
+
+// complete has a shell offer what flags and arguments take that nobody has said it of: the
+// names of the configuration, or nothing in place of files.
+func (a *app) complete(cmd *cobra.Command) {
+	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if _, known := cmd.GetFlagCompletionFunc(f.Name); known || slices.Contains(filed, f.Name) {
+			return
+		}
+		offer := cobra.CompletionFunc(cobra.NoFileCompletions)
+		switch f.Name {
+		case "sink":
+			offer = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+				return a.completeSink(nil, nil, "")
+			}
+		case "table":
+			offer = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+				_, tables := a.names()
+				return tables, cobra.ShellCompDirectiveNoFileComp
+			}
+		}
+		if err := cmd.RegisterFlagCompletionFunc(f.Name, offer); err != nil {
+			panic(err)
+		}
+	})
+	for _, sub := range cmd.Commands() {
+		a.complete(sub)
+	}
 }

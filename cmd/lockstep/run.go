@@ -41,6 +41,9 @@ func (f *captureFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.onGap, "on-gap", "stop", "what to do when the source has purged log that was not read: stop, or resnapshot to go on with a new copy of every table")
 	flags.UintVar(&epoch, "epoch", 0, fmt.Sprintf("the epoch to begin with when none is saved, 1 to %d", cdc.MaxEpoch))
 	flags.StringVar(&f.skipGTID, "skip-gtid", "", "pass over the statement of this one transaction, which capture stopped at")
+	if err := cmd.RegisterFlagCompletionFunc("on-gap", cobra.FixedCompletions([]string{"stop", "resnapshot"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err)
+	}
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if cmd.Flags().Changed("epoch") && epoch < 1 || epoch > min(cdc.MaxEpoch, math.MaxUint16) {
 			return usageError{fmt.Errorf("--epoch %d is no epoch; use 1 to %d", epoch, cdc.MaxEpoch)}

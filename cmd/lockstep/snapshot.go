@@ -324,11 +324,6 @@ snapshots: ID.1, ID.2 and so on.`,
 	flags.BoolVar(&f.wait, "wait", false, "wait until it has ended and show how far it is")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check everything, say what would be copied and ask for nothing")
 	a.addActor(cmd)
-	for _, name := range []string{"table", "where", "id", "reason"} {
-		if err := cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
-			panic(err)
-		}
-	}
 	return cmd
 }
 

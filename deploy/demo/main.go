@@ -20,16 +20,23 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"lockstep/internal/testenv"
 )
 
 func main() {
+	admin, err := testenv.Local(18080)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
+		os.Exit(2)
+	}
 	d := demo{began: time.Now()}
 	flag.Float64Var(&d.rate, "rate", 300, "transactions per `second` to write")
 	flag.DurationVar(&d.duration, "duration", 20*time.Second, "how long to write")
 	flag.IntVar(&d.questions, "questions", 2000, "`number` of questions to begin with")
 	flag.StringVar(&d.binary, "lockstep", "bin/lockstep", "the lockstep `binary`")
 	flag.StringVar(&d.dir, "dir", ".local/demo", "`directory` for the configuration and the log")
-	flag.StringVar(&d.admin, "admin", "127.0.0.1:18080", "`address` for lockstep's metrics")
+	flag.StringVar(&d.admin, "admin", admin, "`address` for lockstep's metrics")
 	flag.BoolVar(&d.route, "route", false, "break Elasticsearch under load and show where reads are sent meanwhile")
 	flag.Parse()
 	if flag.NArg() > 0 || d.rate <= 0 || d.duration <= 0 || d.questions < 1 {
@@ -41,7 +48,7 @@ func main() {
 	// must be stopped then too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	err := d.run(ctx)
+	err = d.run(ctx)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil && !errors.Is(err, errUnclean):

@@ -80,14 +80,11 @@ func Lookup(name string) (Server, error) {
 	if !ok {
 		return Server{}, fmt.Errorf("no local server is called %q", name)
 	}
-	if offset := os.Getenv("LOCKSTEP_PORT_OFFSET"); offset != "" {
-		n, err := strconv.Atoi(offset)
-		if err != nil {
-			return Server{}, fmt.Errorf("LOCKSTEP_PORT_OFFSET: %w", err)
-		}
-		port += n
+	addr, err := Local(port)
+	if err != nil {
+		return Server{}, err
 	}
-	s := Server{Name: name, Addr: net.JoinHostPort(host, strconv.Itoa(port))}
+	s := Server{Name: name, Addr: addr}
 	switch name {
 	case "mysql", "mariadb":
 		s.User, s.Password = readerUser, readerPassword
@@ -97,6 +94,18 @@ func Lookup(name string) (Server, error) {
 		s.URL = "redis://" + s.Addr
 	}
 	return s, nil
+}
+
+// Local is an address of this machine, its port moved by LOCKSTEP_PORT_OFFSET.
+func Local(port int) (string, error) {
+	if offset := os.Getenv("LOCKSTEP_PORT_OFFSET"); offset != "" {
+		n, err := strconv.Atoi(offset)
+		if err != nil {
+			return "", fmt.Errorf("LOCKSTEP_PORT_OFFSET: %w", err)
+		}
+		port += n
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port)), nil
 }
 
 func find(t testing.TB, name string) Server {
