@@ -230,6 +230,12 @@ func TestTheChartOnAnAPIServer(t *testing.T) {
 			if o["kind"] == "ServiceAccount" { // no pod is taken without
 				s.must(s.create(path(t, o, set), o))
 			}
+			if o["kind"] == "Pod" { // helm test --logs asks for its log as this does
+				s.must(s.create(path(t, o, set), o))
+				if code, answer, err := s.try(http.MethodGet, path(t, o, set)+"/"+at(o, "metadata", "name").(string)+"/log", "", nil); err != nil || code >= http.StatusBadRequest {
+					t.Errorf("%s: the log of the test: %d %v %s", set, code, err, answer)
+				}
+			}
 			if o["kind"] == "Deployment" {
 				pods++
 				pod := at(o, "spec", "template").(object)

@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,11 +98,28 @@ func TestAPrometheusSeesAPipelineAndItsFaults(t *testing.T) {
 		w.fires(t, "LockstepDeadLettersWaiting", nil, map[string]string{"sink": "search", "class": "mapping", "table": w.name + ".questions"})
 		w.fires(t, "LockstepDeadLetterOld", shorter{"> 86400": "> 1"}, map[string]string{"sink": "search"})
 	})
+	scalers := scalersOfCache(t)
+	asks := func(t *testing.T, what string, ok func(seconds float64) bool) {
+		t.Helper()
+		for name, query := range scalers {
+			w.comes(t, name+" asks "+what, query, ok)
+		}
+	}
+	late := func(seconds float64) bool { return seconds > 2 } // autoscaling.targetSeconds
+	t.Run("a sink in time asks for no replicas", func(t *testing.T) {
+		asks(t, "for none", func(seconds float64) bool { return seconds > 0 && !late(seconds) })
+	})
 	t.Run("a store that is away", func(t *testing.T) {
 		w.cache.Point("127.0.0.1:1")
 		w.fires(t, "LockstepBreakerOpen", shorter{"> 120": "> 1"}, map[string]string{"sink": "cache"})
 		w.fires(t, "LockstepRouteDegraded", nil, map[string]string{"sink": "cache"})
 		w.fires(t, "LockstepSinkNotMoving", shorter{"[5m]": "[5s]"}, map[string]string{"sink": "cache"})
+		asks(t, "for none, which would not help", func(seconds float64) bool { return seconds == 0 })
+	})
+	t.Run("a sink that is late asks for replicas until it has caught up", func(t *testing.T) {
+		w.cache.Point(testenv.Redis(t).Addr)
+		asks(t, "for more", late)
+		asks(t, "for none", func(seconds float64) bool { return !late(seconds) })
 	})
 	t.Run("a process that is killed, and one without the capture in its place", func(t *testing.T) {
 		p.kill()
@@ -110,6 +129,42 @@ func TestAPrometheusSeesAPipelineAndItsFaults(t *testing.T) {
 		w.fires(t, "LockstepNobodyCaptures", nil, nil)
 		w.fires(t, "LockstepSourceLogAboutToBeLost", shorter{"> 0.5": "> 0"}, nil)
 	})
+}
+
+// scalersOfCache are the queries whose value is compared with autoscaling.targetSeconds, for the sink
+// cache, over a shorter stretch of time: that of KEDA as the chart renders it, and that of
+// an adapter as docs/kubernetes.md has it, filled in as the adapter does.
+func scalersOfCache(t *testing.T) map[string]string {
+	t.Helper()
+	root := testenv.Root(t)
+	read := func(path string) string {
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	keda := regexp.MustCompile(`query: (".*lockstep_sink_latency_seconds.*")`).FindStringSubmatch(read("deploy/helm/testdata/golden/keda.yaml"))
+	_, rest, _ := strings.Cut(read("docs/kubernetes.md"), "```yaml\nexternalRules:")
+	adapter := regexp.MustCompile(`metricsQuery: (.*)`).FindStringSubmatch(rest)
+	if keda == nil || adapter == nil {
+		t.Fatalf("KEDA %q, adapter %q", keda, adapter)
+	}
+	rendered, err := strconv.Unquote(keda[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	scalers := map[string]string{
+		"KEDA":        strings.ReplaceAll(rendered, "search", "cache"),
+		"the adapter": strings.ReplaceAll(adapter[1], "<<.LabelMatchers>>", `sink="cache",namespace="lockstep"`),
+	}
+	for name, query := range scalers {
+		if !strings.Contains(query, "[2m]") || !strings.Contains(query, `sink="cache"`) {
+			t.Fatalf("%s: %s", name, query)
+		}
+		scalers[name] = strings.ReplaceAll(query, "[2m]", "[10s]")
+	}
+	return scalers
 }
 
 // shorter has a rule speak of a shorter stretch of time.
@@ -169,7 +224,7 @@ tables:
 rule_files: [%q]
 scrape_configs:
   - job_name: lockstep
-    static_configs: [{targets: [%q]}]
+    static_configs: [{targets: [%q], labels: {namespace: lockstep, pod: shop-lockstep-sink-cache-6c5d9b7f4-x2x7p}}]
 `, filepath.Join(testenv.Root(t), rulesFile), w.admin))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
@@ -299,6 +354,23 @@ func (w *world) query(t *testing.T, expr string) (series []map[string]string) {
 		series = append(series, r.Metric)
 	}
 	return series
+}
+
+// comes waits until the only value of an expression is as it should be.
+func (w *world) comes(t *testing.T, what, expr string, ok func(float64) bool) {
+	t.Helper()
+	var answer struct{ Result []struct{ Value [2]any } }
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		answer.Result = nil
+		w.ask(t, "query", url.Values{"query": {expr}}, &answer)
+		if len(answer.Result) == 1 {
+			text, _ := answer.Result[0].Value[1].(string)
+			if value, err := strconv.ParseFloat(text, 64); err == nil && ok(value) {
+				return
+			}
+		}
+	}
+	t.Errorf("%s: it does not come to that; it is %v:\n%s", what, answer.Result, expr)
 }
 
 // ask gets the data of an answer of Prometheus' API, or fails the test with what it has
