@@ -334,3 +334,40 @@ func TestADocumentOfARowThatTheStoreIsNotToHaveIsCountedOnce(t *testing.T) {
 		}
 	})
 }
+
+func TestAStoreThatFailsInTheMiddleIsLookedThroughAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for away, want := range map[int]error{scanTries - 1: nil, scanTries: errAway} {
+			s := newStage(t)
+			s.write(1, "a")
+			s.all()
+			s.docs[string(keyOf(7))] = sinks.Stored{Version: 1, Document: rowOf(7, "orphan")}
+			s.away = away
+			p := &Pass{World: s.world(), Table: table.Name, Targets: []Target{{Name: "search", Store: s}}, Report: func(*Finding) bool { return false }}
+			r, err := p.Run(t.Context())
+			if !errors.Is(err, want) || err == nil && (r.Sinks[0].Mismatches[Orphan] != 1 || r.Sinks[0].Documents != 1) {
+				t.Errorf("it fails %d times: %+v, %v; want %v", away, r.Sinks[0], err, want)
+			}
+		}
+	})
+}
+
+// A column that is gone is an error of the source in the middle of the rows.
+func TestAnAlterInTheMiddleIsNamed(t *testing.T) {
+	for _, altered := range []bool{true, false} {
+		s := newStage(t)
+		s.write(1, "a")
+		s.all()
+		w := s.world()
+		gone := errors.New("unknown column")
+		w.Await = func(context.Context, string, cdc.TableName, string) (Reached, error) {
+			s.altered = altered
+			return Reached{}, gone
+		}
+		p := &Pass{World: w, Table: table.Name, Targets: []Target{{Name: "search", Store: s}}, Report: func(*Finding) bool { return false }}
+		_, err := p.Run(t.Context())
+		if errors.Is(err, ErrAltered) != altered || err == nil || !strings.Contains(err.Error(), gone.Error()) {
+			t.Errorf("altered %v: it ends with %v", altered, err)
+		}
+	}
+}

@@ -87,9 +87,9 @@ func TestAChangeConcernsThoseWhoHaveIt(t *testing.T) {
 		{"objectives", "admin:", "objectives: {p99: 900ms}\nadmin:", plan{Fields: []string{"objectives.p99"}, AtOnce: []string{"objectives.p99"}}},
 		{"a sink more", "admin:", "  more: {redis: {addresses: [\"127.0.0.1:6380\"]}}\nadmin:", plan{Fields: []string{"sinks.more"}, Refused: []string{"sinks.more"}}},
 		{"another pipeline", "prefix: shop", "prefix: mall", plan{Fields: []string{"prefix"}, Refused: []string{"prefix"}}},
-		{"a password of Kafka", "admin:", "kafka: {sasl: {mechanism: plain, username: u, password: two}}\nadmin:", plan{Fields: []string{"kafka.sasl.mechanism", "kafka.sasl.password", "kafka.sasl.username"}, AtOnce: []string{"kafka.sasl.mechanism", "kafka.sasl.password", "kafka.sasl.username"}, Refused: []string{"kafka.sasl"}}},
-		{"certificates of Kafka", "admin:", "kafka: {tls: {enabled: true, ca_file: c}}\nadmin:", plan{Fields: []string{"kafka.tls.ca_file", "kafka.tls.enabled"}, AtOnce: []string{"kafka.tls.ca_file", "kafka.tls.enabled"}}},
-		{"brokers", "admin:", "kafka: {brokers: [\"kafka:9092\"]}\nadmin:", plan{Fields: []string{"kafka.brokers"}, Refused: []string{"kafka.brokers"}}},
+		{"a password of Kafka", "admin:", "kafka: {sasl: {mechanism: plain, username: u, password: two}}\nadmin:", plan{Fields: []string{"kafka.sasl.mechanism", "kafka.sasl.username", "kafka.sasl.password"}, AtOnce: []string{"kafka.sasl.mechanism", "kafka.sasl.username", "kafka.sasl.password"}, Refused: []string{"kafka.sasl"}}},
+		{"certificates of Kafka", "admin:", "kafka: {tls: {enabled: true, ca_file: c}}\nadmin:", plan{Fields: []string{"kafka.tls.enabled", "kafka.tls.ca_file"}, AtOnce: []string{"kafka.tls.enabled", "kafka.tls.ca_file"}}},
+		{"brokers", "admin:", "kafka: {brokers: [\"kafka:9092\"]}\nadmin:", plan{Fields: []string{"kafka.brokers[0]"}, Refused: []string{"kafka.brokers[0]"}}},
 		{"another port", `listen: ""`, `listen: "127.0.0.1:1"`, plan{Fields: []string{"admin.listen"}, Refused: []string{"admin.listen"}}},
 		{"TLS", `listen: ""`, `listen: "", tls: {cert_file: c, key_file: k}`, plan{Fields: []string{"admin.tls.cert_file", "admin.tls.key_file"}, AtOnce: []string{"admin.tls.cert_file", "admin.tls.key_file"}, Refused: []string{"admin.tls"}}},
 	} {
