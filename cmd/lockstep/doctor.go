@@ -47,7 +47,7 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
   lockstep doctor -o json | jq '.[] | select(.ok | not)'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.loadConfig()
+			cfg, err := a.loadConfig(cmd.Context())
 			if err != nil {
 				return err
 			}
