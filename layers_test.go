@@ -30,8 +30,9 @@ var imports = map[string][]string{
 	"admin":           {"kafka", "dlq", "freshness", "route", "audit", "internal/certs"},
 	"tracing":         {"cdc", "internal/certs", "internal/secret"},
 	"client":          {}, // for other programs
+	"config/etcd":     {"internal/certs"},
 	"config":          {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "reconcile", "admin", "route", "tracing", "internal/nearest", "internal/secret"},
-	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "tracing", "config", "internal/certs", "internal/nearest"},
+	"cmd/lockstep":    {"cdc", "cdc/mysql", "kafka", "shape", "sinks", "sinks/elastic", "sinks/redis", "dlq", "freshness", "reconcile", "route", "route/configmap", "audit", "admin", "tracing", "config", "config/etcd", "internal/certs", "internal/nearest"},
 	"internal/secret": {}, "internal/nearest": {}, "internal/certs": {},
 
 	// Not in the binary: tests, demo, benchmarks and generators.
@@ -52,6 +53,7 @@ var clients = map[string]string{
 	"github.com/redis/go-redis":               "sinks/redis",
 	"cel.dev/cel-go":                          "shape",
 	"go.opentelemetry.io/otel":                "tracing",
+	"go.etcd.io/etcd":                         "config/etcd",
 }
 
 // outside says which packages are not part of the product and may name any

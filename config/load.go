@@ -15,21 +15,16 @@ import (
 	"github.com/goccy/go-yaml/parser"
 )
 
-// Load is Parse for the file at path, whose text it gives, too. A file that cannot be read is
-// a Problem.
-func Load(path string, env func(string) (string, bool)) ([]byte, *Config, error) {
+// Read gives the text of the file at path. Its error says what to do.
+func Read(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, Problems{{File: path, Message: "there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml"}}
+		return nil, errors.New("there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml")
 	}
-	if err != nil {
-		return nil, nil, Problems{{File: path, Message: err.Error()}}
-	}
-	c, err := Parse(path, data, env)
-	return data, c, err
+	return data, err
 }
 
-// Parse reads and checks a configuration; name stands for the file in messages,
+// Parse reads and checks a configuration; name stands for its file in messages,
 // and env looks up the variables of ${NAME}. The error is of type Problems and
 // names everything that is wrong at once, except that a text which is not YAML
 // is not looked at any further. A relative path in a *_file begins at the working

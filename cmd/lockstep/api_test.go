@@ -32,7 +32,7 @@ func (c *counter) serving() (address string) {
 func (c *counter) process() (p *process, address string) {
 	c.t.Helper()
 	a := &app{configPath: c.path, stderr: c.t.Output(), env: func(string) (string, bool) { return "", false }}
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(c.t.Context())
 	if err != nil {
 		c.t.Fatal(err)
 	}

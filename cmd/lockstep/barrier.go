@@ -55,7 +55,7 @@ a sentence for what it waits, or when a dead letter hides a row.`,
 }
 
 func (a *app) barrier(ctx context.Context, f barrierFlags) error {
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -48,8 +49,8 @@ func newConfigCheckCommand(a *app) *cobra.Command {
 		Use:   "check",
 		Short: "Name every mistake in the configuration",
 		Long: `Reads the configuration, with its variables and secret files, and names every
-mistake in it with file, line and column. Nothing is connected to; lockstep doctor
-does that. The exit code is 0 when all is well and 2 when something is wrong.
+mistake in it with file, line and column. Nothing is connected to, save the etcd that
+holds it; lockstep doctor does that. The exit code is 0 when all is well and 2 when something is wrong.
 
 With --against it also says what a running process would do that has the other file
 now and gets this one: which fields count at once, which parts begin anew, and which
@@ -61,9 +62,9 @@ fields only a restart of the process can change. For those the exit code is 1.`,
   # before the file of a running process is replaced
   lockstep config check -c new.yaml --against /etc/lockstep/lockstep.yaml`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return checkConfig(a, against) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return checkConfig(cmd.Context(), a, against) },
 	}
-	cmd.Flags().StringVar(&against, "against", "", "the file that a process runs with")
+	cmd.Flags().StringVar(&against, "against", "", "the file, or the key in etcd, that a process runs with")
 	return cmd
 }
 
@@ -97,8 +98,8 @@ type checkedTable struct {
 	RedisMode    string `json:"redis_mode,omitempty"`
 }
 
-func checkConfig(a *app, against string) error {
-	c, err := a.loadConfig()
+func checkConfig(ctx context.Context, a *app, against string) error {
+	c, err := a.loadConfig(ctx)
 	if err != nil {
 		problems, _ := errors.AsType[config.Problems](err)
 		if a.output != "table" {
@@ -112,11 +113,15 @@ func checkConfig(a *app, against string) error {
 	sum.File = a.configFile()
 	refused := error(nil)
 	if against != "" {
-		_, from, err := config.Load(against, a.env)
+		of, err := a.sourceOf(against)
 		if err != nil {
 			return err
 		}
-		reload := planOf(from, c)
+		from, err := a.parse(ctx, against, of)
+		if err != nil {
+			return err
+		}
+		reload := planOf(from.cfg, c)
 		sum.Reload, refused = &reload, reload.refusal()
 	}
 	return errors.Join(a.show(sum, func(w io.Writer) {

@@ -61,7 +61,7 @@ func (f letterFlags) chosen(a *app, cmd *cobra.Command) (map[string]string, dlq.
 			fields[name] = *value
 		}
 	}
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(cmd.Context())
 	if err != nil {
 		return nil, dlq.Query{}, err
 	}
@@ -87,7 +87,7 @@ type office struct {
 // withLetters opens the configuration and Kafka for do. The publisher runs while
 // do does.
 func (a *app) withLetters(ctx context.Context, do func(context.Context, *office) error) error {
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(ctx)
 	if err != nil {
 		return err
 	}

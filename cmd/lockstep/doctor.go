@@ -68,7 +68,7 @@ It exits with 0 when all is well and with 1 when something is to be mended.`,
 			if barrier < 0 {
 				return usageError{fmt.Errorf("--barrier %s is no time to wait; write for example 2m", barrier)}
 			}
-			cfg, err := a.loadConfig()
+			cfg, err := a.loadConfig(cmd.Context())
 			if err != nil {
 				return err
 			}

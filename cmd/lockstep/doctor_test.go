@@ -187,7 +187,7 @@ func TestTheDoctorLooksAtAllThatAFullRunHasInKafka(t *testing.T) {
 	p := newPatient(t)
 	p.text += "reconcile: {enabled: true}\nadmin: {listen: \"\"}\n"
 	a := &app{stdout: io.Discard, stderr: t.Output(), env: func(string) (string, bool) { return "", false }, configPath: file(t, "lockstep.yaml", p.text), actor: "doctor"}
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,7 +86,7 @@ admin: {listen: "127.0.0.1:0", tokens: [{name: olga, role: operator, file: %[9]q
 func (m *mailbox) replays() {
 	m.t.Helper()
 	a := &app{configPath: m.path, stderr: m.t.Output(), env: func(string) (string, bool) { return "", false }}
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(m.t.Context())
 	if err != nil {
 		m.t.Fatal(err)
 	}

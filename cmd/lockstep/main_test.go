@@ -422,7 +422,7 @@ func TestTheLoggerFollowsTheConfigurationAndTheFlag(t *testing.T) {
 	for level, want := range map[string]bool{"": false, "debug": true} {
 		var stderr bytes.Buffer
 		a := &app{configPath: path, logLevel: level, stderr: &stderr, env: func(string) (string, bool) { return "", false }}
-		c, err := a.loadConfig()
+		c, err := a.loadConfig(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

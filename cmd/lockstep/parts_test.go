@@ -122,9 +122,14 @@ type reloading struct {
 
 func newReloading(t *testing.T) *reloading {
 	t.Helper()
-	r := &reloading{t: t, path: file(t, "lockstep.yaml", planned), began: make(chan string, 10), fail: make(chan error), ended: make(chan error, 2)}
+	return newReloadingFrom(t, file(t, "lockstep.yaml", planned))
+}
+
+func newReloadingFrom(t *testing.T, path string) *reloading {
+	t.Helper()
+	r := &reloading{t: t, path: path, began: make(chan string, 10), fail: make(chan error), ended: make(chan error, 2)}
 	a := &app{configPath: r.path, stderr: io.Discard, env: func(string) (string, bool) { return "", false }}
-	text, err := a.readConfig()
+	text, err := a.readConfig(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,6 +283,23 @@ func TestWhatRanBeforeIsGivenBackWhenAPartCannotGoOn(t *testing.T) {
 	r.look(false)
 	r.look(false)
 	r.begin() // it is not tried again until it changes or somebody asks
+	if err := os.Rename(r.path, r.path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	r.look(false)
+	r.look(false)
+	if s := r.status(); !strings.Contains(s.Problem, "there is no such file") {
+		t.Errorf("%+v", s)
+	}
+	if err := os.Rename(r.path+".away", r.path); err != nil {
+		t.Fatal(err)
+	}
+	r.look(false)
+	r.look(false)
+	r.begin() // nor because it was away
+	if s := r.status(); !strings.Contains(s.Problem, "could not go on: there is no column a") {
+		t.Errorf("%+v", s)
+	}
 	r.look(true)
 	r.begin("sink cache row.a > 2", "sink search row.a > 2")
 	r.fail <- errors.New("there is no column a")

@@ -122,7 +122,7 @@ type parts struct {
 // serve runs the parts until ctx ends or one of them cannot go on; its error
 // stops the others.
 func (a *app) serve(ctx context.Context, what parts) error {
-	file, err := a.readConfig()
+	file, err := a.readConfig(ctx)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ It exits with 0 when the alias has moved and with 1 when it is as it was.`,
 }
 
 func (a *app) rebuild(ctx context.Context, name string, f rebuildFlags) error {
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(ctx)
 	if err != nil {
 		return err
 	}

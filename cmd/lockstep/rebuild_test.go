@@ -47,7 +47,7 @@ tables:
   - match: "%[1]s.questions"
 `, name, source.Addr, source.User, source.Password, testenv.Kafka(t).Addr, search.URL))
 	a := &app{configPath: b.path, stderr: t.Output(), env: func(string) (string, bool) { return "", false }}
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

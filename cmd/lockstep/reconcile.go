@@ -167,7 +167,7 @@ func (f *reconcileFlags) chosen(ctx context.Context, a *app, cfg *config.Config)
 
 // reconcileAlways compares until ctx ends.
 func (a *app) reconcileAlways(ctx context.Context, f reconcileFlags) error {
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(ctx)
 	if err != nil {
 		return err
 	}
@@ -194,7 +194,7 @@ type compared struct {
 }
 
 func (a *app) reconcileOnce(ctx context.Context, f reconcileFlags) error {
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(ctx)
 	if err != nil {
 		return err
 	}

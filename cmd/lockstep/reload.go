@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	// reloadEvery is how often the configuration is read. A file that is only read tells
-	// whatever became of it: written, renamed, or behind a symbolic link that was turned, as
-	// Kubernetes does it; and so do the files of secrets.
+	// reloadEvery is how often the configuration is read, unless its source says that it is
+	// another one. A file that is only read tells whatever became of it: written, renamed, or
+	// behind a symbolic link that was turned, as Kubernetes does it; and so do the files of secrets.
 	reloadEvery = time.Second
 	// trial is how long after a change a part that cannot go on has the configuration given
 	// back that ran before.
@@ -48,16 +48,16 @@ func newReloadMetrics(reg prometheus.Registerer) *reloadMetrics {
 	m := &reloadMetrics{
 		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "lockstep_config_reloads_total",
-			Help: "Changes of the configuration file by what came of them: applied, invalid (the file has mistakes), refused (it needs a restart of the process), reverted (a part could not go on with it, so what ran before runs again)."}, []string{"outcome"}),
+			Help: "Changes of the configuration, in its file or its key of etcd, by what came of them: applied, invalid (it has mistakes or cannot be read), refused (it needs a restart of the process), reverted (a part could not go on with it, so what ran before runs again)."}, []string{"outcome"}),
 		successful: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_config_last_reload_successful",
-			Help: "1 while the configuration that runs is that of the file, 0 while the file cannot be used; the log and lockstep status say why."}),
+			Help: "1 while the configuration that runs is that of the file, or of the key of etcd, 0 while that cannot be used; the log and lockstep status say why."}),
 		at: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "lockstep_config_last_reload_success_timestamp_seconds",
 			Help: "When the configuration that runs began to run."}),
 		info: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "lockstep_config_info",
-			Help: "1, with the SHA-256 of the file of the configuration that runs, as sha256sum prints it."}, []string{"sha256"}),
+			Help: "1, with the SHA-256 of the text of the configuration that runs, as sha256sum prints it of its file."}, []string{"sha256"}),
 	}
 	reg.MustRegister(m.reloads, m.successful, m.at, m.info)
 	for _, outcome := range []string{reloadApplied, reloadInvalid, reloadRefused, reloadReverted} {
@@ -66,21 +66,21 @@ func newReloadMetrics(reg prometheus.Registerer) *reloadMetrics {
 	return m
 }
 
-// reloader has the process follow its configuration file.
+// reloader has the process follow its configuration.
 type reloader struct {
 	app     *app
 	process *process
 	admin   *adminServer
 	log     *slog.Logger
 	metrics *reloadMetrics
+	every   time.Duration
 
 	mu      sync.Mutex
 	running configText
 	since   time.Time
-	seen    attempt // a moment ago
-	tried   attempt // last
-	problem string  // with what was tried last; empty when it runs
-	failed  time.Time
+	seen    attempt  // a moment ago
+	verdict          // on what was tried last
+	lost    *verdict // what was known before the configuration could not be read; nil while it can
 	// good ran before, and for longer than a trial; nil for none. It runs again when what ran
 	// since is reverted.
 	good     *configText
@@ -93,6 +93,16 @@ type attempt struct {
 	err string
 }
 
+// verdict is what became of an attempt.
+type verdict struct {
+	tried   attempt
+	problem string // empty when it runs
+	failed  time.Time
+}
+
+// unread reports whether there was nothing to read.
+func (a attempt) unread() bool { return a.sum == "" }
+
 // same reports whether two attempts would come to the same.
 func (a attempt) same(b attempt) bool {
 	if a.sum != b.sum || a.err != b.err || (a.cfg == nil) != (b.cfg == nil) {
@@ -103,8 +113,8 @@ func (a attempt) same(b attempt) bool {
 
 func (p *process) newReloader(a *app, file configText, admin *adminServer) *reloader {
 	r := &reloader{
-		app: a, process: p, admin: admin, log: p.log.With("part", "configuration"), metrics: p.metrics.reload,
-		running: file, since: time.Now(), seen: attempt{configText: file}, tried: attempt{configText: file},
+		app: a, process: p, admin: admin, log: p.log.With("part", "configuration"), metrics: p.metrics.reload, every: reloadEvery,
+		running: file, since: time.Now(), seen: attempt{configText: file}, verdict: verdict{tried: attempt{configText: file}},
 	}
 	r.tell()
 	p.settings.mu.Lock()
@@ -114,14 +124,25 @@ func (p *process) newReloader(a *app, file configText, admin *adminServer) *relo
 	return r
 }
 
-// run follows the file until ctx ends. A change counts when it has been there for two looks,
-// so that a file that is being written is not taken for a whole one, or at once with a
-// SIGHUP.
+// run follows the configuration until ctx ends. A change counts when it has been there for two
+// looks, so that a file that is being written is not taken for a whole one, or at once with a
+// SIGHUP, or when it is another revision.
 func (r *reloader) run(ctx context.Context) error {
+	told := make(chan struct{}, 1)
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() {
+		r.app.source.follow(ctx, func() {
+			select {
+			case told <- struct{}{}:
+			default: // whoever looks next sees it, too
+			}
+		})
+	})
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	tick := time.NewTicker(reloadEvery)
+	tick := time.NewTicker(r.every)
 	defer tick.Stop()
 	for {
 		select {
@@ -129,6 +150,8 @@ func (r *reloader) run(ctx context.Context) error {
 			return nil
 		case <-hup:
 			r.look(true)
+		case <-told:
+			r.look(false)
 		case <-tick.C:
 			r.look(false)
 		}
@@ -138,7 +161,7 @@ func (r *reloader) run(ctx context.Context) error {
 // look reads the configuration, and tries it when it is another one than before or somebody
 // asks for it.
 func (r *reloader) look(asked bool) {
-	file, err := r.app.readConfig()
+	file, err := r.app.readConfig(context.Background()) // what is followed keeps nobody waiting
 	now := attempt{configText: file}
 	if err != nil {
 		now.err = strings.ReplaceAll(err.Error(), "\n", "; ")
@@ -147,7 +170,23 @@ func (r *reloader) look(asked bool) {
 	defer r.mu.Unlock()
 	was := r.seen
 	r.seen = now
-	if !asked && (!now.same(was) || now.same(r.tried)) {
+	switch {
+	case now.unread() && r.lost == nil:
+		known := r.verdict
+		r.lost = &known
+	case !now.unread() && r.lost != nil:
+		known := *r.lost
+		r.lost = nil
+		if now.same(known.tried) && r.tried.unread() { // nothing came of that it was away
+			r.verdict = known
+			r.log.Info("the configuration can be read again, and is what it was", "file", r.app.configFile())
+			r.tell()
+		}
+	}
+	if whole := now.same(was) || now.revision != was.revision; !asked && (!whole || now.same(r.tried)) {
+		if now.same(r.tried) && r.problem == "" {
+			r.running.revision = now.revision // somebody has put the same text again
+		}
 		return
 	}
 	r.tried = now
@@ -176,7 +215,7 @@ func (r *reloader) try(file configText) {
 	}
 	ended := r.set(file, p, shared)
 	r.problem, r.reverted = "", false
-	r.log.Info("the configuration file was read again", "file", r.app.configFile(), "sha256", file.sum, "changed", strings.Join(p.Fields, " "), "begins_anew", strings.Join(ended, ", "))
+	r.log.Info("the configuration was read again", "file", r.app.configFile(), "sha256", file.sum, "changed", strings.Join(p.Fields, " "), "begins_anew", strings.Join(ended, ", "))
 	r.metrics.reloads.WithLabelValues(reloadApplied).Inc()
 	r.tell()
 }
@@ -254,15 +293,18 @@ func (r *reloader) back(part string, err error) (wait time.Duration, again bool)
 	}
 	r.set(good, p, shared)
 	r.fail(reloadReverted, fmt.Sprintf("%s could not go on: %v", part, err))
+	if r.lost != nil {
+		r.lost.problem, r.lost.failed = r.problem, r.failed
+	}
 	return 0, true
 }
 
-// fail notes that the file is not what runs.
+// fail notes that the configuration as it is now is not what runs.
 func (r *reloader) fail(outcome, problem string) {
 	r.problem, r.failed = problem, time.Now()
 	r.metrics.reloads.WithLabelValues(outcome).Inc()
 	r.tell()
-	r.log.Error("the configuration file is not used, and what ran before goes on", "file", r.app.configFile(), "outcome", outcome, "error", problem)
+	r.log.Error("the configuration is not used, and what ran before goes on", "file", r.app.configFile(), "outcome", outcome, "error", problem)
 }
 
 // tell shows what runs.
@@ -279,10 +321,11 @@ func (r *reloader) tell() {
 
 // configStatus is the configuration of a process.
 type configStatus struct {
-	File   string    `json:"file"`
-	SHA256 string    `json:"sha256"` // of the file that runs, as it was then
-	Since  time.Time `json:"since"`
-	// Problem says why the file as it is now does not run, since FailedAt; empty when it does.
+	File     string    `json:"file"`               // or etcd://HOST:PORT/KEY
+	SHA256   string    `json:"sha256"`             // of the text that runs
+	Revision int64     `json:"revision,omitempty"` // of the key, when it held that
+	Since    time.Time `json:"since"`
+	// Problem says why the configuration as it is now does not run, since FailedAt; empty when it does.
 	Problem  string     `json:"problem,omitempty"`
 	FailedAt *time.Time `json:"failed_at,omitempty"`
 	LogLevel string     `json:"log_level"`
@@ -291,7 +334,7 @@ type configStatus struct {
 func (r *reloader) status() configStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := configStatus{File: r.app.configFile(), SHA256: r.running.sum, Since: r.since, Problem: r.problem, LogLevel: strings.ToLower(r.process.level.Level().String())}
+	s := configStatus{File: r.app.configFile(), SHA256: r.running.sum, Revision: r.running.revision, Since: r.since, Problem: r.problem, LogLevel: strings.ToLower(r.process.level.Level().String())}
 	if r.problem != "" {
 		failed := r.failed
 		s.FailedAt = &failed

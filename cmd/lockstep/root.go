@@ -2,14 +2,12 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -19,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"lockstep/config"
+	"lockstep/config/etcd"
 	"lockstep/internal/nearest"
 )
 
@@ -33,6 +32,7 @@ type app struct {
 	logLevel   string // empty: as the configuration says
 	actor      string // who acts; empty: see who
 
+	source  source       // of the configuration, once it was read
 	started bool         // the command line was right and the command began
 	last    *slog.Logger // takes the error that ends a process whose log is JSON
 }
@@ -65,7 +65,7 @@ state replaces a newer one.`,
 		},
 	})
 	flags := root.PersistentFlags()
-	flags.StringVarP(&a.configPath, "config", "c", "", "configuration file (default $LOCKSTEP_CONFIG, else lockstep.yaml)")
+	flags.StringVarP(&a.configPath, "config", "c", "", "configuration file, or its key in etcd as etcd://HOST:PORT,.../KEY (default $LOCKSTEP_CONFIG, else lockstep.yaml)")
 	flags.StringVarP(&a.output, "output", "o", "table", "how results are printed: table, json or yaml")
 	flags.StringVar(&a.logLevel, "log-level", "", "debug, info, warn or error (default as configured)")
 	for name, values := range map[string][]string{"output": outputs, "log-level": logLevels} {
@@ -196,9 +196,12 @@ func (a *app) report(err error) int {
 	return 1
 }
 
-// configFile is the path of the configuration: the flag, $LOCKSTEP_CONFIG, or
-// lockstep.yaml.
-func (a *app) configFile() string {
+// configFile is what messages call the configuration: the path of its file, or the address of
+// its key in etcd.
+func (a *app) configFile() string { return etcd.WithoutLogin(a.configName()) }
+
+// configName is the flag, $LOCKSTEP_CONFIG, or lockstep.yaml.
+func (a *app) configName() string {
 	if a.configPath != "" {
 		return a.configPath
 	}
@@ -209,25 +212,23 @@ func (a *app) configFile() string {
 }
 
 // loadConfig reads and checks the configuration. Its errors are for report.
-func (a *app) loadConfig() (*config.Config, error) {
-	file, err := a.readConfig()
-	return file.cfg, err
+func (a *app) loadConfig(ctx context.Context) (*config.Config, error) {
+	text, err := a.readConfig(ctx)
+	return text.cfg, err
 }
 
-// configText is a configuration and the SHA-256 of the file that it was read from.
-type configText struct {
-	cfg *config.Config
-	sum string
-}
-
-func (a *app) readConfig() (configText, error) {
-	text, c, err := config.Load(a.configFile(), a.env)
-	sum := sha256.Sum256(text)
-	file := configText{c, hex.EncodeToString(sum[:])}
-	if err == nil && a.logLevel != "" {
-		c.Log.Level = a.logLevel
+func (a *app) readConfig(ctx context.Context) (configText, error) {
+	if a.source == nil {
+		var err error
+		if a.source, err = a.sourceOf(a.configName()); err != nil {
+			return configText{}, err
+		}
 	}
-	return file, err
+	text, err := a.parse(ctx, a.configName(), a.source)
+	if err == nil && a.logLevel != "" {
+		text.cfg.Log.Level = a.logLevel
+	}
+	return text, err
 }
 
 // levelOf is the level of a configuration, as it can be changed.
@@ -301,7 +302,11 @@ func (a *app) completeSink(_ *cobra.Command, args []string, _ string) ([]string,
 
 // names are the sinks and tables that the configuration names, as far as it can be read.
 func (a *app) names() (sinks, tables []string) {
-	data, err := os.ReadFile(a.configFile())
+	from, err := a.sourceOf(a.configName())
+	if err != nil {
+		return nil, nil
+	}
+	data, _, err := from.read(context.Background())
 	if err != nil {
 		return nil, nil
 	}

@@ -78,7 +78,7 @@ goes on where the last one was.`,
   lockstep run --resnapshot`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.loadConfig()
+			cfg, err := a.loadConfig(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -148,7 +148,7 @@ are carried out by a process with a sink.`,
 		Example: `  lockstep admin -c lockstep.yaml`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.loadConfig()
+			cfg, err := a.loadConfig(cmd.Context())
 			if err != nil {
 				return err
 			}

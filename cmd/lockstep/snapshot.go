@@ -330,7 +330,7 @@ snapshots: ID.1, ID.2 and so on.`,
 var legalID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,200}$`)
 
 func (a *app) startSnapshot(ctx context.Context, f snapshotFlags) error {
-	cfg, err := a.loadConfig()
+	cfg, err := a.loadConfig(ctx)
 	if err != nil {
 		return err
 	}

@@ -213,7 +213,7 @@ func (s *processStatus) here() (found []trouble) {
 		say(trouble{What: "the process is not ready"})
 	}
 	if c := s.Configuration; c != nil && c.Problem != "" {
-		say(trouble{What: "the configuration file is not used", Since: c.FailedAt, Why: c.Problem, Mend: "mend the file; what ran before goes on meanwhile"})
+		say(trouble{What: "the configuration is not used", Since: c.FailedAt, Why: c.Problem, Mend: "mend it; what ran before goes on meanwhile"})
 	}
 	for _, k := range s.Sinks {
 		name := "sink " + k.Name
@@ -321,9 +321,9 @@ func (s *processStatus) details(w io.Writer) {
 	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)
 	fmt.Fprintf(w, "\nthis process: lockstep %s, pipeline %s, up %s, %s\n", s.Version, s.Pipeline, up, ready)
 	if c := s.Configuration; c != nil {
-		fmt.Fprintf(w, "configuration %s (sha256 %s) since %s\n", c.File, c.SHA256[:min(12, len(c.SHA256))], s.ago(c.Since))
+		fmt.Fprintf(w, "configuration %s (%ssha256 %s) since %s\n", c.File, ofRevision(c.Revision), c.SHA256[:min(12, len(c.SHA256))], s.ago(c.Since))
 		if c.Problem != "" {
-			fmt.Fprintf(w, "the file as it is now is not used, since %s: %s\n", s.ago(*c.FailedAt), c.Problem)
+			fmt.Fprintf(w, "as it is now it is not used, since %s: %s\n", s.ago(*c.FailedAt), c.Problem)
 		}
 	}
 	fmt.Fprintln(w)
@@ -404,6 +404,14 @@ func (s *processStatus) at(t *time.Time) string {
 	return t.UTC().Format(time.RFC3339) + ", " + s.ago(*t)
 }
 
+// ofRevision is how a revision is shown; a file has none.
+func ofRevision(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("revision %d, ", n)
+}
+
 func (s *processStatus) ago(t time.Time) string {
 	return s.Now.Sub(t).Round(100*time.Millisecond).String() + " ago"
 }
@@ -474,7 +482,7 @@ letters count with --letters.`,
   lockstep status -o json | jq '.look_at[]'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.loadConfig()
+			cfg, err := a.loadConfig(cmd.Context())
 			if address == "" {
 				if err != nil {
 					return err

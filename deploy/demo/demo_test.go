@@ -33,7 +33,9 @@ func TestTheConfigurationIsOneThatLockstepTakes(t *testing.T) {
 func theConfigurationIsRight(t *testing.T, d *demo) {
 	t.Helper()
 	must(t, d.prepare())
-	_, c, err := config.Load(d.config, func(string) (string, bool) { return "", false })
+	text, err := config.Read(d.config)
+	must(t, err)
+	c, err := config.Parse(d.config, text, func(string) (string, bool) { return "", false })
 	must(t, err)
 	if c.Prefix != d.prefix || c.Source.Password.Reveal() == "" {
 		t.Errorf("want prefix %s and a password, got %s", d.prefix, c.Prefix)

@@ -168,7 +168,7 @@ func TestTheConfigurationChangesUnderLoadAndNothingIsLost(t *testing.T) {
 			t.Errorf("%s: the problem is %q", bad.outcome, c.Problem)
 		}
 		said, err := exec.Command(w.binary, "status", "--address", p.admin).CombinedOutput()
-		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 3 || !strings.Contains(string(said), "the configuration file is not used") {
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 3 || !strings.Contains(string(said), "the configuration is not used") {
 			t.Errorf("%s: lockstep status ended with %v: %s", bad.outcome, err, said)
 		}
 	}

@@ -32,8 +32,8 @@ ROOT=$1 HERE=$1/deploy/local
 }
 
 // spawn starts a server whose output goes to a file and returns when it answers, for which it has
-// so long. It is gone, with what it has started, at the end of the test, or when stop is called.
-func spawn(t testing.TB, what string, words []string, log string, patience time.Duration, answers func() bool) (stop func()) {
+// so long. It is gone, with what it has started, when kill returns, and at the end of the test.
+func spawn(t testing.TB, what string, words []string, log string, patience time.Duration, answers func() bool) (kill func()) {
 	t.Helper()
 	file, err := os.Create(log)
 	if err != nil {
@@ -48,11 +48,11 @@ func spawn(t testing.TB, what string, words []string, log string, patience time.
 	}
 	ended := make(chan struct{})
 	go func() { _ = process.Wait(); close(ended) }()
-	stop = sync.OnceFunc(func() {
+	kill = sync.OnceFunc(func() {
 		_ = syscall.Kill(-process.Process.Pid, syscall.SIGKILL)
 		<-ended
 	})
-	t.Cleanup(stop)
+	t.Cleanup(kill)
 	for deadline := time.Now().Add(patience); !answers(); {
 		select {
 		case <-ended:
@@ -64,5 +64,5 @@ func spawn(t testing.TB, what string, words []string, log string, patience time.
 			t.Fatalf("the %s of the test does not answer", what)
 		}
 	}
-	return stop
+	return kill
 }

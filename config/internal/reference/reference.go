@@ -327,9 +327,19 @@ the JSON schema for editors.
   inside ` + "`{ }` and `[ ]`" + ` the ` + "`${NAME}`" + ` itself does.
 - Beside each *secret text* there is a field of the same name with ` + "`_file`" + ` at its end. It
   takes the path of a file that holds the text, without the line end. Set one of the two.
-  Secrets are never printed.
+  Secrets are never printed. A relative path, of whatever file, begins at the working directory.
 - A duration is a number with its unit: ` + "`500ms`, `10s`, `2m`, `168h`" + `.
 - NAME stands for a name of your choice, ` + "`[]`" + ` for the entries of a list.
+
+The same text can be the value of a key of etcd 3: ` + "`etcd://HOST:PORT,HOST:PORT/KEY`" + `, or ` + "`etcds://`" + ` with
+TLS, stands wherever the path of a file may (` + "`--config`, `--against`, `$LOCKSTEP_CONFIG`" + `). The key begins with
+the slash behind the hosts. [operating.md](operating.md#a-configuration-in-etcd) says how it is followed.
+
+| variable | meaning |
+| --- | --- |
+| ` + "`LOCKSTEP_ETCD_CA_FILE`" + ` | PEM file with the authorities of etcds://. Default: those of the system. |
+| ` + "`LOCKSTEP_ETCD_CERT_FILE`, `LOCKSTEP_ETCD_KEY_FILE`" + ` | PEM files with a certificate to show and its key, where etcd asks for one (` + "`--client-cert-auth`" + `). |
+| ` + "`LOCKSTEP_ETCD_USER`, `LOCKSTEP_ETCD_PASSWORD_FILE`" + ` | the user and a file with the password, where etcd has them. The user needs no more than to read the key. |
 `
 
 func (w *walker) markdown() []byte {
