@@ -145,11 +145,9 @@ sum by ({P}, sink, table) (lockstep_dlq_letters{state="retrying"})
 		}},
 		{"lockstep-correctness", []rule{
 			{alert: "LockstepRowsDiffer", level: page,
-				expr: `(
-  max by ({P}, sink, table) (lockstep_reconcile_mismatches and on ({P}, instance) lockstep_reconcile_active == 1)
-  or
-  sum by ({P}, sink, table) (increase(lockstep_reconcile_mismatch_total[1h]))
-) > 0`,
+				expr: `max by ({P}, sink, table) (lockstep_reconcile_mismatches and on ({P}, instance) lockstep_reconcile_active == 1) > 0
+or
+sum by ({P}, sink, table) (increase(lockstep_reconcile_mismatch_total[1h])) > 0`,
 				summary:     `Sink {{ $labels.sink }} of {{ $labels.job }} has rows of {{ $labels.table }} that are not as in MySQL`,
 				description: `The reconciler has confirmed {{ $value | printf "%.0f" }} rows that differ and that nothing under way explains.`},
 			{alert: "LockstepReconcileCoverageOld", level: ticket, wait: "15m",

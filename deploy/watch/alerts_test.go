@@ -202,7 +202,8 @@ var stories = []story{
 
 	{alert: "LockstepRowsDiffer", about: "a full pass has found some", series: map[string]string{`lockstep_reconcile_mismatches{job="shop",instance="a",sink="search",table="s.q"}`: "3x5", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x5"}, at: "4m",
 		fires: []firing{{"job=shop sink=search table=s.q", "Sink search of shop has rows of s.q that are not as in MySQL", "The reconciler has confirmed 3 rows that differ and that nothing under way explains."}}},
-	{alert: "LockstepRowsDiffer", about: "a sample has found one", every: "5m", series: map[string]string{`lockstep_reconcile_mismatch_total{job="shop",instance="a",sink="search",table="s.q"}`: "0x6 1x12"}, at: "1h",
+	{alert: "LockstepRowsDiffer", about: "a sample has found one since the last full pass, which had found none", every: "5m", series: map[string]string{`lockstep_reconcile_mismatch_total{job="shop",instance="a",sink="search",table="s.q"}`: "0x6 1x12",
+		`lockstep_reconcile_mismatches{job="shop",instance="a",sink="search",table="s.q"}`: "0x18", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x18"}, at: "1h",
 		fires: []firing{{"job=shop sink=search table=s.q", "Sink search of shop has rows of s.q that are not as in MySQL", "The reconciler has confirmed 1 rows that differ and that nothing under way explains."}}},
 	{alert: "LockstepRowsDiffer", about: "one who compared before remembers some", series: map[string]string{
 		`lockstep_reconcile_mismatches{job="shop",instance="a",sink="search",table="s.q"}`: "3x5", `lockstep_reconcile_active{job="shop",instance="a"}`: "0x5",
