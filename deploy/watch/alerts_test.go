@@ -147,6 +147,13 @@ var stories = []story{
 		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`:          "0+60x20", `lockstep_sink_applied_up_to_timestamp_seconds{job="shop",instance="a",sink="search"}`: "1+90x20",
 	}, at: "15m"},
 
+	{alert: "LockstepSinkNotMoving", about: "a table is copied while nothing is written, and what a copy has left is worked off", series: map[string]string{
+		`lockstep_consumer_lag_records{job="shop",instance="a",group="shop.search",topic="shop.s.q",partition="0"}`: "0+60x20", `lockstep_capture_copying{job="shop",instance="c"}`: "1x20",
+		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "0+60x20", `lockstep_sink_applied_up_to_timestamp_seconds{job="shop",instance="a",sink="search"}`: "1x20",
+		`lockstep_consumer_lag_records{job="bank",instance="b",group="bank.search",topic="bank.s.q",partition="0"}`: "9000-60x20", `lockstep_capture_copying{job="bank",instance="b"}`: "0x20",
+		`lockstep_sink_changes_total{job="bank",instance="b",sink="search",table="s.q",outcome="applied"}`: "0+60x20", `lockstep_sink_applied_up_to_timestamp_seconds{job="bank",instance="b",sink="search"}`: "1x20",
+	}, at: "15m"},
+
 	{alert: "LockstepBreakerOpen", about: "for four minutes", series: map[string]string{`lockstep_sink_breaker_since_timestamp_seconds{job="shop",instance="a",sink="search"}`: "60x10", `lockstep_sink_breaker_since_timestamp_seconds{job="shop",instance="b",sink="search"}`: "0x10"}, at: "5m",
 		fires: []firing{{"job=shop sink=search", "The store of sink search of shop is unavailable", "The breaker of the sink has been open for 4m 0s. Its changes wait in Kafka."}}},
 	{alert: "LockstepBreakerOpen", about: "for a minute", series: map[string]string{`lockstep_sink_breaker_since_timestamp_seconds{job="shop",instance="a",sink="search"}`: "240x10"}, at: "5m"},
