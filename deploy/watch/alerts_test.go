@@ -147,6 +147,13 @@ var stories = []story{
 		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`:          "0+60x20", `lockstep_sink_applied_up_to_timestamp_seconds{job="shop",instance="a",sink="search"}`: "1+90x20",
 	}, at: "15m"},
 
+	{alert: "LockstepSinkNotMoving", about: "a table is copied while nothing is written, and what a copy has left is worked off", series: map[string]string{
+		`lockstep_consumer_lag_records{job="shop",instance="a",group="shop.search",topic="shop.s.q",partition="0"}`: "0+60x20", `lockstep_capture_copying{job="shop",instance="c"}`: "1x20",
+		`lockstep_sink_changes_total{job="shop",instance="a",sink="search",table="s.q",outcome="applied"}`: "0+60x20", `lockstep_sink_applied_up_to_timestamp_seconds{job="shop",instance="a",sink="search"}`: "1x20",
+		`lockstep_consumer_lag_records{job="bank",instance="b",group="bank.search",topic="bank.s.q",partition="0"}`: "9000-60x20", `lockstep_capture_copying{job="bank",instance="b"}`: "0x20",
+		`lockstep_sink_changes_total{job="bank",instance="b",sink="search",table="s.q",outcome="applied"}`: "0+60x20", `lockstep_sink_applied_up_to_timestamp_seconds{job="bank",instance="b",sink="search"}`: "1x20",
+	}, at: "15m"},
+
 	{alert: "LockstepBreakerOpen", about: "for four minutes", series: map[string]string{`lockstep_sink_breaker_since_timestamp_seconds{job="shop",instance="a",sink="search"}`: "60x10", `lockstep_sink_breaker_since_timestamp_seconds{job="shop",instance="b",sink="search"}`: "0x10"}, at: "5m",
 		fires: []firing{{"job=shop sink=search", "The store of sink search of shop is unavailable", "The breaker of the sink has been open for 4m 0s. Its changes wait in Kafka."}}},
 	{alert: "LockstepBreakerOpen", about: "for a minute", series: map[string]string{`lockstep_sink_breaker_since_timestamp_seconds{job="shop",instance="a",sink="search"}`: "240x10"}, at: "5m"},
@@ -202,7 +209,8 @@ var stories = []story{
 
 	{alert: "LockstepRowsDiffer", about: "a full pass has found some", series: map[string]string{`lockstep_reconcile_mismatches{job="shop",instance="a",sink="search",table="s.q"}`: "3x5", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x5"}, at: "4m",
 		fires: []firing{{"job=shop sink=search table=s.q", "Sink search of shop has rows of s.q that are not as in MySQL", "The reconciler has confirmed 3 rows that differ and that nothing under way explains."}}},
-	{alert: "LockstepRowsDiffer", about: "a sample has found one", every: "5m", series: map[string]string{`lockstep_reconcile_mismatch_total{job="shop",instance="a",sink="search",table="s.q"}`: "0x6 1x12"}, at: "1h",
+	{alert: "LockstepRowsDiffer", about: "a sample has found one since the last full pass, which had found none", every: "5m", series: map[string]string{`lockstep_reconcile_mismatch_total{job="shop",instance="a",sink="search",table="s.q"}`: "0x6 1x12",
+		`lockstep_reconcile_mismatches{job="shop",instance="a",sink="search",table="s.q"}`: "0x18", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x18"}, at: "1h",
 		fires: []firing{{"job=shop sink=search table=s.q", "Sink search of shop has rows of s.q that are not as in MySQL", "The reconciler has confirmed 1 rows that differ and that nothing under way explains."}}},
 	{alert: "LockstepRowsDiffer", about: "one who compared before remembers some", series: map[string]string{
 		`lockstep_reconcile_mismatches{job="shop",instance="a",sink="search",table="s.q"}`: "3x5", `lockstep_reconcile_active{job="shop",instance="a"}`: "0x5",

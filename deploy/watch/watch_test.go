@@ -63,6 +63,15 @@ func TestEveryAlertHasItsRunbookAndEveryRunbookItsAlert(t *testing.T) {
 			t.Errorf("%s is of no alert", file)
 		}
 	}
+	text, err := os.ReadFile(filepath.Join(testenv.Root(t), guide))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range regexp.MustCompile(`\bLockstep[A-Z]\w+`).FindAllString(string(text), -1) {
+		if !slices.Contains(pages, name) {
+			t.Errorf("%s names %s, which is no alert", guide, name)
+		}
+	}
 	for _, b := range boards {
 		for _, p := range b.panels {
 			for _, name := range p.alerts {

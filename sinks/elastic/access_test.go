@@ -161,6 +161,13 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 		}
 		return gjson.ParseBytes(text)
 	}
+	// A pipeline through which documents go is looked at, too.
+	admin(http.MethodPut, "/_ingest/pipeline/secured", `{"processors":[]}`)
+	admin(http.MethodPut, "/secured_a_question/_settings", `{"index.final_pipeline":"secured"}`)
+	if found, err := s.Inspect(t.Context(), sinktest.Questions); err != nil || !strings.Contains(fmt.Sprint(found), "the ingest pipeline secured") {
+		t.Errorf("an index with a pipeline: %+v, error %v", found, err)
+	}
+	admin(http.MethodPut, "/secured_a_question/_settings", `{"index.final_pipeline":"_none"}`)
 	var stop atomic.Bool
 	var last atomic.Int64
 	var writer sync.WaitGroup

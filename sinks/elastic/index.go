@@ -495,6 +495,8 @@ func (s *Sink) examine(ctx context.Context, t *table, index *index) error {
 			return err
 		case res.status == http.StatusNotFound:
 			return fmt.Errorf("the index %s sends its documents through an ingest pipeline %s, which is not there, so that it would refuse every row; make the pipeline, or set index.default_pipeline and index.final_pipeline to _none", index.name, p)
+		case res.status != http.StatusOK:
+			return fmt.Errorf("look at the ingest pipeline %s of index %s: %w", p, index.name, res.answer)
 		}
 		s.log.Warn("an ingest pipeline may change or drop what is written, and then the index is not what the table says", "table", t.name.String(), "index", index.name, "pipeline", p)
 	}

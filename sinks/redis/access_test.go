@@ -37,7 +37,7 @@ func write(t *testing.T, name string, content []byte) {
 }
 
 // acl is the statement of docs/redis.md that makes the user.
-func acl(t *testing.T, password string) []any {
+func acl(t testing.TB, password string) []any {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/redis.md")
 	if err != nil {
@@ -52,6 +52,21 @@ func acl(t *testing.T, password string) []any {
 		words = append(words, strings.ReplaceAll(word, ">PASSWORD", ">"+password))
 	}
 	return words
+}
+
+// limited has a sink log in as a user of the test server that may do what docs/redis.md says, and
+// no more.
+func limited(t testing.TB, cfg Config) Config {
+	t.Helper()
+	words := acl(t, "documented")
+	words[2] = "documented"
+	admin := goredis.NewClient(&goredis.Options{Addr: testenv.Redis(t).Addr})
+	defer admin.Close()
+	if err := admin.Do(t.Context(), words...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Username, cfg.Password = "documented", "documented"
+	return cfg
 }
 
 // A server that wants certificates of its clients, a user with the documented rights,

@@ -155,7 +155,7 @@ func config(addr string) Config {
 
 func open(t testing.TB, addr string, table TableConfig) fixture {
 	t.Helper()
-	s, err := Open(t.Context(), config(addr), func(name cdc.TableName) (TableConfig, bool) {
+	s, err := Open(t.Context(), limited(t, config(addr)), func(name cdc.TableName) (TableConfig, bool) {
 		return table, name == questions
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -47,7 +47,7 @@ func suite(t *testing.T, mode string) {
 		addr := testenv.Redis(t).Addr
 		cfg := DefaultConfig()
 		cfg.Addresses = []string{addr}
-		return openStore(t, cfg, goredis.NewClient(&goredis.Options{Addr: addr}), mode)
+		return openStore(t, limited(t, cfg), goredis.NewClient(&goredis.Options{Addr: addr}), mode)
 	})
 }
 
