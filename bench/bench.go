@@ -43,6 +43,7 @@ type bench struct {
 	rows     int
 	rate     float64 // rows per second
 	per      int     // rows of a transaction
+	wide     int     // bytes more of each row of servers
 	duration time.Duration
 	out      string
 	binary   string

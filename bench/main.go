@@ -66,6 +66,7 @@ func main() {
 	flag.IntVar(&b.rows, "rows", 500_000, "row changes in the backlog, 1000 or more")
 	flag.Float64Var(&b.rate, "rate", 1000, "rows per `second` while latency is measured")
 	flag.IntVar(&b.per, "transaction", 4, "`rows` that each transaction changes while latency is measured")
+	flag.IntVar(&b.wide, "wide", 0, "`bytes` of text, half of it noise, by which the rows of servers are wider")
 	flag.DurationVar(&b.duration, "duration", 20*time.Second, "how long latency is measured; 0 leaves it out")
 	flag.StringVar(&b.out, "out", ".local/bench.json", "JSON `file` for the figures")
 	flag.StringVar(&b.binary, "lockstep", "bin/lockstep", "the lockstep `binary`")
@@ -85,8 +86,8 @@ func main() {
 		}
 		return
 	}
-	if flag.NArg() > 0 || b.rows < 1000 || b.rate <= 0 || b.per < 1 || b.duration < 0 {
-		fmt.Fprintln(os.Stderr, "bench: -rows must be 1000 or more, -rate above 0, -transaction 1 or more, -duration not below 0, and there is nothing else to say")
+	if flag.NArg() > 0 || b.rows < 1000 || b.rate <= 0 || b.per < 1 || b.duration < 0 || b.wide < 0 {
+		fmt.Fprintln(os.Stderr, "bench: -rows must be 1000 or more, -rate above 0, -transaction 1 or more, -duration and -wide not below 0, and there is nothing else to say")
 		os.Exit(2)
 	}
 

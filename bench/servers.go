@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -44,6 +45,11 @@ func (b *bench) measureServers(ctx context.Context) error {
 	if err := insertRows(ctx, b.db, served, 1, servedRows); err != nil {
 		return err
 	}
+	if b.wide > 0 {
+		if _, err := b.db.ExecContext(ctx, "UPDATE "+database+"."+served+" SET statement = CONCAT(statement, "+noise("id", (b.wide+127)/128)+")"); err != nil {
+			return fmt.Errorf("make the rows wider: %w", err)
+		}
+	}
 	p, err := b.pipeline(served)
 	if err != nil {
 		return err
@@ -75,6 +81,11 @@ func (b *bench) measureServers(ctx context.Context) error {
 	}
 	b.add("servers.copy.rows", servedRows/time.Since(began).Seconds(), "rows/s")
 	b.spent("servers.copy", before, after, servedRows)
+	peak, err := usageNow(c.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	b.add("servers.copy.peak_memory", peak.PeakMB, "MB")
 
 	writer := schedule{db: b.db, table: served, rate: singleRate, per: 1, connections: 8, rows: servedRows}
 	for _, measured := range []bool{false, true} { // it warms up first
@@ -100,9 +111,22 @@ func (b *bench) measureServers(ctx context.Context) error {
 	}
 
 	b.say("servers: nothing for %s", longWarmUp)
+	said := func() (float64, error) {
+		m, err := readMetrics(ctx, c.admin)
+		return m.sum("lockstep_kafka_acked_bytes_total", "topic", p.prefix+".watermarks"), err
+	}
+	saidBefore, err := said()
+	if err != nil {
+		return err
+	}
 	if !pause(ctx, longWarmUp) {
 		return ctx.Err()
 	}
+	saidAfter, err := said()
+	if err != nil {
+		return err
+	}
+	b.add("servers.idle.watermarks", (saidAfter-saidBefore)/longWarmUp.Seconds(), "bytes/s")
 	idle, err := spentBy(pids, nil, "")
 	if err != nil {
 		return err
@@ -122,6 +146,9 @@ func (b *bench) measureServers(ctx context.Context) error {
 		return err
 	}
 	b.add("servers.compare.reconciler", (compare.ProcessState.UserTime()+compare.ProcessState.SystemTime()).Seconds()/servedRows*1e6, "CPU us")
+	if usage, ok := compare.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		b.add("servers.compare.peak_memory", float64(usage.Maxrss)/1024, "MB")
+	}
 	b.spent("servers.compare", idle, compared, servedRows)
 	return c.stop()
 }
