@@ -91,6 +91,16 @@ func (m *Metrics) covered(table string, began time.Time, r *SinkResult) {
 	m.coverage.WithLabelValues(table, r.Sink).Set(float64(began.Unix()))
 }
 
+// forget takes the gauges of a table away. What was counted stays.
+func (m *Metrics) forget(table string) {
+	if m == nil {
+		return
+	}
+	for _, g := range []*prometheus.GaugeVec{m.suspects, m.standing, m.ratio, m.unclear, m.coverage} {
+		g.DeletePartialMatch(prometheus.Labels{"table": table})
+	}
+}
+
 func (m *Metrics) done(table, kind string) {
 	if m != nil {
 		m.passes.WithLabelValues(table, kind).Inc()

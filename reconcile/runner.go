@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,8 +27,8 @@ type Runner struct {
 	World   *World
 	Targets []Target
 	State   *State
-	// Tables are those that can be compared now.
-	Tables func(ctx context.Context) ([]cdc.TableName, error)
+	// Tables are those that are followed, and which of them can be compared now.
+	Tables func(ctx context.Context) (followed, now []cdc.TableName, err error)
 	// Recent gives keys of rows that changed last, at most so many, behind one end of the log
 	// and up to the present one, which it returns.
 	Recent func(ctx context.Context, table cdc.TableName, since Log, most int) (keys [][]byte, now Log, err error)
@@ -40,19 +41,15 @@ type Runner struct {
 
 	turn int                   // of the tables, in samples
 	seen map[cdc.TableName]Log // ends of the last sample
+
+	shown    bool // the gauges are those of the tables that were followed then
+	followed []cdc.TableName
 }
 
 // Run compares until ctx ends. What cannot be compared now is tried again later.
 func (r *Runner) Run(ctx context.Context) error {
 	if err := r.State.Load(ctx); err != nil {
 		return err
-	}
-	for _, t := range r.State.tables {
-		if t.Last != nil {
-			for _, s := range t.Last.Sinks {
-				r.Metrics.covered(t.Table, t.Last.Began, s)
-			}
-		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.repeat(ctx, r.Config.SampleEvery, "sample", r.sample) })
@@ -120,7 +117,7 @@ func (r *Runner) begin(tables []cdc.TableName) {
 // sample compares some rows: of each table those that changed since the last sample, and
 // of one after the other, as far as there is room, those with the highest keys.
 func (r *Runner) sample(ctx context.Context) error {
-	tables, err := r.Tables(ctx)
+	_, tables, err := r.Tables(ctx)
 	if err != nil || len(tables) == 0 {
 		return err
 	}
@@ -190,9 +187,13 @@ func (r *Runner) highest(ctx context.Context, t cdc.TableName, most int) (keys [
 
 // full makes the full pass that is due for the longest time, if one is.
 func (r *Runner) full(ctx context.Context) error {
-	tables, err := r.Tables(ctx)
+	followed, tables, err := r.Tables(ctx)
 	if err != nil {
 		return err
+	}
+	if !r.shown || !slices.Equal(followed, r.followed) {
+		r.show(followed)
+		r.shown, r.followed = true, followed
 	}
 	var due *TableState
 	var table cdc.TableName
@@ -211,6 +212,26 @@ func (r *Runner) full(ctx context.Context) error {
 		return nil
 	}
 	return r.pass(ctx, table, due)
+}
+
+// show has what the last passes have found stand, of the tables that are followed and of no other.
+func (r *Runner) show(followed []cdc.TableName) {
+	stands := map[string]bool{}
+	for _, t := range followed {
+		stands[t.String()] = true
+	}
+	for name, t := range r.State.tables {
+		switch {
+		case !stands[name]:
+			r.Metrics.forget(name)
+		case t.Last != nil:
+			for _, s := range t.Last.Sinks {
+				if s.Incomparable == "" {
+					r.Metrics.covered(name, t.Last.Began, s)
+				}
+			}
+		}
+	}
 }
 
 func dueSince(s *TableState) time.Time {

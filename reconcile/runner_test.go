@@ -49,8 +49,10 @@ func (s *stage) runner(k *topic, notes *strings.Builder) *Runner {
 	}}))
 	return &Runner{
 		Config: DefaultConfig(), World: s.world(), Targets: []Target{{Name: "search", Store: s}},
-		State:  &State{Prefix: "shop", Kafka: k, Log: log},
-		Tables: func(context.Context) ([]cdc.TableName, error) { return []cdc.TableName{table.Name}, nil },
+		State: &State{Prefix: "shop", Kafka: k, Log: log},
+		Tables: func(context.Context) (followed, now []cdc.TableName, err error) {
+			return []cdc.TableName{table.Name}, []cdc.TableName{table.Name}, nil
+		},
 		Recent: func(_ context.Context, _ cdc.TableName, since Log, most int) (keys [][]byte, now Log, err error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -294,6 +296,46 @@ func TestADocumentOfARowThatTheStoreIsNotToHaveIsCountedOnce(t *testing.T) {
 		r, err := p.Run(t.Context())
 		if err != nil || findings != 1 || r.Sinks[0].Mismatches[Orphan] != 1 || r.Sinks[0].Differ() != 1 {
 			t.Errorf("%d findings, %+v, %v", findings, r.Sinks[0], err)
+		}
+	})
+}
+
+// Of a table that is not followed any more nothing stands, nor after a start, and of one that is
+// being copied again what the last pass has found does.
+func TestOfATableThatIsNotFollowedNothingStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		for id := range 12 {
+			s.write(id, "a")
+		}
+		s.all()
+		delete(s.docs, string(keyOf(3)))
+		k, notes := &topic{}, &strings.Builder{}
+		standing := func(r *Runner) (n int) {
+			for _, g := range []prometheus.Collector{r.Metrics.standing, r.Metrics.ratio, r.Metrics.unclear, r.Metrics.coverage} {
+				n += testutil.CollectAndCount(g)
+			}
+			return n
+		}
+		r := s.runner(k, notes)
+		runFor(t, r, time.Hour)
+		if n := standing(r); n != 4 {
+			t.Fatalf("%d gauges stand after a pass", n)
+		}
+		r.Tables = func(context.Context) (followed, now []cdc.TableName, err error) {
+			return []cdc.TableName{table.Name}, nil, nil
+		}
+		runFor(t, r, time.Minute)
+		if n := standing(r); n != 4 {
+			t.Errorf("%d gauges stand while it is copied", n)
+		}
+		r.Tables = func(context.Context) (followed, now []cdc.TableName, err error) { return nil, nil, nil }
+		for name, one := range map[string]*Runner{"goes on": r, "starts": s.runner(k, notes)} {
+			one.Tables = r.Tables
+			runFor(t, one, time.Minute)
+			if n := standing(one); n != 0 {
+				t.Errorf("%d gauges stand of a table that is not followed, where the process %s", n, name)
+			}
 		}
 	})
 }

@@ -114,37 +114,48 @@ func (p *process) newReloader(a *app, file configText, admin *adminServer) *relo
 	return r
 }
 
-// run follows the file until ctx ends. A change counts when it has been there for two looks,
-// so that a file that is being written is not taken for a whole one, or at once with a
-// SIGHUP.
-func (r *reloader) run(ctx context.Context) error {
+// hangUps are the SIGHUPs that the process gets from now on, up to its end: one that comes before it
+// follows its file, or while it stops, is not to end it.
+func hangUps() <-chan os.Signal {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	tick := time.NewTicker(reloadEvery)
-	defer tick.Stop()
+	return hup
+}
+
+// run follows the file until ctx ends. A change counts when it has been there for two looks,
+// so that a file that is being written is not taken for a whole one, or at once with a
+// SIGHUP. A file that takes long to read is read less often.
+func (r *reloader) run(ctx context.Context, hup <-chan os.Signal) error {
+	next := time.NewTimer(reloadEvery)
+	defer next.Stop()
 	for {
+		asked := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			r.look(true)
-		case <-tick.C:
-			r.look(false)
+			asked = true
+		case <-next.C:
 		}
+		began := time.Now()
+		r.look(asked)
+		next.Reset(max(reloadEvery, 20*time.Since(began)))
 	}
 }
 
 // look reads the configuration, and tries it when it is another one than before or somebody
 // asks for it.
 func (r *reloader) look(asked bool) {
-	file, err := r.app.readConfig()
-	now := attempt{configText: file}
-	if err != nil {
-		now.err = strings.ReplaceAll(err.Error(), "\n", "; ")
-	}
+	file, err := r.read()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err == nil && len(config.Diff(r.running.cfg, file.cfg)) > 0 { // what it names may come later than itself
+		_, err = r.admin.prepare(r.view(file.cfg))
+	}
+	now := attempt{configText: file}
+	if err != nil {
+		now.err = inOneLine(err)
+	}
 	was := r.seen
 	r.seen = now
 	if !asked && (!now.same(was) || now.same(r.tried)) {
@@ -156,6 +167,23 @@ func (r *reloader) look(asked bool) {
 		return
 	}
 	r.try(now.configText)
+}
+
+// read gives the configuration as its file is now, which a pipe has only once.
+func (r *reloader) read() (configText, error) {
+	if info, err := os.Stat(r.app.configFile()); err == nil && !info.Mode().IsRegular() {
+		return configText{}, fmt.Errorf("%s: is no file any more; put one in its place", r.app.configFile())
+	}
+	return r.app.readConfig()
+}
+
+// inOneLine is what is wrong, of which many mistakes make no page.
+func inOneLine(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	if n := len(lines) - mostTold; n > 0 {
+		lines = append(lines[:mostTold], fmt.Sprintf("and %d more: lockstep config check names them", n))
+	}
+	return strings.Join(lines, "; ")
 }
 
 // try has a configuration run, or says why it cannot.
