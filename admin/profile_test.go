@@ -2,7 +2,9 @@ package admin
 
 import (
 	"encoding/json"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -108,5 +110,23 @@ func TestWhoIsUnknownIsLimitedByAddress(t *testing.T) {
 	l.take("late", now.Add(time.Minute))
 	if n := len(l.all); n > 2 {
 		t.Errorf("%d are remembered that have not asked for a minute", n)
+	}
+}
+
+// Who may not send a body is told so at once, and does not hold the connection with it.
+func TestNobodyWaitsForTheBodyOfWhoIsRefused(t *testing.T) {
+	a := newAPI(t)
+	server := a.serve(15 * time.Second)
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.WriteString(conn, "POST /v1/dlq/skip HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(all), "HTTP/1.1 401 ") {
+		t.Errorf("%v: %s", err, all)
 	}
 }

@@ -147,6 +147,10 @@ func (s *Server) serve(route Route, do func(context.Context, http.ResponseWriter
 		err := s.admit(r, route)
 		if err == nil {
 			err = do(ctx, seen, r)
+		} else if request.ContentLength != 0 {
+			// Nobody waits for the body of who may not send one.
+			w.Header().Set("Connection", "close")
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Second))
 		}
 		if cut, ok := errors.AsType[errCut](err); ok {
 			s.Metrics.requests.WithLabelValues(route.ID, "cut").Inc()

@@ -8,11 +8,11 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
 	"lockstep/internal/certs"
+	"lockstep/internal/files"
 )
 
 // TLS says with which certificate the server proves who it is, and who may come.
@@ -104,7 +104,7 @@ func (t TLS) stamps() map[string]certs.Stamp {
 }
 
 func (t TLS) read() (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	pair, err := certs.Pair(t.CertFile, t.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("admin.tls.cert_file: %w", err)
 	}
@@ -112,7 +112,7 @@ func (t TLS) read() (*tls.Config, error) {
 	if t.ClientCAFile == "" {
 		return conf, nil
 	}
-	pem, err := os.ReadFile(t.ClientCAFile)
+	pem, err := files.Read(t.ClientCAFile)
 	if err != nil {
 		return nil, fmt.Errorf("admin.tls.client_ca_file: %w", err)
 	}

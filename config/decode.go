@@ -4,7 +4,6 @@ import (
 	"encoding"
 	"fmt"
 	"math"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/token"
 
+	"lockstep/internal/files"
 	"lockstep/internal/nearest"
 	"lockstep/internal/secret"
 )
@@ -29,12 +29,18 @@ type decoder struct {
 	places   map[string]place // path -> where it stands
 	wrong    []string         // paths that could not be decoded
 	problems Problems
+	within   map[string]bool // anchors whose alias is being followed
+	repeated int             // values that aliases have stood for
 }
+
+// mostRepeated is how many values aliases may stand for: aliases of aliases make a small file a
+// large one.
+const mostRepeated = 100_000
 
 type place struct{ line, column int }
 
 func newDecoder(env func(string) (string, bool), defaults ...any) *decoder {
-	d := &decoder{env: env, defaults: map[reflect.Type]any{}, anchors: map[string]ast.Node{}, places: map[string]place{}}
+	d := &decoder{env: env, defaults: map[reflect.Type]any{}, anchors: map[string]ast.Node{}, places: map[string]place{}, within: map[string]bool{}}
 	for _, v := range defaults {
 		d.defaults[reflect.TypeOf(v)] = v
 	}
@@ -56,17 +62,31 @@ func (d *decoder) fail(at place, path, format string, args ...any) {
 
 func (d *decoder) decode(n ast.Node, v reflect.Value, path string) {
 	at := where(n)
+	if len(d.within) > 0 {
+		if d.repeated++; d.repeated > mostRepeated {
+			if d.repeated == mostRepeated+1 {
+				d.fail(at, path, "aliases stand for too much, for more than %d values; write them out", mostRepeated)
+			}
+			return
+		}
+	}
 	switch node := n.(type) {
 	case *ast.AnchorNode:
 		d.decode(node.Value, v, path)
 		return
 	case *ast.AliasNode:
-		target, ok := d.anchors[node.Value.GetToken().Value]
-		if !ok {
+		name := node.Value.GetToken().Value
+		target, ok := d.anchors[name]
+		switch {
+		case !ok:
 			d.fail(at, path, "there is no anchor of this name; put a text that begins with * in quotes")
-			return
+		case d.within[name]:
+			d.fail(at, path, "the alias stands inside the anchor of its own name, so it would never end; write the values out")
+		default:
+			d.within[name] = true
+			d.decode(target, v, path)
+			delete(d.within, name)
 		}
-		d.decode(target, v, path)
 		return
 	case *ast.TagNode:
 		d.fail(at, path, "tags are not understood; put a text that begins with ! in quotes")
@@ -197,7 +217,7 @@ func (d *decoder) secretFile(n ast.Node, v reflect.Value, path string) {
 	if len(d.problems) > mistakes {
 		return
 	}
-	text, err := os.ReadFile(name)
+	text, err := files.Read(name)
 	if err != nil {
 		d.fail(where(n), path, "%v", err)
 		return

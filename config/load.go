@@ -9,15 +9,23 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"lockstep/internal/files"
 )
 
-// Read gives the text of the file at path. Its error says what to do.
+// Read gives the text of the file at path. Its error says what to do. A pipe is read to its
+// end: lockstep config check -c /dev/stdin.
 func Read(path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
+	read := files.Read
+	if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		read = files.Drain
+	}
+	data, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.New("there is no such file; name one with --config, or begin with: lockstep config example > lockstep.yaml")
 	}
@@ -88,8 +96,13 @@ func ListNames(data []byte) (sinks, tables []string) {
 
 // syntax parses the text of one YAML document.
 func syntax(data []byte) (ast.Node, *Problem) {
-	if p := tabProblem(data); p != nil {
-		return nil, p
+	if !utf8.Valid(data) {
+		return nil, &Problem{Message: "is not UTF-8; save it as that"}
+	}
+	for _, look := range []func([]byte) *Problem{tabProblem, depthProblem} {
+		if p := look(data); p != nil {
+			return nil, p
+		}
 	}
 	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
@@ -126,6 +139,43 @@ func tabProblem(data []byte) *Problem {
 		}
 	}
 	return nil
+}
+
+// mostDeep is how deep values may stand in one another: the library goes down with them on its
+// stack, of which there is an end that no process survives.
+const mostDeep = 500
+
+// depthProblem finds where values stand too deep. It counts brackets, and the marks before a value
+// that stand side by side, wherever they are: no text has so many that are not closed.
+func depthProblem(data []byte) *Problem {
+	n, depth, marks := 0, 0, 0
+	for line := range bytes.Lines(data) {
+		n++
+		for _, b := range line {
+			switch b {
+			case '[', '{':
+				depth++
+			case ']', '}':
+				depth = max(0, depth-1)
+			}
+			if depth > mostDeep {
+				return tooDeep(n)
+			}
+		}
+		for word := range bytes.FieldsSeq(line) {
+			if marks++; !bytes.ContainsAny(word[:1], "&!-?:") {
+				marks = 0
+			}
+			if marks > mostDeep {
+				return tooDeep(n)
+			}
+		}
+	}
+	return nil
+}
+
+func tooDeep(line int) *Problem {
+	return &Problem{Line: line, Column: 1, Message: fmt.Sprintf("values stand deeper than %d in one another", mostDeep)}
 }
 
 // repeated is a part of a message that repeats a piece of the file.

@@ -91,13 +91,13 @@ func (m *Metrics) covered(table string, began time.Time, r *SinkResult) {
 	m.coverage.WithLabelValues(table, r.Sink).Set(float64(began.Unix()))
 }
 
-// forget has the gauges of a table in a sink say nothing.
-func (m *Metrics) forget(table, sink string) {
+// forget takes the gauges of a table away. What was counted stays.
+func (m *Metrics) forget(table string) {
 	if m == nil {
 		return
 	}
-	for _, g := range []*prometheus.GaugeVec{m.standing, m.ratio, m.unclear, m.coverage, m.suspects} {
-		g.DeleteLabelValues(table, sink)
+	for _, g := range []*prometheus.GaugeVec{m.suspects, m.standing, m.ratio, m.unclear, m.coverage} {
+		g.DeletePartialMatch(prometheus.Labels{"table": table})
 	}
 }
 

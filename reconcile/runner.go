@@ -30,8 +30,8 @@ type Runner struct {
 	World   *World
 	Targets []Target
 	State   *State
-	// Tables are those that can be compared now.
-	Tables func(ctx context.Context) ([]cdc.TableName, error)
+	// Tables are those that are followed, and which of them can be compared now.
+	Tables func(ctx context.Context) (followed, now []cdc.TableName, err error)
 	// Recent gives keys of rows that changed last, at most so many, behind one end of the log
 	// and up to the present one, which it returns.
 	Recent func(ctx context.Context, table cdc.TableName, since Log, most int) (keys [][]byte, now Log, err error)
@@ -44,6 +44,9 @@ type Runner struct {
 
 	turn int                   // of the tables, in samples
 	seen map[cdc.TableName]Log // ends of the last sample
+
+	shown    bool // the gauges are those of the tables that were followed then
+	followed []cdc.TableName
 }
 
 // Run compares until ctx ends. What cannot be compared now is tried again later.
@@ -114,28 +117,10 @@ func (r *Runner) begin(tables []cdc.TableName) {
 	}
 }
 
-// show has the metrics say what the last full passes over tables have found, and nothing of
-// other tables and sinks: they may be gone.
-func (r *Runner) show(tables []cdc.TableName) {
-	for _, t := range r.State.tables {
-		if t.Last == nil {
-			continue
-		}
-		there := slices.ContainsFunc(tables, func(n cdc.TableName) bool { return n.String() == t.Table })
-		for _, s := range t.Last.Sinks {
-			if there && s.Incomparable == "" && slices.ContainsFunc(r.Targets, func(target Target) bool { return target.Name == s.Sink }) {
-				r.Metrics.covered(t.Table, t.Last.Began, s)
-			} else {
-				r.Metrics.forget(t.Table, s.Sink)
-			}
-		}
-	}
-}
-
 // sample compares some rows: of each table those that changed since the last sample, and
 // of one after the other, as far as there is room, those with the highest keys.
 func (r *Runner) sample(ctx context.Context) error {
-	tables, err := r.Tables(ctx)
+	_, tables, err := r.Tables(ctx)
 	if err != nil || len(tables) == 0 {
 		return err
 	}
@@ -205,11 +190,14 @@ func (r *Runner) highest(ctx context.Context, t cdc.TableName, most int) (keys [
 
 // full makes the full pass that is due for the longest time, if one is.
 func (r *Runner) full(ctx context.Context) error {
-	tables, err := r.Tables(ctx)
+	followed, tables, err := r.Tables(ctx)
 	if err != nil {
 		return err
 	}
-	r.show(tables)
+	if !r.shown || !slices.Equal(followed, r.followed) {
+		r.show(followed)
+		r.shown, r.followed = true, followed
+	}
 	var due *TableState
 	var table cdc.TableName
 	for _, t := range tables {
@@ -235,6 +223,23 @@ func (r *Runner) isDue(s *TableState) bool {
 		return true
 	}
 	return time.Since(s.Last.Began) >= r.Config.FullEvery
+}
+
+// show has the metrics say what the last full passes have found, of the tables that are followed and
+// of the sinks that there are, and nothing of others: they may be gone.
+func (r *Runner) show(followed []cdc.TableName) {
+	for name, t := range r.State.tables {
+		switch {
+		case !slices.ContainsFunc(followed, func(n cdc.TableName) bool { return n.String() == name }):
+			r.Metrics.forget(name)
+		case t.Last != nil:
+			for _, s := range t.Last.Sinks {
+				if s.Incomparable == "" && slices.ContainsFunc(r.Targets, func(target Target) bool { return target.Name == s.Sink }) {
+					r.Metrics.covered(name, t.Last.Began, s)
+				}
+			}
+		}
+	}
 }
 
 func dueSince(s *TableState) time.Time {

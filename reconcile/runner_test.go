@@ -49,8 +49,10 @@ func (s *stage) runner(k *topic, notes *strings.Builder) *Runner {
 	}}))
 	return &Runner{
 		Config: DefaultConfig(), World: s.world(), Targets: []Target{{Name: "search", Store: s}},
-		State:  &State{Prefix: "shop", Kafka: k, Log: log},
-		Tables: func(context.Context) ([]cdc.TableName, error) { return []cdc.TableName{table.Name}, nil },
+		State: &State{Prefix: "shop", Kafka: k, Log: log},
+		Tables: func(context.Context) (followed, now []cdc.TableName, err error) {
+			return []cdc.TableName{table.Name}, []cdc.TableName{table.Name}, nil
+		},
 		Recent: func(_ context.Context, _ cdc.TableName, since Log, most int) (keys [][]byte, now Log, err error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -117,37 +119,6 @@ func TestARunnerMakesAFullPassADayAndTellsWhatItFound(t *testing.T) {
 		}
 		if n, _ := passes(again, 2*time.Hour); n != 1 {
 			t.Errorf("%v full passes after a day", n)
-		}
-	})
-}
-
-func TestOfATableThatIsGoneNothingIsTold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		s.write(1, "a")
-		s.all()
-		r := s.runner(&topic{}, &strings.Builder{})
-		there := r.Tables
-		var gone atomic.Bool
-		r.Tables = func(ctx context.Context) ([]cdc.TableName, error) {
-			if gone.Load() {
-				return nil, nil
-			}
-			return there(ctx)
-		}
-		ctx, stop := context.WithCancel(t.Context())
-		ended := make(chan error)
-		go func() { ended <- r.Run(ctx) }()
-		for _, want := range []int{1, 0, 1} { // and it is told of again when the table is back
-			gone.Store(want == 0)
-			time.Sleep(time.Minute)
-			if n := testutil.CollectAndCount(r.Metrics.coverage); n != want {
-				t.Errorf("the coverage of %d tables is told, want %d", n, want)
-			}
-		}
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
 		}
 	})
 }
@@ -347,6 +318,46 @@ func TestAStoreThatFailsInTheMiddleIsLookedThroughAgain(t *testing.T) {
 			r, err := p.Run(t.Context())
 			if !errors.Is(err, want) || err == nil && (r.Sinks[0].Mismatches[Orphan] != 1 || r.Sinks[0].Documents != 1) {
 				t.Errorf("it fails %d times: %+v, %v; want %v", away, r.Sinks[0], err, want)
+			}
+		}
+	})
+}
+
+// Of a table that is not followed any more nothing stands, nor after a start, and of one that is
+// being copied again what the last pass has found does.
+func TestOfATableThatIsNotFollowedNothingStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		for id := range 12 {
+			s.write(id, "a")
+		}
+		s.all()
+		delete(s.docs, string(keyOf(3)))
+		k, notes := &topic{}, &strings.Builder{}
+		standing := func(r *Runner) (n int) {
+			for _, g := range []prometheus.Collector{r.Metrics.standing, r.Metrics.ratio, r.Metrics.unclear, r.Metrics.coverage} {
+				n += testutil.CollectAndCount(g)
+			}
+			return n
+		}
+		r := s.runner(k, notes)
+		runFor(t, r, time.Hour)
+		if n := standing(r); n != 4 {
+			t.Fatalf("%d gauges stand after a pass", n)
+		}
+		r.Tables = func(context.Context) (followed, now []cdc.TableName, err error) {
+			return []cdc.TableName{table.Name}, nil, nil
+		}
+		runFor(t, r, time.Minute)
+		if n := standing(r); n != 4 {
+			t.Errorf("%d gauges stand while it is copied", n)
+		}
+		r.Tables = func(context.Context) (followed, now []cdc.TableName, err error) { return nil, nil, nil }
+		for name, one := range map[string]*Runner{"goes on": r, "starts": s.runner(k, notes)} {
+			one.Tables = r.Tables
+			runFor(t, one, time.Minute)
+			if n := standing(one); n != 0 {
+				t.Errorf("%d gauges stand of a table that is not followed, where the process %s", n, name)
 			}
 		}
 	})

@@ -13,6 +13,9 @@ import (
 // Board has the machines of all tables in all sinks of a pipeline. It may be used from
 // several goroutines; the times that it is handed must not go back.
 type Board struct {
+	// Takes reports whether a sink takes a table now; nil is for every one. What is said of others
+	// is passed over.
+	Takes func(Place) bool
 	// config is that of a table.
 	config  func(table string) Config
 	metrics *Metrics
@@ -52,19 +55,29 @@ func NewBoard(config func(table string) Config, metrics *Metrics) *Board {
 }
 
 // Configure has every table judged by what the configuration says of it now. What is known of
-// a table stays.
+// a table stays, and of one that is not taken any more nothing is.
 func (b *Board) Configure() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for p, m := range b.machines {
+		if !b.takes(p) {
+			delete(b.machines, p)
+			b.metrics.forget(p)
+			continue
+		}
 		m.configure(b.config(p.Table))
 	}
 }
 
-// at is the machine of a place, a new one if need be.
+func (b *Board) takes(p Place) bool { return b.Takes == nil || b.Takes(p) }
+
+// at is the machine of a place, a new one if need be; nil for a place that is not taken.
 func (b *Board) at(now time.Time, p Place) *machine {
 	m := b.machines[p]
 	if m == nil {
+		if !b.takes(p) {
+			return nil
+		}
 		m = &machine{Machine: NewMachine(b.config(p.Table), now)}
 		m.decide(now)
 		b.machines[p] = m
@@ -93,14 +106,18 @@ func (b *Board) Capture(now time.Time) {
 func (b *Board) Hear(at time.Time, p Place, r Report) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.at(at, p).Hear(at, r)
+	if m := b.at(at, p); m != nil {
+		m.Hear(at, r)
+	}
 }
 
 // Verify takes in what the reconciler has found.
 func (b *Board) Verify(now time.Time, p Place, s Sample) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.at(now, p).Verify(s)
+	if m := b.at(now, p); m != nil {
+		m.Verify(s)
+	}
 	for _, m := range b.machines {
 		m.Compares(now)
 	}
@@ -359,6 +376,9 @@ func (b *Board) Restore(now time.Time, text []byte) error {
 	defer b.mu.Unlock()
 	for _, p := range all.Places {
 		m := b.at(now, p.Place)
+		if m == nil {
+			continue
+		}
 		m.Restore(p.Saved, now)
 		m.decide(now)
 		b.metrics.show(p.Place, m.last)

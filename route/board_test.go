@@ -2,10 +2,13 @@ package route
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // newCrowd is a board of two sinks with so many idle tables, which are ok.
@@ -55,5 +58,41 @@ func TestALagIsThatOfTheTableWhichIsMostBehindAndUnknownWithOneOfThem(t *testing
 	}
 	if l := b.Lag(now, "nowhere"); l.Known {
 		t.Errorf("a sink of which nothing was heard: %+v", l)
+	}
+}
+
+// Of a table that is not taken any more nothing is told, whatever is still said of it, and nothing
+// is left that an alert would see; one that comes back begins anew.
+func TestATableThatIsNotTakenAnyMoreIsForgotten(t *testing.T) {
+	b, now := newCrowd(3)
+	gone := Place{"search", "shop.t0001"}
+	taken := func(p Place) bool { return p.Table != gone.Table }
+	b.Takes = func(p Place) bool { return taken(p) }
+	b.Configure()
+	saved := b.Save(now)
+	b.Hear(now, gone, Report{Process: "p", Known: true})
+	b.Verify(now, gone, Sample{})
+	b.Know(now, gone)
+	b.Lap(now.Add(time.Hour))
+	if got := b.Tables(); len(got) != 2 || slices.Contains(got, gone.Table) {
+		t.Errorf("it knows %v", got)
+	}
+	if n := testutil.CollectAndCount(b.metrics.state); n != 4 {
+		t.Errorf("%d states are shown; want those of 2 tables in 2 sinks", n)
+	}
+	if n := testutil.CollectAndCount(b.metrics.share); n != 4 {
+		t.Errorf("%d shares are shown", n)
+	}
+	if strings.Contains(string(saved), gone.Table) {
+		t.Errorf("%s", saved)
+	}
+	other, _ := newCrowd(3)
+	if err := b.Restore(now, other.Save(now)); err != nil || slices.Contains(b.Tables(), gone.Table) {
+		t.Errorf("what another process knows of it is taken over: %v, %v", b.Tables(), err)
+	}
+	taken = func(Place) bool { return true }
+	b.Know(now, gone)
+	if d := b.Decision(gone); d.State != Degraded || d.Cause != Unheard {
+		t.Errorf("it comes back as %+v", d)
 	}
 }

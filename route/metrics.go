@@ -44,6 +44,12 @@ func (m *Metrics) show(p Place, d Decision) {
 	}
 }
 
+// forget takes the gauges of a place away. What was counted stays.
+func (m *Metrics) forget(p Place) {
+	m.state.DeleteLabelValues(p.Sink, p.Table)
+	m.share.DeleteLabelValues(p.Sink, p.Table)
+}
+
 func (m *Metrics) count(p Place, was, now Decision) {
 	if was.State == now.State {
 		return

@@ -89,6 +89,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
+// forgetSnapshots takes away what is said of snapshots. Those there are say it again.
+func (m *Metrics) forgetSnapshots() {
+	for _, g := range []*prometheus.GaugeVec{m.copied, m.estimated, m.copyState} {
+		g.Reset()
+	}
+}
+
 // tableCounters are the counters of one table, looked up once.
 type tableCounters struct {
 	create, update, delete, read prometheus.Counter

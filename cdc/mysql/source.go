@@ -99,6 +99,7 @@ func (s *Source) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	s.Metrics.forgetSnapshots() // of tables that are not captured any more, for one
 	wait := &backoff.ExponentialBackOff{InitialInterval: 200 * time.Millisecond, Multiplier: 2, MaxInterval: 10 * time.Second, RandomizationFactor: 0.3}
 	refused := "-" // the position from which the server did not send its log
 	for {

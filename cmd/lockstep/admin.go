@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
 
 	"lockstep/admin"
 	"lockstep/audit"
@@ -41,6 +40,14 @@ func (r *readiness) add(name string, ready func() bool) {
 	defer r.mu.Unlock()
 	r.parts = slices.DeleteFunc(r.parts, func(p part) bool { return p.name == name })
 	r.parts = append(r.parts, part{name, ready})
+}
+
+// drop forgets a part that this process does not have any more.
+func (r *readiness) drop(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.parts = slices.DeleteFunc(r.parts, func(p part) bool { return p.name == name })
+	delete(r.notes, name)
 }
 
 // say gives a part a word for what it does now.
@@ -158,7 +165,7 @@ func (p *process) openPaths(metrics http.Handler) *http.ServeMux {
 func (p *process) listen(field, address string, handler http.Handler) (*httpServer, error) {
 	s := &httpServer{field: field, server: &http.Server{
 		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
-		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnState: newCrowd(connectionsAtOnce).note,
 		ErrorLog: slog.NewLogLogger(p.log.With("part", "admin").Handler(), slog.LevelDebug), // of single connections
 	}}
 	if address == "" {
@@ -168,13 +175,13 @@ func (p *process) listen(field, address string, handler http.Handler) (*httpServ
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w (parts that run in processes of their own need an address each, such as ${ADMIN:-127.0.0.1:8080}; \"\" turns it off)", field, err)
 	}
-	s.listener = netutil.LimitListener(listener, connectionsAtOnce)
+	s.listener = listener
 	return s, nil
 }
 
 const (
-	// connectionsAtOnce is how many connections are served; another one waits until one ends. It
-	// is more than there may be streams of events.
+	// connectionsAtOnce is how many connections there may be. It is more than there may be streams
+	// of events.
 	connectionsAtOnce = 2048
 	// scrapesAtOnce is how many may read the metrics at once.
 	scrapesAtOnce = 8

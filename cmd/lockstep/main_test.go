@@ -28,7 +28,12 @@ import (
 
 const waitForSignals = "LOCKSTEP_TEST_WAITS_FOR_SIGNALS"
 
+const isLockstep = "LOCKSTEP_TEST_IS_LOCKSTEP"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(isLockstep) != "" { // we are a process of a test
+		main()
+	}
 	if os.Getenv(waitForSignals) == "" {
 		os.Exit(m.Run())
 	}
@@ -107,6 +112,58 @@ func TestTheFirstSignalStopsAndTheSecondEndsAtOnce(t *testing.T) {
 		exit, ok := errors.AsType[*exec.ExitError](err)
 		if !ok || exit.Sys().(syscall.WaitStatus).Signal() != sig {
 			t.Errorf("%s: the child ended with %v, want to be ended by the signal", sig, err)
+		}
+	}
+}
+
+// A SIGHUP has the file read, and ends no process, nor one that is stopping.
+func TestAHangUpEndsNoProcess(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := file(t, "lockstep.yaml", strings.Replace(planned, `admin: {listen: ""}`, "admin: {listen: \"127.0.0.1:0\"}\nkafka: {brokers: [\"127.0.0.1:1\"]}", 1))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, self, "admin", "-c", config)
+	cmd.Env = append(os.Environ(), isLockstep+"=1")
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	says := func(word string) {
+		t.Helper()
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), word) {
+				return
+			}
+		}
+		t.Fatalf("it ends before it says %q: %v", word, cmd.Wait())
+	}
+	says("lockstep starts")
+	send := func(sig syscall.Signal) {
+		if err := cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+	}
+	send(syscall.SIGHUP)
+	says("the configuration file was read again")
+	send(syscall.SIGTERM)
+	gone := make(chan error, 1)
+	go func() { _, err := io.Copy(io.Discard, out); gone <- errors.Join(err, cmd.Wait()) }()
+	for {
+		select {
+		case err := <-gone:
+			if err != nil {
+				t.Errorf("it ended with %v", err)
+			}
+			return
+		case <-time.After(time.Millisecond):
+			send(syscall.SIGHUP)
 		}
 	}
 }

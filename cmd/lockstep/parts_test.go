@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -262,6 +264,86 @@ func TestAFileThatCannotBeUsedChangesNothing(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	r.begin()
+	r.finish()
+}
+
+// What stands in the place of the file may be anything: the process says so, goes on, and takes
+// the next file that is right.
+func TestWhateverTakesThePlaceOfTheFileTheProcessGoesOn(t *testing.T) {
+	r := newReloading(t)
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	for _, tc := range []struct {
+		want  string
+		place func(path string) error
+	}{
+		{"is no file", func(path string) error { return syscall.Mkfifo(path, 0o600) }},
+		{"is no file", func(path string) error { return os.Mkdir(path, 0o700) }},
+		{"is no file", func(path string) error { return os.Symlink("/dev/zero", path) }},
+		{"is empty", func(path string) error { return os.WriteFile(path, nil, 0o600) }},
+		{"bytes", func(path string) error { return os.WriteFile(path, make([]byte, 10<<20), 0o600) }},
+		{"there is no such file", func(string) error { return nil }},
+	} {
+		if err := errors.Join(os.Remove(r.path), tc.place(r.path)); err != nil {
+			t.Fatal(err)
+		}
+		looked := make(chan bool)
+		go func() { r.look(true); close(looked) }()
+		select {
+		case <-looked:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: it looks for ever", tc.want)
+		}
+		if s := r.status(); !strings.Contains(s.Problem, tc.want) {
+			t.Errorf("%+v does not say %q", s, tc.want)
+		}
+	}
+	r.write("row.a > 1", "row.a > 2")
+	r.look(true)
+	r.begin("sink cache row.a > 2", "sink search row.a > 2")
+	r.finish()
+}
+
+// A reconciler that is turned off while the process runs is none that somebody waits for.
+func TestAReconcilerThatIsTurnedOffIsNotWaitedFor(t *testing.T) {
+	r := newReloading(t)
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	p := r.process
+	p.ready.add("sink cache", func() bool { return true })
+	p.ready.add(reconcilePart, func() bool { return false })
+	p.ready.say(reconcilePart, func() string { return "joining" })
+	over, end := context.WithCancel(t.Context())
+	end()
+	if err := p.compareNothing(over); err != nil {
+		t.Error(err)
+	}
+	if parts, ready := p.ready.state(); !ready || len(parts) != 1 || len(p.ready.doing()) != 0 {
+		t.Errorf("%v %v", parts, p.ready.doing())
+	}
+	r.finish()
+}
+
+// What a configuration names may come later than itself, as Secrets of Kubernetes do beside a
+// ConfigMap: then it runs without anybody's doing.
+func TestAFileThatComesLaterMendsTheConfiguration(t *testing.T) {
+	r := newReloading(t)
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	token := filepath.Join(t.TempDir(), "token")
+	r.write(`listen: ""`, fmt.Sprintf(`listen: "", tokens: [{name: ann, role: viewer, file: %q}]`, token))
+	for range 3 {
+		r.look(false)
+	}
+	if s := r.status(); !strings.Contains(s.Problem, "admin.tokens[0].file") || r.count(reloadInvalid) != 1 {
+		t.Errorf("%v times: %+v", r.count(reloadInvalid), s)
+	}
+	if err := os.WriteFile(token, []byte("viewer-0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		r.look(false)
+	}
+	if s := r.status(); s.Problem != "" || r.count(reloadApplied) != 1 {
+		t.Errorf("%v times: %+v", r.count(reloadApplied), s)
+	}
 	r.finish()
 }
 

@@ -122,6 +122,7 @@ type parts struct {
 // serve runs the parts until ctx ends or one of them cannot go on; its error
 // stops the others.
 func (a *app) serve(ctx context.Context, what parts) error {
+	hup := hangUps()
 	file, err := a.readConfig(ctx)
 	if err != nil {
 		return err
@@ -165,7 +166,7 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	g.Go(func() error { return server.run(ctx) })
 	g.Go(func() error { return watched.run(ctx) })
 	defer p.stopTracing()
-	g.Go(func() error { return reload.run(ctx) })
+	g.Go(func() error { return reload.run(ctx, hup) })
 	g.Go(func() error {
 		return p.under(ctx, clockPart, func(ctx context.Context, p *process) error { p.runClock(ctx); return nil })
 	})
@@ -204,7 +205,7 @@ func (a *app) serve(ctx context.Context, what parts) error {
 		g.Go(func() error {
 			return p.under(ctx, reconcilePart, func(ctx context.Context, p *process) error {
 				if what.enabled && !p.cfg.Reconcile.Enabled {
-					return idle(ctx, nil)
+					return p.compareNothing(ctx)
 				}
 				return p.runReconcile(ctx, what.compare, metrics(), lease())
 			})

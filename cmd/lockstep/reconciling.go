@@ -390,6 +390,12 @@ func newReconcileLeaseMetrics(reg prometheus.Registerer) *kafka.LeaseMetrics {
 	return kafka.NewLeaseMetrics(reg, "reconcile", "compares rows with the sinks", "compare")
 }
 
+// compareNothing is the reconciler that is turned off. Nobody waits for it to be ready.
+func (p *process) compareNothing(ctx context.Context) error {
+	p.ready.drop(reconcilePart)
+	return idle(ctx, nil)
+}
+
 // runReconcile compares all the time, while no other process of the pipeline does.
 func (p *process) runReconcile(ctx context.Context, names []string, metrics *reconcile.Metrics, lease *kafka.LeaseMetrics) error {
 	log := p.log.With("part", "reconcile")
@@ -402,8 +408,8 @@ func (p *process) runReconcile(ctx context.Context, names []string, metrics *rec
 			return p.holdReconcile(ctx, names, metrics, log)
 		},
 	}
-	p.ready.add("reconcile", func() bool { return one.State() != kafka.LeaseJoining })
-	p.ready.say("reconcile", func() string { return one.State().String() })
+	p.ready.add(reconcilePart, func() bool { return one.State() != kafka.LeaseJoining })
+	p.ready.say(reconcilePart, func() string { return one.State().String() })
 	err := state.Load(ctx) // which makes the topic of the lease
 	if err == nil {
 		err = one.Run(ctx)
@@ -425,18 +431,21 @@ func (p *process) holdReconcile(ctx context.Context, names []string, metrics *re
 		return (&reconcile.Runner{
 			Config: p.cfg.Reconcile, World: w.world(), Targets: w.targets(names), Metrics: metrics, Log: log,
 			State: &reconcile.State{Prefix: p.cfg.Prefix, Kafka: letters, Log: log},
-			Tables: func(ctx context.Context) ([]cdc.TableName, error) {
+			Tables: func(ctx context.Context) (followed, now []cdc.TableName, err error) {
 				pos, found, err := w.peek(ctx)
 				if err != nil || !found {
-					return nil, err
+					return nil, nil, err
 				}
-				var tables []cdc.TableName
 				for _, name := range pos.Copied {
-					if t := tableNamed(name); p.captured(t) && !copying(pos, name) {
-						tables = append(tables, t)
+					t := tableNamed(name)
+					if !p.captured(t) {
+						continue
+					}
+					if followed = append(followed, t); !copying(pos, name) {
+						now = append(now, t)
 					}
 				}
-				return tables, nil
+				return followed, now, nil
 			},
 			Recent: w.recent, Found: p.tellCompared,
 			Pace: func() (func() int, func(int, time.Duration)) {

@@ -124,10 +124,18 @@ func (p *process) newReloader(a *app, file configText, admin *adminServer) *relo
 	return r
 }
 
+// hangUps are the SIGHUPs that the process gets from now on, up to its end: one that comes before it
+// follows its configuration, or while it stops, is not to end it.
+func hangUps() <-chan os.Signal {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	return hup
+}
+
 // run follows the configuration until ctx ends. A change counts when it has been there for two
 // looks, so that a file that is being written is not taken for a whole one, or at once with a
-// SIGHUP, or when it is another revision.
-func (r *reloader) run(ctx context.Context) error {
+// SIGHUP, or when it is another revision. A file that takes long to read is read less often.
+func (r *reloader) run(ctx context.Context, hup <-chan os.Signal) error {
 	told := make(chan struct{}, 1)
 	var following sync.WaitGroup
 	defer following.Wait()
@@ -139,35 +147,37 @@ func (r *reloader) run(ctx context.Context) error {
 			}
 		})
 	})
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	tick := time.NewTicker(r.every)
-	defer tick.Stop()
+	next := time.NewTimer(r.every)
+	defer next.Stop()
 	for {
+		asked := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			r.look(true)
+			asked = true
 		case <-told:
-			r.look(false)
-		case <-tick.C:
-			r.look(false)
+		case <-next.C:
 		}
+		began := time.Now()
+		r.look(asked)
+		next.Reset(max(r.every, 20*time.Since(began)))
 	}
 }
 
 // look reads the configuration, and tries it when it is another one than before or somebody
 // asks for it.
 func (r *reloader) look(asked bool) {
-	file, err := r.app.readConfig(context.Background()) // what is followed keeps nobody waiting
-	now := attempt{configText: file}
-	if err != nil {
-		now.err = strings.ReplaceAll(err.Error(), "\n", "; ")
-	}
+	file, err := r.read()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err == nil && len(config.Diff(r.running.cfg, file.cfg)) > 0 { // what it names may come later than itself
+		_, err = r.prepare(file.cfg)
+	}
+	now := attempt{configText: file}
+	if err != nil {
+		now.err = inOneLine(err)
+	}
 	was := r.seen
 	r.seen = now
 	switch {
@@ -195,6 +205,25 @@ func (r *reloader) look(asked bool) {
 		return
 	}
 	r.try(now.configText)
+}
+
+// read gives the configuration as its file is now, which a pipe has only once.
+func (r *reloader) read() (configText, error) {
+	if file, ok := r.app.source.(fileSource); ok {
+		if info, err := os.Stat(string(file)); err == nil && !info.Mode().IsRegular() {
+			return configText{}, fmt.Errorf("%s: is no file any more; put one in its place", file)
+		}
+	}
+	return r.app.readConfig(context.Background()) // what is followed keeps nobody waiting
+}
+
+// inOneLine is what is wrong, of which many mistakes make no page.
+func inOneLine(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	if n := len(lines) - mostTold; n > 0 {
+		lines = append(lines[:mostTold], fmt.Sprintf("and %d more: lockstep config check names them", n))
+	}
+	return strings.Join(lines, "; ")
 }
 
 // try has a configuration run, or says why it cannot.

@@ -31,7 +31,9 @@ func (p *process) sinksOf(table string) []string {
 
 // newBoard judges tables by what the configuration says of each.
 func (p *process) newBoard() *route.Board {
-	return route.NewBoard(func(table string) route.Config { return p.now().cfg.ObjectivesOf(tableNamed(table)) }, route.NewMetrics(p.registry))
+	board := route.NewBoard(func(table string) route.Config { return p.now().cfg.ObjectivesOf(tableNamed(table)) }, route.NewMetrics(p.registry))
+	board.Takes = func(at route.Place) bool { return slices.Contains(p.sinksOf(at.Table), at.Sink) }
+	return board
 }
 
 // gateways answers those who ask where to read.

@@ -146,7 +146,7 @@ func TestAPutIntoEtcdCountsAtOnce(t *testing.T) {
 	r.every = time.Hour
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- r.run(ctx) }()
+	go func() { ended <- r.run(ctx, nil) }()
 	put("row.a > 1", "row.a > 2")
 	r.begin("sink cache row.a > 2", "sink search row.a > 2")
 	put("row.a > 1", "row.a > 3")

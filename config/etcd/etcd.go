@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -26,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"lockstep/internal/certs"
+	"lockstep/internal/files"
 )
 
 // Variables of the environment say how etcd is to be trusted, and who asks.
@@ -191,7 +191,7 @@ func (k *Key) try(ctx, patient context.Context) (*clientv3.Client, state, error)
 		}
 	}
 	if name := k.files[passwordFile]; name != "" {
-		text, err := os.ReadFile(name)
+		text, err := files.Read(name)
 		if err != nil {
 			return nil, state{}, fmt.Errorf("%s: %w", passwordFile, err)
 		}

@@ -5,7 +5,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"os"
+
+	"lockstep/internal/files"
 )
 
 // Load puts the authorities of caFile and the client's certificate of certFile and
@@ -13,7 +14,7 @@ import (
 // of the section: "tls.ca_file: ...".
 func Load(conf *tls.Config, caFile, certFile, keyFile string) error {
 	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
+		pem, err := files.Read(caFile)
 		if err != nil {
 			return fmt.Errorf("tls.ca_file: %w", err)
 		}
@@ -23,11 +24,24 @@ func Load(conf *tls.Config, caFile, certFile, keyFile string) error {
 		}
 	}
 	if certFile != "" {
-		pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+		pair, err := Pair(certFile, keyFile)
 		if err != nil {
 			return fmt.Errorf("tls.cert_file: %w", err)
 		}
 		conf.Certificates = []tls.Certificate{pair}
 	}
 	return nil
+}
+
+// Pair reads a certificate and its key.
+func Pair(certFile, keyFile string) (tls.Certificate, error) {
+	cert, err := files.Read(certFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := files.Read(keyFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
 }

@@ -10,12 +10,12 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"lockstep/internal/certs"
+	"lockstep/internal/files"
 )
 
 // lookAgain is how often the files of certificates and secrets are looked at while
@@ -90,7 +90,7 @@ func secretOf(text, file string) (string, error) {
 	if file == "" {
 		return text, nil
 	}
-	content, err := os.ReadFile(file)
+	content, err := files.Read(file)
 	if err != nil {
 		return "", err
 	}

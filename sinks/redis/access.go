@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
+
+	"lockstep/internal/files"
 )
 
 // access makes connections with the login and the certificates that the configured
@@ -48,7 +49,7 @@ func passwordOf(text, file string) (string, error) {
 	if file == "" {
 		return text, nil
 	}
-	content, err := os.ReadFile(file)
+	content, err := files.Read(file)
 	if err != nil {
 		return "", fmt.Errorf("password_file: %w", err)
 	}
