@@ -96,9 +96,20 @@ func (m *Metrics) forget(table string) {
 	if m == nil {
 		return
 	}
-	for _, g := range []*prometheus.GaugeVec{m.suspects, m.standing, m.ratio, m.unclear, m.coverage} {
+	for _, g := range m.gauges() {
 		g.DeletePartialMatch(prometheus.Labels{"table": table})
 	}
+}
+
+// Rest takes all gauges away: whoever compares from now on says what stands.
+func (m *Metrics) Rest() {
+	for _, g := range m.gauges() {
+		g.Reset()
+	}
+}
+
+func (m *Metrics) gauges() []*prometheus.GaugeVec {
+	return []*prometheus.GaugeVec{m.suspects, m.standing, m.ratio, m.unclear, m.coverage}
 }
 
 func (m *Metrics) done(table, kind string) {

@@ -352,6 +352,10 @@ func TestOfATableThatIsNotFollowedNothingStands(t *testing.T) {
 		if n := standing(r); n != 4 {
 			t.Errorf("%d gauges stand while it is copied", n)
 		}
+		r.Metrics.Rest()
+		if n := standing(r); n != 0 {
+			t.Errorf("%d gauges stand when another process compares", n)
+		}
 		r.Tables = func(context.Context) (followed, now []cdc.TableName, err error) { return nil, nil, nil }
 		for name, one := range map[string]*Runner{"goes on": r, "starts": s.runner(k, notes)} {
 			one.Tables = r.Tables

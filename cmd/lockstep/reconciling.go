@@ -405,6 +405,7 @@ func (p *process) runReconcile(ctx context.Context, names []string, metrics *rec
 		Hold: func(ctx context.Context) error {
 			p.compares.Store(metrics)
 			defer p.compares.Store(nil)
+			defer metrics.Rest()
 			return p.holdReconcile(ctx, names, metrics, log)
 		},
 	}
