@@ -65,7 +65,7 @@ func (l *Lease) State() LeaseState { return LeaseState(l.state.Load()) }
 
 // LeaseMetrics are the metrics of a lease.
 type LeaseMetrics struct {
-	active    prometheus.Gauge
+	active    *prometheus.GaugeVec // without labels; there while this process is a member or is to be one
 	takeovers prometheus.Counter
 	frozen    prometheus.Counter
 }
@@ -74,8 +74,8 @@ type LeaseMetrics struct {
 // what its holder does ("captures"), and do what it begins to ("capture").
 func NewLeaseMetrics(reg prometheus.Registerer, part, does, do string) *LeaseMetrics {
 	m := &LeaseMetrics{
-		active: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "lockstep_" + part + "_active", Help: "1 while this process " + does + ", 0 while it stands by."}),
+		active: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "lockstep_" + part + "_active", Help: "1 while this process " + does + ", 0 while it stands by."}, nil),
 		takeovers: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "lockstep_" + part + "_takeovers_total", Help: "How often this process has begun to " + do + ", its first time included."}),
 		frozen: prometheus.NewCounter(prometheus.CounterOpts{
@@ -97,6 +97,8 @@ type tenure struct {
 // it and returns nil, or until Hold or the group refuses, with that error.
 func (l *Lease) Run(ctx context.Context) error {
 	c := l.Client
+	l.Metrics.active.WithLabelValues().Set(0)
+	defer l.Metrics.active.Reset()
 	l.buryDead(ctx)
 	dialer := *c.dialer
 	dialer.ClientID = memberName(dialer.ClientID)
@@ -266,11 +268,11 @@ func (l *Lease) thawed(t *tenure, beat time.Time) {
 func (l *Lease) become(s LeaseState) {
 	l.state.Store(int32(s))
 	if s == LeaseActive {
-		l.Metrics.active.Set(1)
+		l.Metrics.active.WithLabelValues().Set(1)
 		return
 	}
 	l.claim.Store(0)
-	l.Metrics.active.Set(0)
+	l.Metrics.active.WithLabelValues().Set(0)
 }
 
 // leaseBalancer gives the partition to the member that had it last.

@@ -68,6 +68,9 @@ func TestOneMemberHoldsTheLeaseAndTheOthersComeAndGoWithoutDisturbingIt(t *testi
 	if err := others[0].stop(); err != nil {
 		t.Error(err)
 	}
+	if n := testutil.CollectAndCount(others[0].Metrics.active); n != 0 {
+		t.Error("one that is no member any more says whether it is active")
+	}
 	until(t, "a new round", func() bool { return first.claim.Load() > before })
 	if first.began.Load() != 1 || first.ended.Load() != 0 {
 		t.Errorf("the holder was disturbed: it began %d times and ended %d times", first.began.Load(), first.ended.Load())
