@@ -323,7 +323,7 @@ func TestAFileIsLoadedAndOneThatIsMissingSaysHowToBegin(t *testing.T) {
 	if text, err := config.Read(path); err != nil || string(text) != small {
 		t.Errorf("%v: %s", err, text)
 	}
-	if _, err := config.Read(filepath.Dir(path)); err == nil || !strings.Contains(err.Error(), filepath.Dir(path)+": ") {
+	if _, err := config.Read(filepath.Dir(path)); err == nil || !strings.Contains(err.Error(), filepath.Dir(path)+" is no file") {
 		t.Errorf("a folder gives %v", err)
 	}
 }
