@@ -151,7 +151,7 @@ func TestAHangUpEndsNoProcess(t *testing.T) {
 		}
 	}
 	send(syscall.SIGHUP)
-	says("the configuration file was read again")
+	says("the configuration was read again")
 	send(syscall.SIGTERM)
 	gone := make(chan error, 1)
 	go func() { _, err := io.Copy(io.Discard, out); gone <- errors.Join(err, cmd.Wait()) }()

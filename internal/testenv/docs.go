@@ -6,6 +6,7 @@ import (
 	"crypto/sha512"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,14 +55,19 @@ func ElasticRole(t testing.TB, name, heading string, indices ...string) any {
 	return role
 }
 
-// ElasticRoles is roles.yml of a node with these roles by their names.
+// ElasticRoles is roles.yml of a node with these roles by their names. Elasticsearch takes the file
+// apart by its lines, so each role has one, in JSON, which is YAML, too.
 func ElasticRoles(t testing.TB, roles map[string]any) string {
 	t.Helper()
-	text, err := json.Marshal(roles) // JSON is YAML, too
-	if err != nil {
-		t.Fatal(err)
+	var lines strings.Builder
+	for name, role := range roles {
+		text, err := json.Marshal(role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&lines, "%s: %s\n", name, text)
 	}
-	return string(text)
+	return lines.String()
 }
 
 // ElasticHash is a password as the file of a node's users has it.
