@@ -364,11 +364,22 @@ func live(t *testing.T, seed uint64, records, moves int) *world {
 	riding.Wait()
 	w.late.Wait()
 	look(true)
+	// A flood of records that nobody can read waits for a person, with what stands behind them.
+	waits := func(k *track) bool {
+		return k.start < len(k.log) && k.log[k.start].Key == nil && slices.ContainsFunc(processes, func(p *Worker) bool {
+			b := p.tables[k.log[k.start].Topic]
+			return b != nil && b.flood.class == ClassUndecodable
+		})
+	}
 	for _, k := range w.tracks {
-		if k.start != len(k.log) {
-			w.blame("committed %d of %d records of partition %d after five calm minutes", k.start, len(k.log), k.id)
+		log := k.log
+		if waits(k) {
+			log = log[:k.start]
 		}
-		for _, r := range k.log {
+		if k.start != len(log) {
+			w.blame("committed %d of %d records of partition %d after five calm minutes", k.start, len(log), k.id)
+		}
+		for _, r := range log {
 			if !k.kept(r, int64(len(k.log))) {
 				w.blame("%s is neither stored nor in a letter", r.Value)
 			}
