@@ -351,6 +351,10 @@ func TestACloudIDNamesTheAddress(t *testing.T) {
 
 func TestAccessThatContradictsItselfIsRefused(t *testing.T) {
 	t.Parallel()
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for want, change := range map[string]func(*Config){
 		"api_key: stands beside username":        func(c *Config) { c.Username, c.APIKeyFile = "u", "f" },
 		"password_file: stands beside password":  func(c *Config) { c.Username, c.Password, c.PasswordFile = "u", "p", "f" },
@@ -358,7 +362,8 @@ func TestAccessThatContradictsItselfIsRefused(t *testing.T) {
 		"cloud_id: stands beside addresses":      func(c *Config) { c.CloudID = "x" },
 		"password: has no username":              func(c *Config) { c.PasswordFile = "f" },
 		"api_key_file: open /nowhere":            func(c *Config) { c.APIKeyFile = "/nowhere" },
-		"password_file: /dev/null is empty":      func(c *Config) { c.Username, c.PasswordFile = "u", "/dev/null" },
+		"password_file: " + empty + " is empty":  func(c *Config) { c.Username, c.PasswordFile = "u", empty },
+		"password_file: /dev/null is no file":    func(c *Config) { c.Username, c.PasswordFile = "u", "/dev/null" },
 		"cert_file: goes together with key_file": func(c *Config) { c.CertFile = "f" },
 		"no cluster is named; set addresses":     func(c *Config) { c.Addresses = nil },
 		"deletes: \"soft\" is not known":         func(c *Config) { c.Deletes = "soft" },
