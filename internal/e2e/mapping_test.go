@@ -184,8 +184,9 @@ func (w *world) foreseeable(fingerprint, mode string, want ...string) {
 	})
 }
 
-// mended replays a group of letters whose cause is gone. Only what was refused anew meanwhile
-// for a field that is not mended, when two rows have traded their keys, may stay.
+// mended replays a group of letters whose cause is gone; those whose rows the load writes first close
+// by that. Only what was refused anew meanwhile for a field that is not mended, when two rows have
+// traded their keys, may stay.
 func (w *world) mended(fingerprint, mode, unmended string) {
 	w.t.Helper()
 	out, _ := exec.Command(w.binary, "dlq", "replay", "--fingerprint", fingerprint, "--mode", mode, "--rate", "150", "-c", w.config, "-o", "json").Output()
@@ -196,7 +197,7 @@ func (w *world) mended(fingerprint, mode, unmended string) {
 	w.decode(&s, out)
 	w.t.Logf("%+v", s)
 	brought := map[string]string{"payload": "resolved", "resync": "resynced"}[mode]
-	if s.State != "done" || s.Done != s.Total || s.Total < enough || s.Letters[brought] < s.Total*4/5 || s.Letters["stays"] > 20 {
+	if s.State != "done" || s.Done != s.Total || s.Total < enough || s.Letters[brought] < s.Total/2 || s.Letters["stays"] > 20 {
 		w.t.Errorf("the replay is %+v", s)
 	}
 	if mode == "payload" && s.Letters["closed"]+s.Letters["superseded"] == 0 {
