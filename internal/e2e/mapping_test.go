@@ -126,9 +126,9 @@ func TestAMappingIsMendedAndTheGroupReplayedUnderLoad(t *testing.T) {
 	if w.lockstep(&rebuilt, "rebuild", "search", "--table", w.name+".questions"); !strings.HasSuffix(rebuilt.To, "-questions-000002") {
 		t.Errorf("rebuilt to %q", rebuilt.To)
 	}
-	await(t, time.Minute, "the table to be held by the process that has the mapping of before", func() bool {
-		out, _ := exec.Command(w.binary, "status", "--address", p.admin).Output() // fails, because something waits
-		return strings.Contains(string(out), "questions is held since ") && strings.Contains(string(out), "when it was rebuilt after the configuration had changed, start the sink again")
+	await(t, time.Minute, "the process to follow the mapping", func() bool {
+		p.alive()
+		return p.metric("lockstep_config_reloads_total", "applied") > 0
 	})
 	t.Log(end())
 	p.stop()
