@@ -191,12 +191,9 @@ func (k *Key) try(ctx, patient context.Context) (*clientv3.Client, state, error)
 		}
 	}
 	if name := k.files[passwordFile]; name != "" {
-		text, err := files.Read(name)
-		if err != nil {
+		var err error
+		if conf.Password, err = files.Secret(name); err != nil {
 			return nil, state{}, fmt.Errorf("%s: %w", passwordFile, err)
-		}
-		if conf.Password = strings.TrimRight(string(text), "\r\n"); conf.Password == "" {
-			return nil, state{}, fmt.Errorf("%s: %s is empty", passwordFile, name)
 		}
 	}
 	client, err := clientv3.New(conf)

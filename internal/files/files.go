@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"syscall"
 )
 
@@ -24,6 +25,19 @@ func Read(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is no file; give the path of one", path)
 	}
 	return content(file)
+}
+
+// Secret is the text of a file without the end of its line. An empty one is an error.
+func Secret(path string) (string, error) {
+	content, err := Read(path)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimRight(string(content), "\r\n")
+	if text == "" {
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return text, nil
 }
 
 // Drain gives what comes out of a pipe until it is closed, Most at most.

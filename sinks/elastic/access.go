@@ -90,14 +90,7 @@ func secretOf(text, file string) (string, error) {
 	if file == "" {
 		return text, nil
 	}
-	content, err := files.Read(file)
-	if err != nil {
-		return "", err
-	}
-	if text = strings.TrimRight(string(content), "\r\n"); text == "" {
-		return "", fmt.Errorf("%s is empty", file)
-	}
-	return text, nil
+	return files.Secret(file)
 }
 
 // RoundTrip sends a request. One that is refused for its login or its certificate is

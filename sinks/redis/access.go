@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -49,12 +48,9 @@ func passwordOf(text, file string) (string, error) {
 	if file == "" {
 		return text, nil
 	}
-	content, err := files.Read(file)
+	text, err := files.Secret(file)
 	if err != nil {
 		return "", fmt.Errorf("password_file: %w", err)
-	}
-	if text = strings.TrimRight(string(content), "\r\n"); text == "" {
-		return "", fmt.Errorf("password_file: %s is empty", file)
 	}
 	return text, nil
 }
