@@ -27,7 +27,7 @@ var imports = map[string][]string{
 	"route":           {"freshness", "sinks"},
 	"route/configmap": {},
 	"audit":           {"kafka"},
-	"admin":           {"kafka", "dlq", "freshness", "route", "audit", "internal/certs", "internal/files"},
+	"admin":           {"kafka", "dlq", "freshness", "route", "audit", "internal/certs"},
 	"tracing":         {"cdc", "internal/certs", "internal/secret"},
 	"client":          {}, // for other programs
 	"config/etcd":     {"internal/certs", "internal/files"},

@@ -2,7 +2,6 @@ package admin
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"lockstep/internal/certs"
-	"lockstep/internal/files"
 )
 
 // TLS says with which certificate the server proves who it is, and who may come.
@@ -112,14 +110,10 @@ func (t TLS) read() (*tls.Config, error) {
 	if t.ClientCAFile == "" {
 		return conf, nil
 	}
-	pem, err := files.Read(t.ClientCAFile)
-	if err != nil {
+	if conf.ClientCAs, err = certs.Authorities(t.ClientCAFile); err != nil {
 		return nil, fmt.Errorf("admin.tls.client_ca_file: %w", err)
 	}
-	conf.ClientCAs, conf.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
-	if !conf.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("admin.tls.client_ca_file: %s holds no PEM certificate", t.ClientCAFile)
-	}
+	conf.ClientAuth = tls.VerifyClientCertIfGiven
 	return conf, nil
 }
 

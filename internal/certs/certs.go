@@ -14,13 +14,9 @@ import (
 // of the section: "tls.ca_file: ...".
 func Load(conf *tls.Config, caFile, certFile, keyFile string) error {
 	if caFile != "" {
-		pem, err := files.Read(caFile)
-		if err != nil {
+		var err error
+		if conf.RootCAs, err = Authorities(caFile); err != nil {
 			return fmt.Errorf("tls.ca_file: %w", err)
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("tls.ca_file: %s holds no PEM certificate", caFile)
 		}
 	}
 	if certFile != "" {
@@ -31,6 +27,19 @@ func Load(conf *tls.Config, caFile, certFile, keyFile string) error {
 		conf.Certificates = []tls.Certificate{pair}
 	}
 	return nil
+}
+
+// Authorities reads the certificates of authorities.
+func Authorities(file string) (*x509.CertPool, error) {
+	pem, err := files.Read(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", file)
+	}
+	return pool, nil
 }
 
 // Pair reads a certificate and its key.
