@@ -24,10 +24,8 @@ import (
 type access struct {
 	log *slog.Logger
 
-	mu      sync.Mutex
-	files   TLS
-	tls     *tls.Config // nil without TLS
-	login   sasl.Mechanism
+	mu sync.Mutex
+	credentials
 	trouble string // that was logged last
 
 	// A broker has shown a certificate that is right, and let this process in. Before that a
@@ -43,7 +41,7 @@ const tellAgain = time.Minute
 // credentials are what to make connections with.
 type credentials struct {
 	files TLS
-	tls   *tls.Config
+	tls   *tls.Config // nil without TLS
 	login sasl.Mechanism
 }
 
@@ -74,7 +72,7 @@ func (s SASL) login() (sasl.Mechanism, error) {
 func (a *access) use(k credentials) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.files, a.tls, a.login, a.told = k.files, k.tls, k.login, time.Time{}
+	a.credentials, a.told = k, time.Time{}
 }
 
 // certificates are what to connect with now; nil without TLS.
