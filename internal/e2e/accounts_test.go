@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -12,55 +11,50 @@ import (
 	"lockstep/internal/testenv"
 )
 
-const apartHeading = "## An account for each part"
-
-// kafkaAccounts are the accounts that the page of privileges names, of the whole pipeline and
-// of each part.
-func kafkaAccounts() map[string]string {
-	return map[string]string{"lockstep": secrets["kafka"], "lockstep-capture": secrets["kafka"], "lockstep-sinks": secrets["kafka"], "lockstep-reconcile": secrets["kafka"], "lockstep-admin": secrets["kafka"]}
-}
-
 // apart is a pipeline of its own on the same servers, each part of which has its own
 // accounts, with the rights that the page gives it and no others.
 func (s *secured) apart(t *testing.T) {
-	text := testenv.Page(t, "privileges.md")
-	for statement := range strings.SplitSeq(testenv.Block(t, text, apartHeading, "sql"), ";\n") {
-		if strings.TrimSpace(statement) != "" {
-			s.root.Exec(t, strings.ReplaceAll(statement, "PASSWORD", secrets["source"]))
-		}
-	}
-	rights := acls(t, strings.ReplaceAll(testenv.Block(t, text, apartHeading, "sh"), " shop.", " apart."))
-	s.allow(t, rights...)
-	must(t, s.cache.Do(t.Context(), aclOf(t, "privileges.md", "lockstep-rows")...).Err())
+	name := s.name + "_apart"
+	rows := name + "_rows"
+	sqlRights(t, s.db, "## MySQL", name, s.name)
+	sqlRights(t, s.db, apartHeading, rows, s.name)
+	kafkaAccounts(t, s.on.kafka, kafkaRights(t, apartHeading, name))
+	s.on.elasticAccount(t, "elasticsearch.md", wholeHeading, name, name+"-*")
+	s.on.elasticAccount(t, "privileges.md", apartHeading, rows, name+"-*")
+	redisAccount(t, s.on.cache.Addr, name, redisRights(t, "redis.md", "lockstep", name))
+	redisAccount(t, s.on.cache.Addr, rows, redisRights(t, "privileges.md", "lockstep-rows", name))
 
 	whole, err := os.ReadFile(s.config)
 	must(t, err)
 	files := t.TempDir()
-	config := func(part, source, kafka, store string) string {
-		mine := strings.NewReplacer("prefix: shop", "prefix: apart", `"shop_`, `"shop_apart_`, `"shop:`, `"shop:apart:`,
-			"user: lockstep,", "user: "+source+",", "mechanism: scram-sha-512, username: lockstep,", "mechanism: scram-sha-512, username: "+kafka+",",
-			"username: lockstep,", "username: "+store+",").Replace(string(whole))
+	config := func(account, source, store string) string {
+		mine := strings.NewReplacer("prefix: "+s.name, "prefix: "+name, `"`+s.name+`-`, `"`+name+`-`, `"`+s.name+`:`, `"`+name+`:`,
+			"user: "+s.name+",", "user: "+source+",", "mechanism: scram-sha-512, username: "+s.name+",", "mechanism: scram-sha-512, username: "+name+"-"+account+",",
+			"username: "+s.name+",", "username: "+store+",").Replace(string(whole))
 		mine = regexp.MustCompile(`listen: "[^"]*"`).ReplaceAllLiteralString(mine, fmt.Sprintf("listen: %q", testenv.FreeAddr(t)))
-		path := filepath.Join(files, part+".yaml")
-		must(t, os.WriteFile(path, []byte(mine), 0o600))
-		return path
+		file, err := os.CreateTemp(files, account+"-*.yaml")
+		must(t, err)
+		defer file.Close()
+		_, err = file.WriteString(mine)
+		must(t, err)
+		return file.Name()
 	}
 	configs := map[string]string{
-		"capture":   config("capture", "lockstep", "lockstep-capture", "lockstep-rows"),
-		"search":    config("search", "lockstep-rows", "lockstep-sinks", "lockstep"),
-		"cache":     config("cache", "lockstep-rows", "lockstep-sinks", "lockstep"),
-		"reconcile": config("reconcile", "lockstep-rows", "lockstep-reconcile", "lockstep-rows"),
-		"admin":     config("admin", "lockstep-rows", "lockstep-admin", "lockstep-rows"),
+		"capture":   config("capture", name, rows),
+		"search":    config("sinks", rows, name),
+		"cache":     config("sinks", rows, name),
+		"reconcile": config("reconcile", rows, rows),
+		"admin":     config("admin", rows, rows),
 	}
 	spec := s.spec
 	spec.Tables = nil
 	for _, table := range s.spec.Tables {
-		table.Index, table.RedisKey = strings.Replace(table.Index, "shop_", "shop_apart_", 1), strings.Replace(table.RedisKey, "shop:", "shop:apart:", 1)
+		table.Index, table.RedisKey = strings.Replace(table.Index, s.name, name, 1), strings.Replace(table.RedisKey, s.name, name, 1)
 		spec.Tables = append(spec.Tables, table)
 	}
 	world := *s.world
 	world.t, world.spec = t, spec
-	a := &secured{world: &world, admin: s.admin, root: s.root, cache: s.cache}
+	a := &secured{world: &world, on: s.on, cache: s.cache}
 	as := func(part string) *secured {
 		a.config = configs[part]
 		return a
@@ -71,7 +65,7 @@ func (s *secured) apart(t *testing.T) {
 		logs = append(logs, as(part[len(part)-1]).start(part...).log)
 	}
 	a.same()
-	must(t, s.cache.Set(t.Context(), "shop:apart:questions:8", "of somebody else", 0).Err())
+	must(t, s.cache.Set(t.Context(), name+":questions:8", "of somebody else", 0).Err())
 	s.sql("UPDATE questions SET views = views + 1 WHERE id = 8")
 	var letters []letter
 	await(t, time.Minute, "the dead letter of the poisoned row", func() bool {
@@ -87,14 +81,14 @@ func (s *secured) apart(t *testing.T) {
 	a.does("dlq", "show", letters[0].ID)
 	a.does("dlq", "replay", letters[0].ID, "--dry-run")
 	a.does("dlq", "skip", letters[0].ID, "--reason", "it is mended at once")
-	must(t, s.cache.Del(t.Context(), "shop:apart:questions:8", "shop:apart:questions:1").Err())
+	must(t, s.cache.Del(t.Context(), name+":questions:8", name+":questions:1").Err())
 	s.sql("UPDATE questions SET views = views + 1 WHERE id = 8")
-	a.does("snapshot", "start", "--table", "bank.tags", "--sweep", "--wait")
+	a.does("snapshot", "start", "--table", s.table("tags"), "--sweep", "--wait")
 	a.does("barrier", "--search", "--timeout", "60s")
-	if out, code := as("reconcile").command("reconcile", "--once", "--table", "bank.questions"); code != 1 || !strings.Contains(out, "missing") {
+	if out, code := as("reconcile").command("reconcile", "--once", "--table", s.table("questions")); code != 1 || !strings.Contains(out, "missing") {
 		t.Errorf("a comparison without a row ended with %d:\n%s", code, out)
 	}
-	as("cache").does("reconcile", "--once", "--table", "bank.questions", "--repair")
+	as("cache").does("reconcile", "--once", "--table", s.table("questions"), "--repair")
 	a.same()
 	as("admin").does("audit", "verify")
 
@@ -108,10 +102,10 @@ func (s *secured) apart(t *testing.T) {
 		as    []string
 		names []string
 	}{
-		{"admin", doctors["capture"], []string{"REPLICATION SLAVE is not granted", "may not WRITE the topics .*apart.bank.questions.*apart.checkpoint", "may not READ the groups apart.capture"}},
-		{"admin", doctors["search"], []string{"may not READ the groups apart.dlq.replays, apart.search|may not READ the groups apart.search, apart.dlq.replays", "lacks write on shop_apart_.*, manage on shop_apart_"}},
-		{"reconcile", doctors["admin"], []string{"may not WRITE the topics apart.audit, apart.dlq.cache, apart.dlq.search, apart.jobs, apart.snapshots"}},
-		{"search", doctors["reconcile"], []string{"may not WRITE the topics apart.reconcile", "may not READ the groups apart.reconcile.runner"}},
+		{"admin", doctors["capture"], []string{"REPLICATION SLAVE is not granted", "may not WRITE the topics .*apart.checkpoint.*apart.test_", "may not READ the groups .*apart.capture"}},
+		{"admin", doctors["search"], []string{`may not READ the groups \S*apart.dlq.replays, \S*apart.search|may not READ the groups \S*apart.search, \S*apart.dlq.replays`, "lacks write on .*_apart-.*, manage on .*_apart-"}},
+		{"reconcile", doctors["admin"], []string{`may not WRITE the topics \S*apart.audit, \S*apart.dlq.cache, \S*apart.dlq.search, \S*apart.jobs, \S*apart.snapshots`}},
+		{"search", doctors["reconcile"], []string{`may not WRITE the topics \S*apart.reconcile`, `may not READ the groups \S*apart.reconcile.runner`}},
 	} {
 		out, code := as(wrong.part).command(append([]string{"doctor"}, wrong.as...)...)
 		for _, name := range wrong.names {

@@ -1,19 +1,12 @@
 package e2e
 
 import (
-	"crypto/pbkdf2"
-	"crypto/rand"
-	"crypto/sha512"
-	"crypto/tls"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	kafkago "github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/sasl/scram"
 
 	"lockstep/internal/testenv"
 )
@@ -22,6 +15,7 @@ import (
 // brokers end connections of their own accord. What is refused meanwhile waits, with a
 // sentence in the log, and nothing is lost; no part begins anew.
 func TestCredentialsOfKafkaChangeUnderLoadAndNothingIsLost(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 60)
 	dir := t.TempDir()
 	first, second := testenv.NewAuthority(t, "first"), testenv.NewAuthority(t, "second")
@@ -39,10 +33,10 @@ func TestCredentialsOfKafkaChangeUnderLoadAndNothingIsLost(t *testing.T) {
 	}
 	cert, key := believe(first)
 	write(password, "Xq7-first\n")
-	broker := testenv.NewSecureKafka(t, first, map[string]string{"lockstep": "Xq7-first"},
-		"connections.max.reauth.ms=5000", "super.users=User:admin;User:ANONYMOUS;User:lockstep")
-	w.replace(fmt.Sprintf("{brokers: [%q]", w.brokers), fmt.Sprintf("{brokers: [%q], tls: {enabled: true, ca_file: %q, cert_file: %q, key_file: %q}, sasl: {mechanism: scram-sha-512, username: lockstep, password_file: %q}",
-		broker.Addr, trust, cert, key, password))
+	broker := w.ownKafka(first, "connections.max.reauth.ms=5000")
+	broker.Account(t, w.name, "Xq7-first")
+	w.replace(w.login("kafka"), fmt.Sprintf("tls: {enabled: true, ca_file: %q, cert_file: %q, key_file: %q}, sasl: {mechanism: scram-sha-512, username: %s, password_file: %q}",
+		trust, cert, key, w.name, password))
 	w.replace("lease_timeout: 3s", "lease_timeout: 1m") // nobody gives it up because Kafka was slow
 	p := w.start("run")
 	w.equal(time.Minute)
@@ -50,7 +44,7 @@ func TestCredentialsOfKafkaChangeUnderLoadAndNothingIsLost(t *testing.T) {
 
 	applied := p.metric("lockstep_config_reloads_total", "applied")
 	behind := w.behind(p, "kafka")
-	alter(t, broker, cert, key, "lockstep", "Xq7-second")
+	broker.Account(t, w.name, "Xq7-second")
 	refused := "kafka.sasl.username and kafka.sasl.password, or what the file of kafka.sasl.password_file holds: refused"
 	await(t, time.Minute, "the old password to be refused", func() bool {
 		p.alive()
@@ -82,28 +76,6 @@ func TestCredentialsOfKafkaChangeUnderLoadAndNothingIsLost(t *testing.T) {
 		t.Errorf("a part began anew, and %v times what ran before was given back", n)
 	}
 	p.stop()
-}
-
-// alter gives an account of a broker another password; the one before does not hold any more.
-func alter(t *testing.T, broker *testenv.KafkaBroker, cert, key, account, password string) {
-	t.Helper()
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	must(t, err)
-	login, err := scram.Mechanism(scram.SHA512, broker.User, broker.Password)
-	must(t, err)
-	salt := make([]byte, 16)
-	rand.Read(salt)
-	salted, err := pbkdf2.Key(sha512.New, password, salt, 4096, sha512.Size)
-	must(t, err)
-	transport := &kafkago.Transport{TLS: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}, SASL: login}
-	defer transport.CloseIdleConnections()
-	admin := &kafkago.Client{Addr: kafkago.TCP(broker.Addr), Transport: transport, Timeout: time.Minute}
-	res, err := admin.AlterUserScramCredentials(t.Context(), &kafkago.AlterUserScramCredentialsRequest{Upsertions: []kafkago.UserScramCredentialsUpsertion{
-		{Name: account, Mechanism: kafkago.ScramMechanismSha512, Iterations: 4096, Salt: salt, SaltedPassword: salted}}})
-	must(t, err)
-	for _, r := range res.Results {
-		must(t, r.Error)
-	}
 }
 
 // said is the log of a process.

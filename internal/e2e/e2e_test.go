@@ -141,9 +141,9 @@ func TestAStoreThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 200)
 	cache := w.ownRedis("--appendonly", "yes")
-	address := strings.TrimPrefix(w.spec.ElasticURL, "http://")
+	address := theServers(t).search.Addr
 	search := testenv.NewRelay(t, address)
-	w.replace(w.spec.ElasticURL, "http://"+search.Addr)
+	w.replace(address, search.Addr)
 	p := w.start("run")
 	p.awaitReady()
 	end := w.load(100, 2)
@@ -164,20 +164,22 @@ func TestAStoreThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 
 // So it is with Kafka.
 func TestKafkaThatIsAwayMakesLagAndNothingElse(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 200)
+	kafka := w.ownKafka(theServers(t).authority)
 	w.replace("lease_timeout: 3s", "lease_timeout: 1m") // nobody gives it up because it was slow
 	p := w.start("run")
 	w.equal(time.Minute) // every topic is there: none can be made while Kafka is away
 	end := w.load(100, 2)
-	p.outage("kafka", func() { testenv.Stop(t, "kafka") }, func() { testenv.Start(t, "kafka") })
+	p.outage("kafka", kafka.Stop, func() { kafka.Start(t) })
 	t.Log(end())
 	w.settled(p)
 
-	testenv.Stop(t, "kafka")
+	kafka.Stop()
 	w.sql("UPDATE questions SET views = views + 1")
 	waitFor(t, 2*time.Second)
 	p.stop()
-	testenv.Start(t, "kafka")
+	kafka.Start(t)
 	p = w.start("run")
 	w.equal(90 * time.Second)
 	p.stop()

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	kafkago "github.com/segmentio/kafka-go"
+
 	"lockstep/internal/bank"
 )
 
@@ -31,6 +33,13 @@ func TestTheNumberOfPartitionsIsRaisedUnderLoad(t *testing.T) {
 		}
 	}
 	partitions(2)
+	for _, right := range kafkaRights(t, "## Kafka", w.name) { // more than what a pipeline needs otherwise
+		if right.ResourceType == kafkago.ResourceTypeTopic {
+			right.Operation = kafkago.ACLOperationTypeAlter
+			allow(t, theServers(t).kafka, right)
+			break
+		}
+	}
 	p := w.start("run")
 	p.awaitReady()
 	end := w.load(150, 5)

@@ -178,6 +178,15 @@ func (w *world) deleteTopic(topic string) {
 	if res, err := req.RequestWith(w.t.Context(), c); err != nil || res.Topics[0].ErrorCode != 0 {
 		w.t.Fatalf("delete %s: %+v, %v", topic, res, err)
 	}
+	await(w.t, time.Minute, "the broker to know that "+topic+" is gone", func() bool {
+		ask := kmsg.NewMetadataRequest()
+		ask.Topics = []kmsg.MetadataRequestTopic{{Topic: kmsg.StringPtr(topic)}}
+		res, err := ask.RequestWith(w.t.Context(), c)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return res.Topics[0].ErrorCode != 0
+	})
 }
 
 // The topic of dead letters is deleted while nobody runs: whose rows its letters were nobody

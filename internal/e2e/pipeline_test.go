@@ -35,7 +35,8 @@ type world struct {
 	config  string // path
 	again   string // the same with sinks search2 and cache2: groups that begin at the first offset
 	binary  string
-	brokers string
+	brokers string                                // for the test itself
+	at      struct{ kafka, search, cache string } // as the configuration names them
 }
 
 // tables of the bank and how each is stored in Redis.
@@ -45,13 +46,9 @@ var tables = []struct{ name, mode string }{
 
 func newWorld(t *testing.T, questions int) *world {
 	t.Helper()
-	source, brokers, search, cache := testenv.MySQL(t), testenv.Kafka(t), testenv.Elastic(t), testenv.Redis(t)
-	w := &world{t: t, name: testenv.Database(t, source), binary: testenv.Lockstep(t), brokers: brokers.Addr}
-	var err error
-	if w.db, err = bank.Open(t.Context(), source.Addr, testenv.AdminUser, testenv.AdminPassword, w.name); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.db.Close() })
+	on := theServers(t)
+	w := worldOf(t, on.source.Server)
+	sqlRights(t, w.db, "## MySQL", w.name, w.name)
 	for _, step := range []func() error{
 		func() error { return bank.Create(t.Context(), w.db) },
 		func() error { return bank.Seed(t.Context(), w.db, questions, 1) },
@@ -62,17 +59,16 @@ func newWorld(t *testing.T, questions int) *world {
 			t.Fatal(err)
 		}
 	}
-	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: search.URL, RedisAddr: cache.Addr}
 	text := fmt.Sprintf(`prefix: %[1]s
-source: {addr: %[2]q, user: %[3]s, password: %[4]q, server_id: %[5]d}
-kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 6s, lease_timeout: 3s}
+source: {addr: %[2]q, user: %[1]s, password: %[3]q, server_id: %[4]d, tls: {mode: verify, %[5]s}}
+kafka: {brokers: [%[6]q], partitions: 4, session_timeout: 6s, lease_timeout: 3s, %[7]s}
 sinks:
-  search: {elastic: {addresses: [%[7]q], timeout: 4m}}
-  cache: {redis: {addresses: [%[8]q]}}
+  search: {elastic: {addresses: [%[8]q], timeout: 4m, %[9]s}}
+  cache: {redis: {addresses: [%[10]q], %[11]s}}
 worker: {stop_within: 2s}
 admin: {listen: "127.0.0.1:0"}
 tables:
-`, w.name, source.Addr, source.User, source.Password, 100_000+rand.IntN(1<<30), brokers.Addr, search.URL, cache.Addr)
+`, w.name, on.source.Addr, secrets["source"], 100_000+rand.IntN(1<<30), on.files(), w.at.kafka, w.login("kafka"), w.at.search, w.login("search"), w.at.cache, w.login("cache"))
 	for _, table := range tables {
 		index, key := w.name+"-"+table.name, w.name+":"+table.name+":{pk}"
 		text += fmt.Sprintf("  - {match: %q, elastic: {index: %q}, redis: {key: %q, mode: %s}}\n", w.name+"."+table.name, index, key, table.mode)
@@ -90,6 +86,36 @@ tables:
 		}
 	})
 	return w
+}
+
+// worldOf is a world without tables: an empty database of a server, and accounts on the others.
+func worldOf(t *testing.T, source testenv.Server) *world {
+	t.Helper()
+	on := theServers(t)
+	w := &world{t: t, name: testenv.Database(t, source), binary: testenv.Lockstep(t), brokers: on.kafka.Plain}
+	var err error
+	if w.db, err = bank.Open(t.Context(), source.Addr, testenv.AdminUser, testenv.AdminPassword, w.name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.db.Close() })
+	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: on.judge, RedisAddr: on.cache.Addr}
+	w.at.kafka, w.at.search, w.at.cache = on.kafka.Addr, on.search.URL, on.cache.Secure
+	kafkaAccounts(t, on.kafka, kafkaRights(t, "## Kafka", w.name))
+	on.elasticAccount(t, "elasticsearch.md", wholeHeading, w.name, w.name+"-*")
+	redisAccount(t, on.cache.Addr, w.name, redisRights(t, "redis.md", "lockstep", w.name))
+	return w
+}
+
+// login is what the configuration says of the account of the world on a server.
+func (w *world) login(server string) string {
+	files := theServers(w.t).files()
+	switch server {
+	case "kafka":
+		return fmt.Sprintf("tls: {enabled: true, %s}, sasl: {mechanism: scram-sha-512, username: %s, password: %q}", files, w.name, secrets["kafka"])
+	case "search":
+		return fmt.Sprintf("username: %s, password: %q, %s", w.name, secrets["elastic"], files)
+	}
+	return fmt.Sprintf("username: %s, password: %q, tls: {enabled: true, %s}", w.name, secrets["redis"], files)
 }
 
 // replace puts other words into the configuration of the world.
@@ -112,10 +138,22 @@ func (w *world) replace(old, with string) {
 // ownRedis gives the world a Redis that nobody else has, so that it may be stopped and emptied.
 func (w *world) ownRedis(settings ...string) *testenv.RedisInstance {
 	w.t.Helper()
-	own := testenv.NewRedis(w.t, settings...)
-	w.replace(w.spec.RedisAddr, own.Addr)
-	w.spec.RedisAddr = own.Addr
+	rights := append([]string{"--user", w.name}, redisRights(w.t, "redis.md", "lockstep", w.name)...)
+	own := testenv.NewSecureRedis(w.t, theServers(w.t).authority, append(settings, rights...)...)
+	w.replace(w.at.cache, own.Secure)
+	w.at.cache, w.spec.RedisAddr = own.Secure, own.Addr
 	w.t.Cleanup(func() { w.spec.RedisAddr = "" }) // it is gone before the world is erased
+	return own
+}
+
+// ownKafka gives the world a Kafka that nobody else has, with a certificate of an authority, so
+// that it may be stopped.
+func (w *world) ownKafka(authority *testenv.Authority, settings ...string) *testenv.KafkaBroker {
+	w.t.Helper()
+	own := testenv.NewSecureKafka(w.t, authority, settings...)
+	kafkaAccounts(w.t, own, kafkaRights(w.t, "## Kafka", w.name))
+	w.replace(w.at.kafka, own.Addr)
+	w.at.kafka, w.brokers = own.Addr, own.Plain
 	return own
 }
 

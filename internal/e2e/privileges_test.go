@@ -3,27 +3,20 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 	kafkago "github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/sasl/scram"
 
-	"lockstep/internal/bank"
 	"lockstep/internal/oracle"
 	"lockstep/internal/testenv"
 )
@@ -95,167 +88,33 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// secrets are what must never be told. Each is its own, so that one that is told is found.
-var secrets = map[string]string{
-	"source": "Xq7-of-the-source", "kafka": "Xq7-of-kafka", "elastic": "Xq7-of-elastic", "redis": "Xq7-of-redis", "token": "Xq7-of-the-api-tokens", "salt": "Xq7-salt-of-the-masks",
-}
-
-// secured is a world on servers of its own, which let nobody in without a certificate and
-// a password, and let the account do what the pages of the documentation name.
+// secured is a world that tells much, to see that it tells no secret.
 type secured struct {
 	*world
-	admin *kafkago.Client
-	root  *testenv.Instance
+	on    *servers
 	cache *goredis.Client
 	said  bytes.Buffer // everything that the processes have said
 }
 
 func newSecured(t *testing.T) *secured {
 	t.Helper()
-	ca := testenv.NewAuthority(t, "authority")
-	certs := t.TempDir()
-	clientCert, clientKey := ca.Sign(t, certs, "client")
-	serverCert, serverKey := ca.Sign(t, certs, "server")
-	read := func(name string) string {
-		text, err := os.ReadFile(name)
-		must(t, err)
-		return string(text)
-	}
-	roles := testenv.ElasticRoles(t, map[string]any{
-		"lockstep": testenv.ElasticRole(t, "elasticsearch.md", "## The account"), "lockstep-rows": testenv.ElasticRole(t, "privileges.md", apartHeading),
-	})
-	s := &secured{}
-	var broker *testenv.KafkaBroker
-	var search *testenv.ElasticNode
-	var cache *testenv.RedisInstance
-	cacheAddr := testenv.FreeAddr(t)
-	var starting sync.WaitGroup
-	for _, start := range []func(){
-		func() { broker = testenv.NewSecureKafka(t, ca, kafkaAccounts()) },
-		func() {
-			search = testenv.NewElastic(t, map[string]string{
-				"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
-				"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
-			}, map[string]string{
-				"node.key": read(serverKey), "node.crt": read(serverCert), "ca.crt": read(ca.File), "roles.yml": roles,
-				"users":       "lockstep:" + testenv.ElasticHash(t, secrets["elastic"]) + "\nlockstep-rows:" + testenv.ElasticHash(t, secrets["elastic"]) + "\nroot:" + testenv.ElasticHash(t, testenv.AdminPassword) + "\n",
-				"users_roles": "lockstep:lockstep\nlockstep-rows:lockstep-rows\nsuperuser:root\n",
-			})
-		},
-		func() {
-			s.root = testenv.NewMySQL(t, "--ssl-ca="+ca.File, "--ssl-cert="+serverCert, "--ssl-key="+serverKey)
-			cache = testenv.NewRedis(t, "--tls-port", cacheAddr[strings.LastIndexByte(cacheAddr, ':')+1:], "--tls-cert-file", serverCert, "--tls-key-file", serverKey,
-				"--tls-ca-cert-file", ca.File, "--tls-auth-clients", "yes")
-		},
-	} {
-		starting.Go(start)
-	}
-	starting.Wait()
-	if t.Failed() {
-		t.FailNow()
-	}
-
-	// MySQL
-	s.root.Exec(t, "DROP USER 'lockstep'@'%'", "CREATE DATABASE bank")
-	for statement := range strings.SplitSeq(testenv.Block(t, testenv.Page(t, "privileges.md"), "## MySQL", "sql"), ";\n") {
-		if strings.TrimSpace(statement) != "" {
-			s.root.Exec(t, strings.ReplaceAll(statement, "PASSWORD", secrets["source"]))
-		}
-	}
-	// Kafka
-	way := &tls.Config{InsecureSkipVerify: true}
-	pair, err := tls.LoadX509KeyPair(clientCert, clientKey)
-	must(t, err)
-	way.Certificates = []tls.Certificate{pair}
-	login, err := scram.Mechanism(scram.SHA512, broker.User, broker.Password)
-	must(t, err)
-	s.admin = &kafkago.Client{Addr: kafkago.TCP(broker.Addr), Transport: &kafkago.Transport{TLS: way, SASL: login}, Timeout: time.Minute}
-	s.allow(t, acls(t, testenv.Block(t, testenv.Page(t, "privileges.md"), "## Kafka", "sh"))...)
-	// Redis
-	s.cache = goredis.NewClient(&goredis.Options{Addr: cache.Addr})
+	s := &secured{world: newWorld(t, 200), on: theServers(t)}
+	s.cache = goredis.NewClient(&goredis.Options{Addr: s.spec.RedisAddr})
 	t.Cleanup(func() { s.cache.Close() })
-	must(t, s.cache.Do(t.Context(), aclOf(t, "redis.md", "lockstep")...).Err())
-
-	w := &world{t: t, name: "bank", binary: testenv.Lockstep(t), brokers: broker.Addr, config: filepath.Join(t.TempDir(), "lockstep.yaml")}
-	s.world = w
-	w.db, err = bank.Open(t.Context(), s.root.Addr, testenv.AdminUser, testenv.AdminPassword, w.name)
-	must(t, err)
-	t.Cleanup(func() { w.db.Close() })
-	must(t, errors.Join(bank.Create(t.Context(), w.db), bank.Seed(t.Context(), w.db, 200, 1), bank.CreateAllTypes(t.Context(), w.db)))
-	_, err = bank.SeedAllTypes(t.Context(), w.db, 40, 1)
-	must(t, err)
-	// The judge sees Elasticsearch as its administrator.
-	target, err := url.Parse(search.URL)
-	must(t, err)
-	judge := localServer(t, &httputil.ReverseProxy{
-		Transport: &http.Transport{TLSClientConfig: way},
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(target)
-			r.Out.SetBasicAuth("root", testenv.AdminPassword)
-		},
-	})
-	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: judge, RedisAddr: cache.Addr}
 	token := filepath.Join(t.TempDir(), "token")
 	must(t, os.WriteFile(token, []byte(secrets["token"]), 0o600))
-	files := fmt.Sprintf("ca_file: %q, cert_file: %q, key_file: %q", ca.File, clientCert, clientKey)
-	text := fmt.Sprintf(`prefix: shop
-source: {addr: %[1]q, user: lockstep, password: %[2]q, server_id: 7, mask_salt: %[3]q, tls: {mode: verify, %[4]s}}
-kafka:
-  brokers: [%[5]q]
-  partitions: 2
-  session_timeout: 6s
-  lease_timeout: 3s
-  tls: {enabled: true, %[4]s}
-  sasl: {mechanism: scram-sha-512, username: lockstep, password: %[6]q}
-sinks:
-  search: {elastic: {addresses: [%[7]q], username: lockstep, password: %[8]q, replicas: 0, %[4]s}}
-  cache: {redis: {addresses: [%[9]q], username: lockstep, password: %[10]q, tls: {enabled: true, %[4]s}}}
-worker: {stop_within: 2s}
-admin: {listen: %[11]q, tokens: [{name: operator, role: operator, file: %[12]q}]}
-log: {level: debug}
-tables:
-`, s.root.Addr, secrets["source"], secrets["salt"], files, broker.Addr, secrets["kafka"], search.URL, secrets["elastic"], cacheAddr, secrets["redis"], testenv.FreeAddr(t), token)
-	for _, table := range tables {
-		index, key := "shop_"+table.name, "shop:"+table.name+":{pk}"
-		text += fmt.Sprintf("  - {match: %q, elastic: {index: %q}, redis: {key: %q, mode: %s}}\n", w.name+"."+table.name, index, key, table.mode)
-		w.spec.Tables = append(w.spec.Tables, oracle.TableSpec{Table: table.name, Index: index, RedisKey: key, RedisMode: table.mode})
-	}
-	must(t, os.WriteFile(w.config, []byte(text), 0o600))
+	s.replace("source: {", fmt.Sprintf("source: {mask_salt: %q, ", secrets["salt"]))
+	s.replace(`admin: {listen: "127.0.0.1:0"}`, fmt.Sprintf("admin: {listen: %q, tokens: [{name: operator, role: operator, file: %q}]}\nlog: {level: debug}", testenv.FreeAddr(t), token))
 	return s
 }
 
-// aclOf is the statement of a page that makes a user of Redis, with the keys of this pipeline.
-func aclOf(t *testing.T, name, user string) (words []any) {
-	t.Helper()
-	statement := regexp.MustCompile(`(?m)^    (ACL SETUSER ` + user + ` .*)$`).FindStringSubmatch(testenv.Page(t, name))
-	if statement == nil {
-		t.Fatalf("docs/%s has no ACL SETUSER %s", name, user)
-	}
-	for word := range strings.FieldsSeq(strings.NewReplacer("PASSWORD", secrets["redis"], " ~* ", " ~shop:* ~lockstep:* ").Replace(statement[1])) {
-		words = append(words, word)
-	}
-	return words
-}
-
-// localServer serves until the test ends, and says where.
-func localServer(t *testing.T, h http.Handler) string {
-	server := httptest.NewServer(h)
-	t.Cleanup(server.Close)
-	return server.URL
-}
-
-// allow gives rights.
-func (s *secured) allow(t *testing.T, rights ...kafkago.ACLEntry) {
-	t.Helper()
-	res, err := s.admin.CreateACLs(context.WithoutCancel(t.Context()), &kafkago.CreateACLsRequest{ACLs: rights})
-	must(t, err)
-	must(t, errors.Join(res.Errors...))
-}
+// table is a table of the bank by its full name.
+func (s *secured) table(name string) string { return s.name + "." + name }
 
 // deny takes a right away that was given.
 func (s *secured) deny(t *testing.T, right kafkago.ACLEntry) {
 	t.Helper()
-	res, err := s.admin.DeleteACLs(t.Context(), &kafkago.DeleteACLsRequest{Filters: []kafkago.DeleteACLsFilter{{
+	res, err := s.on.kafka.Admin().DeleteACLs(t.Context(), &kafkago.DeleteACLsRequest{Filters: []kafkago.DeleteACLsFilter{{
 		ResourceTypeFilter: right.ResourceType, ResourceNameFilter: right.ResourceName, ResourcePatternTypeFilter: right.ResourcePatternType,
 		PrincipalFilter: right.Principal, HostFilter: right.Host, Operation: right.Operation, PermissionType: right.PermissionType,
 	}}})
@@ -293,6 +152,7 @@ func (s *secured) does(args ...string) string {
 // that it can do with the rights that the documentation names; the doctor names one that is
 // taken away; and no secret stands in anything that is said.
 func TestAPipelineNeedsTheDocumentedRightsAndTellsNoSecret(t *testing.T) {
+	t.Parallel()
 	s := newSecured(t)
 	p := s.start("run")
 	s.same()
@@ -302,9 +162,9 @@ func TestAPipelineNeedsTheDocumentedRightsAndTellsNoSecret(t *testing.T) {
 		"INSERT INTO question_tags SELECT question_id + 100000, tag_id, position, added_at FROM question_tags",
 		"TRUNCATE TABLE test_cases", "ALTER TABLE tags ADD COLUMN origin varchar(20) NULL DEFAULT 'by hand'", "UPDATE tags SET uses = uses + 1")
 	s.does("barrier", "--timeout", "60s")
-	s.does("snapshot", "start", "--table", "bank.questions", "--sweep", "--wait")
+	s.does("snapshot", "start", "--table", s.table("questions"), "--sweep", "--wait")
 
-	must(t, s.cache.Set(t.Context(), "shop:questions:7", "of somebody else", 0).Err())
+	must(t, s.cache.Set(t.Context(), s.name+":questions:7", "of somebody else", 0).Err())
 	s.sql("UPDATE questions SET views = views + 1 WHERE id = 7")
 	var letters []letter
 	await(t, time.Minute, "the dead letter of the poisoned row", func() bool {
@@ -316,12 +176,12 @@ func TestAPipelineNeedsTheDocumentedRightsAndTellsNoSecret(t *testing.T) {
 	}
 	s.does("dlq", "show", letters[0].ID)
 	s.does("dlq", "skip", letters[0].ID, "--reason", "it is mended at once")
-	must(t, s.cache.Del(t.Context(), "shop:questions:7").Err())
+	must(t, s.cache.Del(t.Context(), s.name+":questions:7").Err())
 	s.sql("UPDATE questions SET views = views + 1 WHERE id = 7")
 	s.same()
 
 	// Somebody removes a key behind our back.
-	must(t, s.cache.Del(t.Context(), "shop:questions:1").Err())
+	must(t, s.cache.Del(t.Context(), s.name+":questions:1").Err())
 	s.does("reconcile", "--once", "--repair")
 	s.same()
 	// 3 while the table that lacked a key is read from MySQL.
@@ -368,23 +228,23 @@ func (s *secured) misses(t *testing.T) {
 	names := map[kafkago.ACLOperationType]string{
 		kafkago.ACLOperationTypeRead: "READ", kafkago.ACLOperationTypeWrite: "WRITE", kafkago.ACLOperationTypeCreate: "CREATE", kafkago.ACLOperationTypeDescribeConfigs: "DESCRIBE_CONFIGS",
 	}
-	for _, right := range acls(t, testenv.Block(t, testenv.Page(t, "privileges.md"), "## Kafka", "sh")) {
+	for _, right := range kafkaRights(t, "## Kafka", s.name) {
 		sink := "  cache: "
 		if right.Operation == kafkago.ACLOperationTypeCreate {
 			sink = "  newcomer: " // whose topic is still to be made
 		}
 		s.deny(t, right)
 		out, code := s.with("  cache: ", sink, "doctor", "--timeout", "5s")
-		s.allow(t, right)
+		allow(t, s.on.kafka, right)
 		name := names[right.Operation]
 		if code != 1 || !regexp.MustCompile(`FAIL\s+kafka\s.*`+regexp.QuoteMeta(right.ResourceName)).MatchString(out) || name == "" || !regexp.MustCompile(`\b`+name+`\b`).MatchString(out) {
 			t.Errorf("without %q on %s the doctor ended with %d and said:\n%s", name, right.ResourceName, code, out)
 		}
 	}
-	for _, right := range []string{"REPLICATION SLAVE ON *.*", "REPLICATION CLIENT ON *.*", "SELECT ON bank.*"} {
-		s.root.Exec(t, "REVOKE "+right+" FROM lockstep")
+	for _, right := range []string{"REPLICATION SLAVE ON *.*", "REPLICATION CLIENT ON *.*", "SELECT ON " + s.name + ".*"} {
+		s.on.source.Exec(t, "REVOKE "+right+" FROM "+s.name)
 		out, code := s.command("doctor", "--timeout", "5s")
-		s.root.Exec(t, "GRANT "+right+" TO lockstep")
+		s.on.source.Exec(t, "GRANT "+right+" TO "+s.name)
 		name, _, _ := strings.Cut(right, " ON ")
 		if code != 1 || !regexp.MustCompile(`FAIL\s+source\s`).MatchString(out) || !strings.Contains(out, "GRANT "+name) {
 			t.Errorf("without %s the doctor ended with %d and said:\n%s", right, code, out)
@@ -417,7 +277,7 @@ func (s *secured) keepsSecrets(t *testing.T, p *process) {
 		s.said.Write(text)
 	}
 	said := s.said.String()
-	for _, known := range []string{"lockstep starts", "lockstep_sink_changes_total", "FAIL", "bank.questions"} { // it is all there
+	for _, known := range []string{"lockstep starts", "lockstep_sink_changes_total", "FAIL", s.table("questions")} { // it is all there
 		if !strings.Contains(said, known) {
 			t.Errorf("what was said lacks %q", known)
 		}

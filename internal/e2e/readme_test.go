@@ -3,10 +3,10 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,20 +77,10 @@ func TestTheAccountOfTheReadmeIsEnough(t *testing.T) {
 	if _, err := w.db.Exec("SELECT 1"); err != nil || !strings.Contains(statements, account) {
 		t.Fatalf("the README makes no account: %s, %v", statements, err)
 	}
-	admin := testenv.OpenMySQL(t, testenv.MySQL(t), "")
-	if _, err := admin.Exec(statements); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _, _ = testenv.OpenMySQL(t, testenv.MySQL(t), "").Exec("DROP USER '" + account + "'") })
-	text, err := os.ReadFile(w.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := testenv.MySQL(t)
-	changed := strings.NewReplacer("user: "+server.User, "user: "+account, fmt.Sprintf("password: %q", server.Password), `password: "a-Password-1"`).Replace(string(text))
-	if err := os.WriteFile(w.config, []byte(changed), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	on := theServers(t).source
+	on.Exec(t, statements)
+	t.Cleanup(func() { _, _ = on.DB().Exec("DROP USER '" + account + "'") })
+	w.replace("user: "+w.name+", password: "+strconv.Quote(secrets["source"]), "user: "+account+`, password: "a-Password-1"`)
 	var findings []struct {
 		System, Check string
 		OK            bool

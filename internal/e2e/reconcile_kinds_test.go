@@ -38,19 +38,19 @@ var kinds = []struct{ name, create, rows, entry string }{
 // planted fault is, and a repair mends all but one that a sweep removes: a copy in a place that
 // its row has left.
 func TestRowsOfEveryKindAreComparedAndRepaired(t *testing.T) {
-	source, brokers, search, cache := testenv.MariaDB(t), testenv.Kafka(t), testenv.Elastic(t), testenv.Redis(t)
-	w := &world{t: t, name: testenv.Database(t, source), binary: testenv.Lockstep(t), brokers: brokers.Addr}
-	w.db = testenv.OpenMySQL(t, source, w.name)
-	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: search.URL, RedisAddr: cache.Addr}
-	text := fmt.Sprintf(`prefix: %s
-source: {addr: %q, user: %s, password: %q, server_id: %d, mask_salt: 9f2c4e6a8b0d1f3e5a7c9e0b2d4f6a8c}
-kafka: {brokers: [%q], partitions: 2}
+	t.Parallel()
+	source := testenv.MariaDB(t)
+	w := worldOf(t, source)
+	sqlRights(t, w.db, "### MariaDB", w.name, w.name, " REQUIRE X509", "") // the local one has no TLS
+	text := fmt.Sprintf(`prefix: %[1]s
+source: {addr: %[2]q, user: %[1]s, password: %[3]q, server_id: %[4]d, mask_salt: 9f2c4e6a8b0d1f3e5a7c9e0b2d4f6a8c}
+kafka: {brokers: [%[5]q], partitions: 2, %[6]s}
 sinks:
-  search: {elastic: {addresses: [%q]}}
-  cache: {redis: {addresses: [%q]}}
+  search: {elastic: {addresses: [%[7]q], %[8]s}}
+  cache: {redis: {addresses: [%[9]q], %[10]s}}
 admin: {listen: "127.0.0.1:0"}
 tables:
-`, w.name, source.Addr, source.User, source.Password, 5000+os.Getpid()%50000, brokers.Addr, search.URL, cache.Addr)
+`, w.name, source.Addr, secrets["source"], 5000+os.Getpid()%50000, w.at.kafka, w.login("kafka"), w.at.search, w.login("search"), w.at.cache, w.login("cache"))
 	for _, k := range kinds {
 		w.sql("CREATE TABLE " + k.name + " " + k.create)
 		if k.rows != "" {
@@ -67,7 +67,7 @@ tables:
 	if err := os.WriteFile(w.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	client := redis.NewClient(&redis.Options{Addr: cache.Addr})
+	client := redis.NewClient(&redis.Options{Addr: w.spec.RedisAddr})
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
 		if err := oracle.Erase(ctx, w.spec); err != nil {

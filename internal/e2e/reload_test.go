@@ -82,6 +82,7 @@ type configured struct {
 // fro; and a file with a mistake and one that needs a restart change nothing. All ends as if
 // the process had begun with what it has at last.
 func TestTheConfigurationChangesUnderLoadAndNothingIsLost(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 60)
 	account, password := w.name+"_r", filepath.Join(t.TempDir(), "password")
 	login := func(word string) {

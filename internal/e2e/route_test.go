@@ -7,12 +7,9 @@ import (
 	"net/url"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"lockstep/internal/testenv"
 )
 
 // direction is what a gateway is told of a table in a sink.
@@ -165,15 +162,21 @@ func TestTheRouteTurnsWhenAStoreBreaksAndReturnsByItself(t *testing.T) {
 	g, other := p.gateway("questions", "search"), p.gateway("questions", "cache")
 	waitFor(t, 3*time.Second)
 
-	address := strings.TrimPrefix(testenv.Elastic(t).URL, "http://")
+	search := theServers(t).search
+	again := func() {
+		if !reachable(search.Addr) {
+			must(t, scope.Run(search.Start))
+		}
+	}
+	t.Cleanup(again)
 	broke := make(chan time.Time, 1)
 	go func() {
-		for reachable(address) {
+		for reachable(search.Addr) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		broke <- time.Now()
 	}()
-	testenv.Stop(t, "elasticsearch")
+	search.Stop()
 	at := <-broke
 	await(t, 5*time.Second, "the route to turn", func() bool { _, turned := g.first(time.Time{}, "mysql"); return turned })
 	turned, _ := g.first(time.Time{}, "mysql")
@@ -197,7 +200,7 @@ func TestTheRouteTurnsWhenAStoreBreaksAndReturnsByItself(t *testing.T) {
 		return p.metric("lockstep_reconcile_keys_compared_total", `sink="search"`, fmt.Sprintf("table=%q", w.name+".questions"))
 	}
 	back, before := map[string]bool{}, compared()
-	testenv.Start(t, "elasticsearch")
+	again()
 	started := time.Now()
 	await(t, 2*time.Minute, "the route to be back", func() bool {
 		p.alive()

@@ -14,6 +14,7 @@ import (
 // The trace of an application goes on through the pipeline: from the comment of its statement over the capture
 // to both sinks, which run in processes of their own.
 func TestTheTraceOfAStatementGoesOnInEverySink(t *testing.T) {
+	t.Parallel()
 	traces := collector.New(t)
 	w := newWorld(t, 20)
 	text, err := os.ReadFile(w.config)

@@ -17,6 +17,7 @@ import (
 // by the first build again: nothing is lost, buried or stepped back. A record of a format of
 // the future stops who reads it and is not taken for a broken one.
 func TestARollingUpgradeAndItsRollbackLoseNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, 200)
 	newer := testenv.LockstepOf(t, "v99.0.0")
 	roles := [][]string{{"capture"}, {"capture"}, {"sink", "search"}, {"sink", "search"}, {"sink", "cache"}}

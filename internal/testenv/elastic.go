@@ -18,6 +18,8 @@ import (
 type ElasticNode struct {
 	Server
 	config string // the directory of its configuration
+	start  func(t testing.TB) (stop func())
+	stop   func()
 }
 
 // NewElastic starts a node with further settings (lines of elasticsearch.yml that
@@ -43,9 +45,17 @@ printf '%s\0' "${command[@]}"`, []string{fmt.Sprintf("LOCKSTEP_PORT_OFFSET=%d", 
 	for name, content := range files {
 		e.Write(t, name, content)
 	}
-	spawn(t, "Elasticsearch", words, filepath.Join(state, "log"), 10*time.Minute, e.answers)
+	e.start = func(t testing.TB) func() {
+		t.Helper()
+		return spawn(t, "Elasticsearch", words, filepath.Join(state, "log"), 10*time.Minute, e.answers)
+	}
+	e.Start(t)
 	return e
 }
+
+// Stop kills it; Start starts it on the data it has and returns when it listens.
+func (e *ElasticNode) Stop()              { e.stop() }
+func (e *ElasticNode) Start(t testing.TB) { t.Helper(); e.stop = e.start(t) }
 
 func (e *ElasticNode) configure(t testing.TB, settings map[string]string) {
 	t.Helper()

@@ -1,6 +1,9 @@
 package testenv
 
 import (
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha512"
 	"fmt"
 	"net"
 	"os"
@@ -9,13 +12,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
 )
 
 // KafkaBroker is a Kafka of a test's own in which nobody may do anything unless an ACL
 // says so: TLS with certificates of both sides, and SCRAM-SHA-512 logins. It is started
 // from the installed distribution, so it needs the native servers.
 type KafkaBroker struct {
-	Server  // User and Password are those of the super user
+	Server
+	Plain   string // host:port for the test itself: without TLS, and whoever comes may do anything
 	dir     string
 	store   string // the file of its certificate and key
 	trust   string // that of the authorities of its clients
@@ -23,51 +29,45 @@ type KafkaBroker struct {
 	stop    func()
 }
 
-// NewSecureKafka starts a broker with a certificate of an authority, and with accounts
-// by their passwords, and returns when it listens. Settings are further lines of its
-// configuration. It is gone at the end of the test.
-func NewSecureKafka(t testing.TB, authority *Authority, accounts map[string]string, settings ...string) *KafkaBroker {
+// NewSecureKafka starts a broker with a certificate of an authority, and returns when it
+// listens. Settings are further lines of its configuration. It is gone at the end of the test.
+func NewSecureKafka(t testing.TB, authority *Authority, settings ...string) *KafkaBroker {
 	t.Helper()
-	addr, controller := FreeAddr(t), FreeAddr(t)
+	addr, plain, controller := FreeAddr(t), FreeAddr(t), FreeAddr(t)
 	java := native(t, "a further Kafka", "kafka", `kafka_install >&2 || exit 1
 kafka_java
 # shellcheck disable=SC2206
 command+=($KAFKA_HEAP -XX:+UseSerialGC -XX:TieredStopAtLevel=1)
 printf '%s\0' "${command[@]}"`, nil)
 	dir := t.TempDir()
-	b := &KafkaBroker{Server: Server{Name: "kafka", Addr: addr, User: "admin", Password: "of-the-super-user"}, store: filepath.Join(dir, "broker.pem"), trust: filepath.Join(dir, "trust.pem"), dir: dir}
+	b := &KafkaBroker{Server: Server{Name: "kafka", Addr: addr}, Plain: plain, store: filepath.Join(dir, "broker.pem"), trust: filepath.Join(dir, "trust.pem"), dir: dir}
 	b.Certify(t, authority)
 	common, err := os.ReadFile(filepath.Join(Root(t), "deploy", "local", "server.properties"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := string(common) + fmt.Sprintf(`
-listeners=BROKER://%[1]s,CONTROLLER://%[2]s
-advertised.listeners=BROKER://%[1]s
-listener.security.protocol.map=BROKER:SASL_SSL,CONTROLLER:PLAINTEXT
+listeners=SECURE://%[1]s,BROKER://%[6]s,CONTROLLER://%[2]s
+advertised.listeners=SECURE://%[1]s,BROKER://%[6]s
+listener.security.protocol.map=SECURE:SASL_SSL,BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.quorum.voters=1@%[2]s
 log.dirs=%[3]s/data
 ssl.keystore.type=PEM
 ssl.keystore.location=%[4]s
 ssl.truststore.type=PEM
 ssl.truststore.location=%[5]s
-listener.name.broker.ssl.client.auth=required
-listener.name.broker.sasl.enabled.mechanisms=SCRAM-SHA-512
-sasl.mechanism.inter.broker.protocol=SCRAM-SHA-512
-listener.name.broker.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required username="%[6]s" password="%[7]s";
+listener.name.secure.ssl.client.auth=required
+listener.name.secure.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=false
-super.users=User:%[6]s;User:ANONYMOUS
-`, addr, controller, dir, b.store, b.trust, b.User, b.Password) + strings.Join(settings, "\n")
+super.users=User:ANONYMOUS
+`, addr, controller, dir, b.store, b.trust, plain) + strings.Join(settings, "\n")
 	properties := filepath.Join(dir, "server.properties")
 	if err := os.WriteFile(properties, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	format := append(java[1:len(java):len(java)], "kafka.tools.StorageTool", "format", "-t", "Lockstep-e2e-secured-w", "-c", properties,
-		"--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", b.User, b.Password))
-	for name, password := range accounts {
-		format = append(format, "--add-scram", fmt.Sprintf("SCRAM-SHA-512=[name=%s,password=%s]", name, password))
-	}
+	format := append(java[1:len(java):len(java)], "kafka.tools.StorageTool", "format", "-t", "Lockstep-e2e-secured-w", "-c", properties)
 	if out, err := exec.Command(java[0], format...).CombinedOutput(); err != nil {
 		t.Fatalf("format the Kafka of the test: %v\n%s", err, out)
 	}
@@ -83,6 +83,34 @@ func (b *KafkaBroker) Certify(t testing.TB, authority *Authority) {
 	for name, content := range map[string]string{b.store: read(t, key) + read(t, cert), b.trust: read(t, authority.File)} {
 		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// Admin is a client that may do anything.
+func (b *KafkaBroker) Admin() *kafkago.Client {
+	return &kafkago.Client{Addr: kafkago.TCP(b.Plain), Transport: &kafkago.Transport{}, Timeout: time.Minute}
+}
+
+// Account makes an account, or gives the one that there is another password: the one before
+// does not hold any more.
+func (b *KafkaBroker) Account(t testing.TB, name, password string) {
+	t.Helper()
+	const iterations = 4096
+	salt := make([]byte, 16)
+	rand.Read(salt)
+	salted, err := pbkdf2.Key(sha512.New, password, salt, iterations, sha512.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := b.Admin().AlterUserScramCredentials(t.Context(), &kafkago.AlterUserScramCredentialsRequest{Upsertions: []kafkago.UserScramCredentialsUpsertion{
+		{Name: name, Mechanism: kafkago.ScramMechanismSha512, Iterations: iterations, Salt: salt, SaltedPassword: salted}}})
+	if err != nil {
+		t.Fatalf("make the account %s in Kafka: %v", name, err)
+	}
+	for _, r := range res.Results {
+		if r.Error != nil {
+			t.Fatalf("make the account %s in Kafka: %v", name, r.Error)
 		}
 	}
 }

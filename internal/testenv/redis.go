@@ -15,6 +15,7 @@ import (
 // It is started from the installed binaries, so it needs the native servers.
 type RedisInstance struct {
 	Server
+	Secure  string // host:port with TLS, of one that has it
 	Dir     string
 	command []string
 	process *exec.Cmd
@@ -27,6 +28,17 @@ func NewRedis(t testing.TB, settings ...string) *RedisInstance {
 	t.Helper()
 	i := newRedis(t, FreeAddr(t), append([]string{"--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, settings...)...)
 	i.Start(t)
+	return i
+}
+
+// NewSecureRedis is NewRedis which listens a second time, for those who have a certificate of an authority.
+func NewSecureRedis(t testing.TB, authority *Authority, settings ...string) *RedisInstance {
+	t.Helper()
+	cert, key := authority.Sign(t, t.TempDir(), "redis")
+	addr := FreeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	i := NewRedis(t, append(settings, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", authority.File, "--tls-auth-clients", "yes")...)
+	i.Secure = addr
 	return i
 }
 
