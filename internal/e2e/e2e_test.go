@@ -27,7 +27,7 @@ func TestRandomChangesEndEqualAndRedeliveryChangesNothing(t *testing.T) {
 	capture := w.start("capture")
 	search := []*process{w.start("sink", "search"), w.start("sink", "search")}
 	cache := w.start("sink", "cache")
-	end := w.load(300, 1)
+	end := w.load(100, 1)
 	for seed := range uint64(8) {
 		if err := bank.ChangeAllTypes(t.Context(), w.db, seed); err != nil {
 			t.Fatal(err)
@@ -90,7 +90,7 @@ func TestKilledAtRandomMomentsItEndsEqualAndNoReaderSeesAStepBack(t *testing.T) 
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	end := w.load(200, seed)
+	end := w.load(80, seed)
 	watcher := &oracle.Watcher{Spec: w.spec}
 	watching, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	watched := make(chan error, 1)
@@ -146,7 +146,7 @@ func TestAStoreThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 	w.replace(address, search.Addr)
 	p := w.start("run")
 	p.awaitReady()
-	end := w.load(100, 2)
+	end := w.load(50, 2)
 	p.outage("elasticsearch", func() { search.Point("127.0.0.1:1") }, func() { search.Point(address) })
 	p.outage("redis", func() { cache.Stop(t) }, func() { cache.Start(t) })
 	t.Log(end())
@@ -170,7 +170,7 @@ func TestKafkaThatIsAwayMakesLagAndNothingElse(t *testing.T) {
 	w.replace("lease_timeout: 3s", "lease_timeout: 1m") // nobody gives it up because it was slow
 	p := w.start("run")
 	w.equal(time.Minute) // every topic is there: none can be made while Kafka is away
-	end := w.load(100, 2)
+	end := w.load(50, 2)
 	p.outage("kafka", kafka.Stop, func() { kafka.Start(t) })
 	t.Log(end())
 	w.settled(p)
@@ -224,7 +224,7 @@ func TestOnePoisonRowIsOneDeadLetterAndTheRestGoesOn(t *testing.T) {
 	w := newWorld(t, 200)
 	p := w.start("run")
 	p.awaitReady()
-	end := w.load(200, 3)
+	end := w.load(60, 3)
 	waitFor(t, 2*time.Second)
 	id, err := bank.PlantPoison(t.Context(), w.db)
 	if err != nil {

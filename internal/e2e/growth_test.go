@@ -42,7 +42,7 @@ func TestTheNumberOfPartitionsIsRaisedUnderLoad(t *testing.T) {
 	}
 	p := w.start("run")
 	p.awaitReady()
-	end := w.load(150, 5)
+	end := w.load(60, 5)
 	const rows = 12
 	var ids []uint64
 	for range rows {

@@ -108,7 +108,7 @@ func TestTwoReplaysOfAGroupUnderLoadOutliveAKillAndARebalance(t *testing.T) {
 		t.Fatalf("groups: %+v", groups)
 	}
 	w.mendUnseen(rows) // before the load: of a row that it mends no letter tells
-	end := w.load(60, 5)
+	end := w.load(40, 5)
 	watcher := &oracle.Watcher{Spec: w.spec}
 	watching, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	defer stop()

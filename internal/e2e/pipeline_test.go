@@ -344,6 +344,13 @@ func (w *world) load(rate float64, seed uint64) (end func() bank.Stats) {
 // loadOf is load that makes no more than so many transactions, if not 0.
 func (w *world) loadOf(rate float64, seed uint64, most int64) (end func() bank.Stats) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
+	if text := os.Getenv("LOCKSTEP_E2E_LOAD"); text != "" { // so many times the load, for who has a day or a larger machine
+		times, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			w.t.Fatalf("LOCKSTEP_E2E_LOAD: %v", err)
+		}
+		rate *= times
+	}
 	workload := &bank.Workload{DB: w.db, Rate: rate, Most: most, Seed: seed, Connections: 4}
 	ended := make(chan error, 1)
 	go func() { ended <- workload.Run(ctx) }()

@@ -115,7 +115,7 @@ func TestTheConfigurationChangesUnderLoadAndNothingIsLost(t *testing.T) {
 	m.write(m.text)
 	p := w.start("run")
 	p.awaitReady()
-	end, endEdit := w.load(150, 5), w.edit()
+	end, endEdit := w.load(60, 5), w.edit()
 
 	m.change(p, "tables to be added", "tables:\n", "tables:\n"+later+fmt.Sprintf(`  - match: %[1]s.articles
     elastic: {index: %[1]s-articles, mapping: {title: {type: keyword}}}

@@ -51,7 +51,7 @@ func TestAnotherCaptureTakesOverFromOneThatStopsIsKilledOrFrozen(t *testing.T) {
 			t.Errorf("/readyz says of the capture %q; want %q", doing, want)
 		}
 	}
-	end := w.load(300, 5)
+	end := w.load(80, 5)
 	watcher := &oracle.Watcher{Spec: w.spec}
 	watching, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	watched := make(chan error, 1)

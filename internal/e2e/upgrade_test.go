@@ -26,7 +26,7 @@ func TestARollingUpgradeAndItsRollbackLoseNothing(t *testing.T) {
 		running[i] = w.start(role...)
 	}
 	w.equal(2 * time.Minute)
-	end := w.load(150, 5)
+	end := w.load(60, 5)
 	watcher := &oracle.Watcher{Spec: w.spec}
 	watching, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	defer stop()
