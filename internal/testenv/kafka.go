@@ -1,14 +1,15 @@
 package testenv
 
 import (
+	"context"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha512"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,16 +116,15 @@ func (b *KafkaBroker) Account(t testing.TB, name, password string) {
 	}
 }
 
-// Stop kills it; Start starts it on the data it has and returns when it listens.
+// Stop kills it; Start starts it on the data it has and returns when it takes requests.
 func (b *KafkaBroker) Stop() { b.stop() }
 func (b *KafkaBroker) Start(t testing.TB) {
 	t.Helper()
 	b.stop = spawn(t, "Kafka", b.command, filepath.Join(b.dir, "log"), 3*time.Minute, func() bool {
-		conn, err := net.DialTimeout("tcp", b.Addr, time.Second)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		cluster, err := b.Admin().Metadata(ctx, &kafkago.MetadataRequest{})
+		return err == nil && slices.ContainsFunc(cluster.Brokers, func(of kafkago.Broker) bool { return of.ID == cluster.Controller.ID && of.Port != 0 })
 	})
 }
 
