@@ -236,6 +236,7 @@ func TestAFileThatCannotBeUsedChangesNothing(t *testing.T) {
 		{reloadInvalid, "row.a > 1", "row.a >", "tables[0].shape.where"},
 		{reloadInvalid, "prefix: shop", "prefix: [", "not YAML"},
 		{reloadInvalid, `listen: ""`, `listen: "", tokens: [{name: ann, role: viewer, file: nowhere}]`, "admin.tokens[0].file"},
+		{reloadInvalid, "server_id: 7", "server_id: 7, tls: {mode: verify, ca_file: nowhere}", "source.tls.ca_file: open nowhere"},
 		{reloadRefused, "prefix: shop", "prefix: mall", "prefix: cannot change while the process runs; restart it to have that, or put back what was there"},
 	} {
 		before := r.count(bad.outcome)
@@ -265,6 +266,14 @@ func TestAFileThatCannotBeUsedChangesNothing(t *testing.T) {
 	}
 	r.begin()
 	r.finish()
+}
+
+// What the configuration names is there when the capture begins: it would wait for it else.
+func TestACaptureRefusesToBeginWithoutItsCertificates(t *testing.T) {
+	c := file(t, "lockstep.yaml", strings.Replace(planned, "server_id: 7", "server_id: 7, tls: {mode: verify, ca_file: nowhere}", 1))
+	if got := lockstep(t, nil, "capture", "-c", c); got.code != 1 || !strings.Contains(got.stderr, "source.tls.ca_file: open nowhere: no such file") {
+		t.Errorf("%+v", got)
+	}
 }
 
 // What stands in the place of the file may be anything: the process says so, goes on, and takes
@@ -396,6 +405,65 @@ func TestWhatRanBeforeIsGivenBackWhenAPartCannotGoOn(t *testing.T) {
 	r.fail <- errors.New("the column a is gone, too")
 	if err := <-r.ended; err == nil || err.Error() != "the column a is gone, too" {
 		t.Errorf("the part ended with %v", err)
+	}
+	r.finish()
+}
+
+// A part that tries again under what ran before goes on doing so when the file, too, becomes
+// what it was: nothing has changed, so nobody has less time than before.
+func TestWhoMendsTheFileEndsNoPartThatTriesAgain(t *testing.T) {
+	r := newReloading(t)
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.write("row.a > 1", "row.a > 2")
+	r.look(true)
+	r.begin("sink cache row.a > 2", "sink search row.a > 2")
+	r.fail <- errors.New("there is no column a")
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.write("", "")
+	r.look(true)
+	if s := r.status(); s.Problem != "" {
+		t.Errorf("%+v", s)
+	}
+	r.fail <- errors.New("a server is away")
+	select {
+	case one := <-r.began:
+		if !strings.HasSuffix(one, "row.a > 1") {
+			t.Errorf("%s begins", one)
+		}
+	case err := <-r.ended:
+		t.Errorf("the part ended with %v", err)
+	}
+	r.write("row.a > 1", "row.a > 3") // a second time
+	r.look(true)
+	r.begin("sink cache row.a > 3", "sink search row.a > 3")
+	r.fail <- errors.New("there is no column a")
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	if n := r.count(reloadReverted); n != 2 {
+		t.Errorf("%v times what ran before was given back; want 2", n)
+	}
+	r.finish()
+}
+
+// What the admin server has is read again only for a configuration that is another one: a token's file
+// that is broken meanwhile is the matter of that token, and not of a comment.
+func TestACommentIsNoMatterOfTheFilesOfTheAdminServer(t *testing.T) {
+	token := file(t, "token", "viewer-0123456789abcdef\n")
+	admin := `admin: {listen: ""}`
+	tokens := fmt.Sprintf(`admin: {listen: "", tokens: [{name: ann, role: viewer, file: %q}]}`, token)
+	r := newReloadingFrom(t, file(t, "lockstep.yaml", strings.Replace(planned, admin, tokens, 1)))
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	if err := os.Remove(token); err != nil {
+		t.Fatal(err)
+	}
+	r.write(admin, tokens+" # of the shop")
+	r.look(true)
+	if s := r.status(); s.Problem != "" || r.count(reloadApplied) != 1 {
+		t.Errorf("%v times: %+v", r.count(reloadApplied), s)
+	}
+	r.write(admin, tokens+"\nlog: {level: debug}")
+	r.look(true)
+	if s := r.status(); !strings.Contains(s.Problem, "admin.tokens[0].file") {
+		t.Errorf("%+v", s)
 	}
 	r.finish()
 }
