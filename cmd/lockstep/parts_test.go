@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -464,6 +466,34 @@ func TestACommentIsNoMatterOfTheFilesOfTheAdminServer(t *testing.T) {
 	r.look(true)
 	if s := r.status(); !strings.Contains(s.Problem, "admin.tokens[0].file") {
 		t.Errorf("%+v", s)
+	}
+	r.finish()
+}
+
+// Who asks too often is told so across changes of the configuration.
+func TestAChangeMakesNobodysAllowanceAnew(t *testing.T) {
+	r := newReloading(t)
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	ask := func() int {
+		w := httptest.NewRecorder()
+		r.admin.now.Load().api.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/v1/log-level", nil))
+		return w.Code
+	}
+	for n := 0; ask() != http.StatusTooManyRequests; n++ {
+		if n > 10_000 {
+			t.Fatal("nobody is told to wait")
+		}
+	}
+	most := 0
+	for n := range 20 {
+		r.write("admin:", fmt.Sprintf("objectives: {p99: %dms}\nadmin:", 900+n))
+		r.look(true)
+		for ask() != http.StatusTooManyRequests {
+			most++
+		}
+	}
+	if most > 40 {
+		t.Errorf("%d were answered between 20 changes", most)
 	}
 	r.finish()
 }
