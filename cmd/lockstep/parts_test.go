@@ -521,6 +521,14 @@ func TestADryRunSaysWhatAReloadWouldDo(t *testing.T) {
 	if got = lockstep(t, nil, "config", "check", "-c", now, "--against", old, "-o", "json"); got.code != 1 || !strings.Contains(got.stdout, `"refused": [`) {
 		t.Errorf("%+v", got)
 	}
+	// What a running process would not find is no less a mistake before.
+	write(now, strings.NewReplacer("server_id: 7", "server_id: 7, tls: {mode: verify, ca_file: nowhere}", `listen: ""`, `listen: "", tokens: [{name: ann, role: viewer, file: nowhere}]`).Replace(planned)+"kafka: {tls: {enabled: true, ca_file: nowhere}}\n")
+	got = lockstep(t, nil, "config", "check", "-c", now, "--against", old)
+	for _, want := range []string{"source.tls.ca_file: open nowhere", "admin.tokens[0].file: stat nowhere", "kafka.tls.ca_file: open nowhere"} {
+		if got.code != 2 || !strings.Contains(got.stderr, want) {
+			t.Errorf("%+v does not say %q", got, want)
+		}
+	}
 	if got = lockstep(t, nil, "config", "check", "-c", now, "--against", filepath.Join(dir, "none")); got.code != 2 || !strings.Contains(got.stderr, "there is no such file") {
 		t.Errorf("%+v", got)
 	}
