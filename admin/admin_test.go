@@ -183,7 +183,7 @@ func (a *api) restart() {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	a.server = &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), ImportBytes: 1 << 20}
+	a.server = &Server{Tokens: tokens, Audit: &audit.Log{Prefix: "shop", Kafka: a.log}, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), ImportBytes: 1 << 20, Load: &Load{}}
 	a.handler = a.server.Handler(append(LetterRoutes(a.shelf), JobRoutes(a.shelf, a.jobs)...)...)
 }
 

@@ -39,12 +39,12 @@ func (e errCut) Unwrap() error { return e.error }
 
 // room makes sure that few large requests are under way at once.
 func (s *Server) room() (leave func(), err error) {
-	select {
-	case s.bulk <- struct{}{}:
-		return func() { <-s.bulk }, nil
-	default:
+	leave = func() { s.Load.bulk.Add(-1) }
+	if s.Load.bulk.Add(1) > bulkAtOnce {
+		leave()
 		return nil, &limited{problem(http.StatusTooManyRequests, "busy", "%d exports and imports are under way in this process; try again when one is over, or ask another process", bulkAtOnce), 5 * time.Second}
 	}
+	return leave, nil
 }
 
 // stall is how long the other side may do nothing.

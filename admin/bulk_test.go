@@ -414,7 +414,7 @@ func TestFewLargeRequestsAreUnderWayAtOnce(t *testing.T) {
 		})
 		fmt.Fprintf(feed, "letter %d\n", 10+n)
 	}
-	for deadline := time.Now().Add(2 * time.Minute); len(a.server.bulk) < bulkAtOnce; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); a.server.Load.bulk.Load() < bulkAtOnce; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("they do not begin")
 		}

@@ -44,7 +44,7 @@ func freshAPI(t *testing.T) (*api, *atomic.Pointer[error]) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Tokens: tokens, Log: log, Metrics: NewMetrics(prometheus.NewRegistry())}
+	s := &Server{Tokens: tokens, Log: log, Metrics: NewMetrics(prometheus.NewRegistry()), Load: &Load{}}
 	a.handler = s.Handler(FreshnessRoutes(fresh)...)
 	return a, &silent
 }

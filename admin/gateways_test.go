@@ -67,7 +67,7 @@ func (g *gateways) serve(t *testing.T, open bool) (url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Tokens: tokens, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), OpenRoute: open}
+	s := &Server{Tokens: tokens, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), OpenRoute: open, Load: &Load{}}
 	server := httptest.NewUnstartedServer(s.Handler(GatewayRoutes(g)...))
 	// Less than some tests wait, as the real one has it.
 	server.Config.ReadTimeout, server.Config.WriteTimeout = 500*time.Millisecond, 800*time.Millisecond

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -15,6 +16,14 @@ const (
 	// mostLimits bounds for how many that is remembered.
 	mostLimits = 4096
 )
+
+// Load is what a process is asked for at the moment, and who has asked how often. The Servers of a
+// process, which follow each other with its configuration, share one, so that what is bounded
+// stays so; nothing is asked at its zero.
+type Load struct {
+	limits         limits
+	bulk, watchers atomic.Int32
+}
 
 // limited is a problem that passes by itself.
 type limited struct {

@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -40,12 +39,11 @@ type Server struct {
 	ImportBytes int64
 	// OpenRoute is Config.OpenRoute.
 	OpenRoute bool
+	// Load is that of the process.
+	Load *Load
 
-	limits   limits
 	routes   []Route
-	bulk     chan struct{}
 	patience time.Duration // of a test; see stall
-	watchers atomic.Int32
 }
 
 // Metrics of the API.
@@ -69,7 +67,6 @@ func (s *Server) Handler(routes ...Route) http.Handler {
 		Method: http.MethodGet, Path: "/v1/openapi.json", ID: "getDocument", Short: "This document", Answer: map[string]any{},
 		Read: func(context.Context, *Request) (any, error) { return json.RawMessage(Document(routes)), nil },
 	})
-	s.bulk = make(chan struct{}, bulkAtOnce)
 	mux := http.NewServeMux()
 	for _, route := range s.routes {
 		if (route.Read == nil && route.Stream == nil) == (route.Write == nil) || route.Read != nil && route.Stream != nil || (route.Write == nil) != (route.Method == http.MethodGet) || (route.Write == nil) != (route.Act == "") {
@@ -195,7 +192,7 @@ func (s *Server) admit(r *Request, route Route) (err error) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		who = "from " + host // which is no name of a holder
 	}
-	if wait := s.limits.take(who, time.Now()); wait > 0 {
+	if wait := s.Load.limits.take(who, time.Now()); wait > 0 {
 		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait.Round(time.Millisecond)), wait}
 	}
 	return err

@@ -37,11 +37,10 @@ func (r *Request) accepts(kind string) bool {
 // watch sends events until who watches goes away or does not take them. What is wrong with
 // the request is answered as everywhere, before the first event.
 func (s *Server) watch(w http.ResponseWriter, r *Request, route Route) error {
-	if s.watchers.Add(1); s.watchers.Load() > watchersAtOnce {
-		s.watchers.Add(-1)
+	defer s.Load.watchers.Add(-1)
+	if s.Load.watchers.Add(1) > watchersAtOnce {
 		return problem(http.StatusServiceUnavailable, "busy", "%d watch already, which is as many as this process serves; ask another one, or use the parameter wait", watchersAtOnce)
 	}
-	defer s.watchers.Add(-1)
 	ctx, stop := context.WithTimeout(r.Context(), watchLimit)
 	defer stop()
 	conn, began := http.NewResponseController(w), false

@@ -217,18 +217,12 @@ func (d *decoder) secretFile(n ast.Node, v reflect.Value, path string) {
 	if len(d.problems) > mistakes {
 		return
 	}
-	text, err := files.Read(name)
+	text, err := files.Secret(name)
 	if err != nil {
 		d.fail(where(n), path, "%v", err)
 		return
 	}
-	// What wrote the file ended its only line; that is no part of the secret.
-	held := strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
-	if held == "" {
-		d.fail(where(n), path, "%s is empty", name)
-		return
-	}
-	v.SetString(held)
+	v.SetString(text)
 	d.places[strings.TrimSuffix(path, fileSuffix)] = where(n)
 }
 

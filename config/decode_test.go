@@ -285,10 +285,10 @@ func TestAVariableIsExpandedAfterTheYAMLIsParsed(t *testing.T) {
 	}
 }
 
-func TestASecretIsReadFromItsFileWithoutTheLineEnd(t *testing.T) {
+func TestASecretIsReadFromItsFileWithoutTheLineEnds(t *testing.T) {
 	dir := t.TempDir()
 	for content, want := range map[string]secret.Text{
-		"s3cret\n": "s3cret", "s3cret\r\n": "s3cret", "s3cret": "s3cret", " s3 \n\n": " s3 \n", "${HOME}$$": "${HOME}$$",
+		"s3cret\n": "s3cret", "s3cret\r\n": "s3cret", "s3cret": "s3cret", " s3 \r\n\n": " s3 ", "${HOME}$$": "${HOME}$$",
 	} {
 		file := filepath.Join(dir, "pw")
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {

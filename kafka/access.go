@@ -15,6 +15,8 @@ import (
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
 	"github.com/segmentio/kafka-go/sasl/scram"
+
+	"lockstep/internal/certs"
 )
 
 // access makes connections with the login that is configured and the certificates that
@@ -157,7 +159,8 @@ func (a *access) refusal(err error) (fields string, before, ok bool) {
 		}
 		return "kafka.tls.ca_file " + a.files.CAFile, a.trusted, true
 	}
-	if strings.Contains(err.Error(), "remote error: tls:") { // not every release of Go gives it a type
+	_, explained := errors.AsType[*certs.Refusal](err)
+	if explained || strings.Contains(err.Error(), "remote error: tls:") { // not every release of Go gives it a type
 		return strings.TrimSpace("kafka.tls.cert_file " + a.files.CertFile), true, true
 	}
 	return "", false, false
@@ -173,9 +176,12 @@ func (c *Client) named(err error) error {
 	if !ok {
 		return err
 	}
-	err = fmt.Errorf("%s: refused: %w", fields, err)
 	c.access.mu.Lock()
 	defer c.access.mu.Unlock()
+	err = certs.Explain(err, "kafka.tls.", c.access.files.CAFile, c.access.files.CertFile)
+	if _, ok := errors.AsType[*certs.Refusal](err); !ok {
+		err = fmt.Errorf("%s: refused: %w", fields, err)
+	}
 	if before && time.Since(c.access.told) > tellAgain {
 		c.access.told = time.Now()
 		c.log.Warn("kafka refuses a login or certificate that took its place; what is connected goes on, what is not tries again", "error", err)

@@ -12,6 +12,8 @@ import (
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/sasl"
+
+	"lockstep/internal/certs"
 )
 
 const (
@@ -133,6 +135,7 @@ func (f final) Unwrap() error { return f.error }
 func (c *Client) retry(ctx context.Context, what string, try func() error) error {
 	seen := c.health.watch()
 	defer seen.gaveUp()
+	var answer error // the last one
 	for n := 0; ; n++ {
 		err := try()
 		if err == nil {
@@ -140,8 +143,17 @@ func (c *Client) retry(ctx context.Context, what string, try func() error) error
 			return nil
 		}
 		err = c.named(err)
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) { // that is known, and why is in what came before
+			if answer != nil {
+				err = answer
+			}
+		}
+		answer = err
 		switch {
 		case ctx.Err() != nil:
+			if refused, ok := errors.AsType[*certs.Refusal](err); ok {
+				return fmt.Errorf("%s: %w: %w", what, context.Cause(ctx), refused)
+			}
 			return fmt.Errorf("%s: %w (last answer: %v)", what, context.Cause(ctx), err)
 		case c.hopeless(err):
 			seen.done() // an answer, too

@@ -213,6 +213,12 @@ type policy struct {
 
 func (c Config) policy() policy { return policy{c.ZeroDates, c.Geometry, c.Masks, c.MaskSalt} }
 
+// CheckFiles reports what is wrong with the files that t names.
+func (t TLS) CheckFiles() error {
+	_, err := t.client("localhost:0")
+	return err
+}
+
 // client returns the TLS configuration, nil when TLS is disabled.
 func (t TLS) client(addr string) (*tls.Config, error) {
 	if t.Mode == "disabled" {

@@ -13,6 +13,7 @@ import (
 	gomysql "github.com/go-mysql-org/go-mysql/mysql"
 
 	"lockstep/cdc"
+	"lockstep/internal/certs"
 )
 
 // queryTimeout is how long the server may be silent before it has answered.
@@ -52,7 +53,7 @@ func connect(ctx context.Context, cfg Config) (*client.Conn, error) {
 			return nil
 		})
 	if err != nil {
-		return nil, fmt.Errorf("connect to MySQL at %s as %s: %w", cfg.Addr, cfg.User, late(err))
+		return nil, fmt.Errorf("connect to MySQL at %s as %s: %w", cfg.Addr, cfg.User, certs.Explain(late(err), "source.tls.", cfg.TLS.CAFile, cfg.TLS.CertFile))
 	}
 	// A session that lives for a whole copy must not be cut off while the reader
 	// waits for Kafka.

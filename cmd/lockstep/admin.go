@@ -94,10 +94,12 @@ type httpServer struct {
 // adminServer serves /metrics, /healthz, /readyz, the API under /v1 and profiles.
 type adminServer struct {
 	*httpServer
-	log   *rareLog
-	audit *audit.Log
-	jobs  *dlq.Jobs
-	now   atomic.Pointer[configuredAdmin]
+	log     *rareLog
+	audit   *audit.Log
+	jobs    *dlq.Jobs
+	scrapes http.Handler
+	load    admin.Load
+	now     atomic.Pointer[configuredAdmin]
 }
 
 // configuredAdmin is what of the server follows the configuration.
@@ -110,7 +112,8 @@ func (p *process) listenAdmin() (*adminServer, error) {
 	log := &rareLog{p.newLetterLog()}
 	a := &adminServer{
 		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
-		jobs: &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld},
+		jobs:    &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld},
+		scrapes: p.scrapes(),
 	}
 	configured, err := a.prepare(p)
 	if err != nil {
@@ -196,7 +199,7 @@ func (a *adminServer) prepare(p *process) (configure func(), err error) {
 	}
 	api := &admin.Server{
 		Tokens: tokens, Audit: a.audit,
-		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute,
+		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute, Load: &a.load,
 	}
 	certificates, err := admin.OpenCertificates(p.cfg.Admin.TLS, api.Log)
 	if err != nil {
@@ -205,7 +208,7 @@ func (a *adminServer) prepare(p *process) (configure func(), err error) {
 	known := p.cfg.Admin.TLS.Known
 	now := &configuredAdmin{
 		api: known(api.Handler(p.routes(a.log, a.jobs)...)), profiles: known(api.Profiles()), certificates: certificates,
-		metrics: known(p.scrapes()),
+		metrics: known(a.scrapes),
 	}
 	return func() { a.now.Store(now) }, nil
 }

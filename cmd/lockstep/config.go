@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"lockstep/admin"
 	"lockstep/config"
+	"lockstep/kafka"
 )
 
 func newConfigCommand(a *app) *cobra.Command {
@@ -54,7 +57,8 @@ holds it; lockstep doctor does that. The exit code is 0 when all is well and 2 w
 
 With --against it also says what a running process would do that has the other file
 now and gets this one: which fields count at once, which parts begin anew, and which
-fields only a restart of the process can change. For those the exit code is 1.`,
+fields only a restart of the process can change. For those the exit code is 1. And it
+reads the files of tokens and certificates that such a process reads with a change.`,
 		Example: `  lockstep config check
   lockstep config check -c deploy/shop.yaml
   lockstep config check -o json | jq '.problems[].line'
@@ -121,6 +125,9 @@ func checkConfig(ctx context.Context, a *app, against string) error {
 		if err != nil {
 			return err
 		}
+		if err := checkFiles(c, a.quiet()); err != nil {
+			return config.Problems{{File: sum.File, Message: err.Error()}}
+		}
 		reload := planOf(from.cfg, c)
 		sum.Reload, refused = &reload, reload.refusal()
 	}
@@ -143,6 +150,19 @@ func checkConfig(ctx context.Context, a *app, against string) error {
 				against, listed(r.Fields), listed(r.AtOnce), listed(r.Restarts), listed(r.Refused))
 		}
 	}), refused)
+}
+
+// checkFiles reports what a running process would say of the files that it reads with a change.
+func checkFiles(cfg *config.Config, log *slog.Logger) error {
+	_, tokens := admin.OpenTokens(cfg.Admin, log)
+	_, certificates := admin.OpenCertificates(cfg.Admin.TLS, log)
+	client, login := kafka.Open(cfg.Kafka, "lockstep-"+cfg.Prefix, log)
+	if login != nil {
+		login = fmt.Errorf("kafka.%w", login)
+	} else {
+		client.Close()
+	}
+	return errors.Join(cfg.Source.TLS.CheckFiles(), tokens, certificates, login)
 }
 
 func listed(names []string) string { return dash(strings.Join(names, ", ")) }

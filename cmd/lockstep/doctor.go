@@ -17,6 +17,7 @@ import (
 	"lockstep/cdc/mysql"
 	"lockstep/dlq"
 	"lockstep/freshness"
+	"lockstep/internal/certs"
 	"lockstep/kafka"
 	"lockstep/reconcile"
 	"lockstep/sinks"
@@ -194,6 +195,8 @@ func (p *process) examine(ctx context.Context, part examined, timeout time.Durat
 		found = append(found, some...)
 		if unfit, ok := errors.AsType[sinks.Unfit](err); ok {
 			found = append(found, finding{System: system, Check: "fit", Detail: unfit.Problem, Fix: unfit.Mend})
+		} else if refused, ok := errors.AsType[*certs.Refusal](err); ok {
+			found = append(found, finding{System: system, Check: "certificate", Detail: refused.Problem, Fix: refused.Mend})
 		} else if err != nil {
 			found = append(found, finding{System: system, Check: "reachable", Detail: oneLine(err.Error()), Fix: "see that it runs and that address, user and password are right"})
 		}

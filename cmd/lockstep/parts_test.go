@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -236,6 +238,7 @@ func TestAFileThatCannotBeUsedChangesNothing(t *testing.T) {
 		{reloadInvalid, "row.a > 1", "row.a >", "tables[0].shape.where"},
 		{reloadInvalid, "prefix: shop", "prefix: [", "not YAML"},
 		{reloadInvalid, `listen: ""`, `listen: "", tokens: [{name: ann, role: viewer, file: nowhere}]`, "admin.tokens[0].file"},
+		{reloadInvalid, "server_id: 7", "server_id: 7, tls: {mode: verify, ca_file: nowhere}", "source.tls.ca_file: open nowhere"},
 		{reloadRefused, "prefix: shop", "prefix: mall", "prefix: cannot change while the process runs; restart it to have that, or put back what was there"},
 	} {
 		before := r.count(bad.outcome)
@@ -265,6 +268,14 @@ func TestAFileThatCannotBeUsedChangesNothing(t *testing.T) {
 	}
 	r.begin()
 	r.finish()
+}
+
+// What the configuration names is there when the capture begins: it would wait for it else.
+func TestACaptureRefusesToBeginWithoutItsCertificates(t *testing.T) {
+	c := file(t, "lockstep.yaml", strings.Replace(planned, "server_id: 7", "server_id: 7, tls: {mode: verify, ca_file: nowhere}", 1))
+	if got := lockstep(t, nil, "capture", "-c", c); got.code != 1 || !strings.Contains(got.stderr, "source.tls.ca_file: open nowhere: no such file") {
+		t.Errorf("%+v", got)
+	}
 }
 
 // What stands in the place of the file may be anything: the process says so, goes on, and takes
@@ -400,6 +411,93 @@ func TestWhatRanBeforeIsGivenBackWhenAPartCannotGoOn(t *testing.T) {
 	r.finish()
 }
 
+// A part that tries again under what ran before goes on doing so when the file, too, becomes
+// what it was: nothing has changed, so nobody has less time than before.
+func TestWhoMendsTheFileEndsNoPartThatTriesAgain(t *testing.T) {
+	r := newReloading(t)
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.write("row.a > 1", "row.a > 2")
+	r.look(true)
+	r.begin("sink cache row.a > 2", "sink search row.a > 2")
+	r.fail <- errors.New("there is no column a")
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.write("", "")
+	r.look(true)
+	if s := r.status(); s.Problem != "" {
+		t.Errorf("%+v", s)
+	}
+	r.fail <- errors.New("a server is away")
+	select {
+	case one := <-r.began:
+		if !strings.HasSuffix(one, "row.a > 1") {
+			t.Errorf("%s begins", one)
+		}
+	case err := <-r.ended:
+		t.Errorf("the part ended with %v", err)
+	}
+	r.write("row.a > 1", "row.a > 3") // a second time
+	r.look(true)
+	r.begin("sink cache row.a > 3", "sink search row.a > 3")
+	r.fail <- errors.New("there is no column a")
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	if n := r.count(reloadReverted); n != 2 {
+		t.Errorf("%v times what ran before was given back; want 2", n)
+	}
+	r.finish()
+}
+
+// What the admin server has is read again only for a configuration that is another one: a token's file
+// that is broken meanwhile is the matter of that token, and not of a comment.
+func TestACommentIsNoMatterOfTheFilesOfTheAdminServer(t *testing.T) {
+	token := file(t, "token", "viewer-0123456789abcdef\n")
+	admin := `admin: {listen: ""}`
+	tokens := fmt.Sprintf(`admin: {listen: "", tokens: [{name: ann, role: viewer, file: %q}]}`, token)
+	r := newReloadingFrom(t, file(t, "lockstep.yaml", strings.Replace(planned, admin, tokens, 1)))
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	if err := os.Remove(token); err != nil {
+		t.Fatal(err)
+	}
+	r.write(admin, tokens+" # of the shop")
+	r.look(true)
+	if s := r.status(); s.Problem != "" || r.count(reloadApplied) != 1 {
+		t.Errorf("%v times: %+v", r.count(reloadApplied), s)
+	}
+	r.write(admin, tokens+"\nlog: {level: debug}")
+	r.look(true)
+	if s := r.status(); !strings.Contains(s.Problem, "admin.tokens[0].file") {
+		t.Errorf("%+v", s)
+	}
+	r.finish()
+}
+
+// Who asks too often is told so across changes of the configuration.
+func TestAChangeMakesNobodysAllowanceAnew(t *testing.T) {
+	r := newReloading(t)
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	ask := func() int {
+		w := httptest.NewRecorder()
+		r.admin.now.Load().api.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/v1/log-level", nil))
+		return w.Code
+	}
+	for n := 0; ask() != http.StatusTooManyRequests; n++ {
+		if n > 10_000 {
+			t.Fatal("nobody is told to wait")
+		}
+	}
+	most := 0
+	for n := range 20 {
+		r.write("admin:", fmt.Sprintf("objectives: {p99: %dms}\nadmin:", 900+n))
+		r.look(true)
+		for ask() != http.StatusTooManyRequests {
+			most++
+		}
+	}
+	if most > 40 {
+		t.Errorf("%d were answered between 20 changes", most)
+	}
+	r.finish()
+}
+
 func TestADryRunSaysWhatAReloadWouldDo(t *testing.T) {
 	dir := t.TempDir()
 	old, now := filepath.Join(dir, "old.yaml"), filepath.Join(dir, "new.yaml")
@@ -422,6 +520,14 @@ func TestADryRunSaysWhatAReloadWouldDo(t *testing.T) {
 	}
 	if got = lockstep(t, nil, "config", "check", "-c", now, "--against", old, "-o", "json"); got.code != 1 || !strings.Contains(got.stdout, `"refused": [`) {
 		t.Errorf("%+v", got)
+	}
+	// What a running process would not find is no less a mistake before.
+	write(now, strings.NewReplacer("server_id: 7", "server_id: 7, tls: {mode: verify, ca_file: nowhere}", `listen: ""`, `listen: "", tokens: [{name: ann, role: viewer, file: nowhere}]`).Replace(planned)+"kafka: {tls: {enabled: true, ca_file: nowhere}}\n")
+	got = lockstep(t, nil, "config", "check", "-c", now, "--against", old)
+	for _, want := range []string{"source.tls.ca_file: open nowhere", "admin.tokens[0].file: stat nowhere", "kafka.tls.ca_file: open nowhere"} {
+		if got.code != 2 || !strings.Contains(got.stderr, want) {
+			t.Errorf("%+v does not say %q", got, want)
+		}
 	}
 	if got = lockstep(t, nil, "config", "check", "-c", now, "--against", filepath.Join(dir, "none")); got.code != 2 || !strings.Contains(got.stderr, "there is no such file") {
 		t.Errorf("%+v", got)

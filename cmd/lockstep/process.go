@@ -137,6 +137,9 @@ func (a *app) serve(ctx context.Context, what parts) error {
 		if what.capture.actor, err = a.who(); err != nil {
 			return err
 		}
+		if err := cfg.Source.TLS.CheckFiles(); err != nil {
+			return err
+		}
 	}
 	level := levelOf(cfg)
 	log := a.logger(cfg, level)

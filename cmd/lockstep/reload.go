@@ -77,6 +77,7 @@ type reloader struct {
 
 	mu      sync.Mutex
 	running configText
+	shares  *config.Config // what the admin server and the Kafka client have
 	since   time.Time
 	seen    attempt  // a moment ago
 	verdict          // on what was tried last
@@ -114,7 +115,7 @@ func (a attempt) same(b attempt) bool {
 func (p *process) newReloader(a *app, file configText, admin *adminServer) *reloader {
 	r := &reloader{
 		app: a, process: p, admin: admin, log: p.log.With("part", "configuration"), metrics: p.metrics.reload, every: reloadEvery,
-		running: file, since: time.Now(), seen: attempt{configText: file}, verdict: verdict{tried: attempt{configText: file}},
+		running: file, shares: file.cfg, since: time.Now(), seen: attempt{configText: file}, verdict: verdict{tried: attempt{configText: file}},
 	}
 	r.tell()
 	p.settings.mu.Lock()
@@ -171,8 +172,9 @@ func (r *reloader) look(asked bool) {
 	file, err := r.read()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err == nil && len(config.Diff(r.running.cfg, file.cfg)) > 0 { // what it names may come later than itself
-		_, err = r.prepare(file.cfg)
+	var use func()
+	if err == nil {
+		use, err = r.prepare(file.cfg)
 	}
 	now := attempt{configText: file}
 	if err != nil {
@@ -204,7 +206,7 @@ func (r *reloader) look(asked bool) {
 		r.fail(reloadInvalid, now.err)
 		return
 	}
-	r.try(now.configText)
+	r.try(now.configText, use)
 }
 
 // read gives the configuration as its file is now, which a pipe has only once.
@@ -226,72 +228,78 @@ func inOneLine(err error) string {
 	return strings.Join(lines, "; ")
 }
 
-// try has a configuration run, or says why it cannot.
-func (r *reloader) try(file configText) {
+// try has a configuration run that is prepared, or says why it cannot.
+func (r *reloader) try(file configText, use func()) {
 	p := planOf(r.running.cfg, file.cfg)
 	if err := p.refusal(); err != nil {
 		r.fail(reloadRefused, err.Error())
 		return
 	}
-	shared, err := r.prepare(file.cfg)
-	if err != nil {
-		r.fail(reloadInvalid, err.Error())
-		return
+	if len(p.Fields) > 0 {
+		if r.good == nil || time.Since(r.since) > trial {
+			was := r.running
+			r.good = &was
+		}
+		r.reverted = false
 	}
-	if len(p.Fields) > 0 && (r.good == nil || time.Since(r.since) > trial) {
-		was := r.running
-		r.good = &was
-	}
-	ended := r.set(file, p, shared)
-	r.problem, r.reverted = "", false
+	ended := r.set(file, p, use)
+	r.problem = ""
 	r.log.Info("the configuration was read again", "file", r.app.configFile(), "sha256", file.sum, "changed", strings.Join(p.Fields, " "), "begins_anew", strings.Join(ended, ", "))
 	r.metrics.reloads.WithLabelValues(reloadApplied).Inc()
 	r.tell()
 }
 
 // prepare reads what the admin server and the Kafka client, which all parts share, need for
-// a configuration; what it gives has them use that.
+// a configuration that is another one than they have, and the certificates for the source; what it
+// names may come later than itself. What prepare gives has them use that.
 func (r *reloader) prepare(cfg *config.Config) (use func(), err error) {
+	if len(config.Diff(r.shares, cfg)) == 0 {
+		return func() {}, nil
+	}
+	if way := cfg.Source.TLS; way != r.shares.Source.TLS { // with files that are not right the capture would wait, and not fail
+		if err := way.CheckFiles(); err != nil {
+			return nil, err
+		}
+	}
 	admin, err := r.admin.prepare(r.view(cfg))
 	if err != nil {
 		return nil, err
 	}
-	was := r.running.cfg.Kafka
-	if cfg.Kafka.SASL == was.SASL && cfg.Kafka.TLS == was.TLS {
-		return admin, nil
+	login := func() {}
+	if was := r.shares.Kafka; cfg.Kafka.SASL != was.SASL || cfg.Kafka.TLS != was.TLS {
+		if login, err = r.process.kafka.Renew(cfg.Kafka); err != nil {
+			return nil, fmt.Errorf("kafka.%w", err)
+		}
 	}
-	renew, err := r.process.kafka.Renew(cfg.Kafka)
-	if err != nil {
-		return nil, fmt.Errorf("kafka.%w", err)
-	}
-	return func() { admin(); renew() }, nil
+	return func() {
+		admin()
+		login()
+		r.shares = cfg
+	}, nil
 }
 
 // view is the process with another configuration.
 func (r *reloader) view(cfg *config.Config) *process {
 	now := r.process.now()
-	view := &process{cfg: cfg, memory: now.memory, shared: now.shared}
-	if cfg.Worker.MemoryBytes != now.cfg.Worker.MemoryBytes {
-		view.memory = sinks.NewMemory(cfg.Worker.MemoryBytes)
-	}
-	return view
+	return &process{cfg: cfg, memory: now.memory, shared: now.shared}
 }
 
 // set has a configuration run, and gives the parts that begin anew.
-func (r *reloader) set(file configText, p plan, shared func()) (ended []string) {
-	was, view := r.running, r.view(file.cfg)
-	if file.cfg.Log.Level != was.cfg.Log.Level {
+func (r *reloader) set(file configText, p plan, use func()) (ended []string) {
+	was, view := r.running.cfg, r.view(file.cfg)
+	if file.cfg.Log.Level != was.Log.Level {
 		view.level.Set(levelOf(file.cfg).Level())
 	}
-	ended = view.settings.set(view, p.Restarts)
-	if file.cfg.Worker.MemoryBytes != was.cfg.Worker.MemoryBytes {
+	if file.cfg.Worker.MemoryBytes != was.Worker.MemoryBytes {
+		view.memory = sinks.NewMemory(file.cfg.Worker.MemoryBytes)
 		r.app.collectLess(file.cfg.Worker)
 	}
+	ended = view.settings.set(view, p.Restarts)
 	if slices.Contains(p.Restarts, clockPart) {
 		view.commits.ask(file.cfg.Source)
 	}
 	view.board.Configure()
-	shared()
+	use()
 	r.running = file
 	if len(p.Fields) > 0 {
 		r.since = time.Now()
@@ -315,12 +323,12 @@ func (r *reloader) back(part string, err error) (wait time.Duration, again bool)
 	good := *r.good
 	r.good, r.reverted = nil, true
 	p := planOf(r.running.cfg, good.cfg)
-	shared, unready := r.prepare(good.cfg)
+	use, unready := r.prepare(good.cfg)
 	if unready != nil {
 		r.log.Warn("the admin server and the Kafka client keep what they have", "error", unready)
-		shared = func() {}
+		use = func() {}
 	}
-	r.set(good, p, shared)
+	r.set(good, p, use)
 	r.fail(reloadReverted, fmt.Sprintf("%s could not go on: %v", part, err))
 	if r.lost != nil {
 		r.lost.problem, r.lost.failed = r.problem, r.failed

@@ -27,7 +27,7 @@ func Read(path string) ([]byte, error) {
 	return content(file)
 }
 
-// Secret is the text of a file without the end of its line. An empty one is an error.
+// Secret is the text of a file without line ends behind it. An empty one is an error.
 func Secret(path string) (string, error) {
 	content, err := Read(path)
 	if err != nil {

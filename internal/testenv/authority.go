@@ -15,6 +15,8 @@ import (
 	"time"
 )
 
+const day = 24 * time.Hour
+
 // Authority signs certificates for servers and clients on 127.0.0.1 and writes them
 // into files, as servers and configurations name them.
 type Authority struct {
@@ -23,11 +25,17 @@ type Authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// NewAuthority makes an authority whose certificates are good for a day.
+// NewAuthority makes an authority that is good for a day, as its certificates are.
 func NewAuthority(t testing.TB, name string) *Authority {
 	t.Helper()
+	return NewAuthorityUntil(t, name, time.Now().Add(day))
+}
+
+// NewAuthorityUntil makes an authority that is good until then.
+func NewAuthorityUntil(t testing.TB, name string, end time.Time) *Authority {
+	t.Helper()
 	a := &Authority{File: filepath.Join(t.TempDir(), "ca.crt")}
-	template := certificate(name)
+	template := certificate(name, end)
 	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
 	var der []byte
 	a.key, der = a.issue(t, template, template)
@@ -43,7 +51,13 @@ func NewAuthority(t testing.TB, name string) *Authority {
 // returns the names of their files in dir; what was there under the name is replaced.
 func (a *Authority) Sign(t testing.TB, dir, name string) (cert, key string) {
 	t.Helper()
-	template := certificate(name)
+	return a.SignUntil(t, dir, name, time.Now().Add(day))
+}
+
+// SignUntil makes a certificate that is good until then.
+func (a *Authority) SignUntil(t testing.TB, dir, name string, end time.Time) (cert, key string) {
+	t.Helper()
+	template := certificate(name, end)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	template.IPAddresses = []net.IP{net.ParseIP(host)}
@@ -58,10 +72,10 @@ func (a *Authority) Sign(t testing.TB, dir, name string) (cert, key string) {
 	return cert, key
 }
 
-func certificate(name string) *x509.Certificate {
+func certificate(name string, end time.Time) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: end.Add(-2 * day), NotAfter: end,
 	}
 }
 

@@ -107,7 +107,7 @@ func (a *access) RoundTrip(req *http.Request) (*http.Response, error) {
 		if ofTLS(err) {
 			a.present(true)
 		}
-		return nil, err
+		return nil, certs.Explain(err, "", a.cfg.CAFile, a.cfg.CertFile)
 	case res.StatusCode == http.StatusUnauthorized:
 		a.present(true)
 	case res.StatusCode < 300 && res.Header.Get("X-Elastic-Product") != "Elasticsearch":

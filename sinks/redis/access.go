@@ -3,12 +3,14 @@ package redis
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"sync"
 	"time"
 
+	"lockstep/internal/certs"
 	"lockstep/internal/files"
 )
 
@@ -77,7 +79,29 @@ func (a *access) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Timeout)
 	defer cancel()
-	return (&tls.Dialer{NetDialer: plain, Config: config}).DialContext(ctx, network, addr)
+	conn, err := (&tls.Dialer{NetDialer: plain, Config: config}).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, a.explain(err)
+	}
+	return secure{conn.(*tls.Conn), a}, nil
+}
+
+// secure is a connection with TLS. With TLS 1.3 a server refuses a certificate behind the handshake.
+type secure struct {
+	*tls.Conn
+	of *access
+}
+
+func (s secure) Read(b []byte) (int, error) {
+	n, err := s.Conn.Read(b)
+	if refused, ok := errors.AsType[*certs.Refusal](s.of.explain(err)); ok {
+		err = fmt.Errorf("%w", refused) // the driver takes one error off while it logs in
+	}
+	return n, err
+}
+
+func (a *access) explain(err error) error {
+	return certs.Explain(err, "tls.", a.cfg.TLS.CAFile, a.cfg.TLS.CertFile)
 }
 
 func (a *access) login(context.Context) (username, password string, err error) {

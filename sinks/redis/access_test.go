@@ -17,6 +17,7 @@ import (
 	"lockstep/cdc"
 	"lockstep/internal/testenv"
 	"lockstep/sinks"
+	"lockstep/sinks/sinktest"
 )
 
 // trust writes the certificate of an authority into a file.
@@ -171,6 +172,41 @@ func rights(t *testing.T) string {
 		t.Fatal("docs/redis.md does not say what the user of the sentinels wants")
 	}
 	return strings.Join(regexp.MustCompile(`\+\w+`).FindAllString(sentence[1], -1), " ")
+}
+
+// A certificate that is out of date is named, whichever side refuses it.
+func TestACertificateThatIsOutOfDateIsNamed(t *testing.T) {
+	t.Parallel()
+	dir, past := t.TempDir(), time.Now().Add(-time.Minute)
+	authority := testenv.NewAuthority(t, "all")
+	cert, key := authority.Sign(t, dir, "server")
+	old, oldKey := authority.SignUntil(t, dir, "old", past)
+	mine, myKey := authority.Sign(t, dir, "mine")
+	_, port, _ := net.SplitHostPort(testenv.FreeAddr(t))
+	server := testenv.NewRedis(t, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", authority.File, "--tls-auth-clients", "yes")
+	said := func(cert, key, want string) {
+		t.Helper()
+		cfg := DefaultConfig()
+		cfg.Addresses, cfg.TLS = []string{"127.0.0.1:" + port}, TLS{Enabled: true, CAFile: authority.File, CertFile: cert, KeyFile: key}
+		s, err := Open(t.Context(), cfg, func(cdc.TableName) (TableConfig, bool) { return DefaultTableConfig(), true }, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if err := s.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the doctor is told %v; want %q", err, want)
+		}
+		if out := s.Apply(t.Context(), []cdc.Change{sinktest.Upsert(1, 1, "x")})[0]; out.Verdict != sinks.Unavailable || !strings.Contains(out.Reason, want) {
+			t.Errorf("a change gets %+v; want %q", out, want)
+		}
+	}
+	said(old, oldKey, "the certificate in "+old+" (tls.cert_file) expired on ")
+	plain := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer plain.Close()
+	if err := plain.Do(t.Context(), "CONFIG", "SET", "tls-cert-file", old, "tls-key-file", oldKey).Err(); err != nil {
+		t.Fatal(err)
+	}
+	said(mine, myKey, "the certificate of the server (CN=old) expired on ")
 }
 
 // serving are the settings of a server with certificates of an authority, and ours.

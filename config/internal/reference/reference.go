@@ -135,7 +135,7 @@ func (w *walker) structure(s *jsonschema.Schema, def reflect.Value, path, scope 
 			return err
 		}
 		if f.Type == reflect.TypeFor[secret.Text]() {
-			completed.Set(name+"_file", &jsonschema.Schema{Type: "string", Description: "Path of a file that holds " + name + ", in place of it. One line end at the end of the file is left out."})
+			completed.Set(name+"_file", &jsonschema.Schema{Type: "string", Description: "Path of a file that holds " + name + ", in place of it. Line ends at the end of the file are left out."})
 		}
 	}
 	s.Properties = completed
@@ -326,7 +326,7 @@ the JSON schema for editors.
   mistake. Variables are put in after the YAML is read, so their content needs no quoting;
   inside ` + "`{ }` and `[ ]`" + ` the ` + "`${NAME}`" + ` itself does.
 - Beside each *secret text* there is a field of the same name with ` + "`_file`" + ` at its end. It
-  takes the path of a file that holds the text, without the line end. Set one of the two.
+  takes the path of a file that holds the text, without line ends behind it. Set one of the two.
   Secrets are never printed. A relative path, of whatever file, begins at the working directory.
 - A duration is a number with its unit: ` + "`500ms`, `10s`, `2m`, `168h`" + `.
 - NAME stands for a name of your choice, ` + "`[]`" + ` for the entries of a list.
