@@ -40,6 +40,9 @@ type Server struct {
 	ImportBytes int64
 	// OpenRoute is Config.OpenRoute.
 	OpenRoute bool
+	// Stay, if set, is told of the requests that may take long and of which there are few: streams
+	// of events, exports and imports.
+	Stay func(*http.Request)
 
 	limits   limits
 	routes   []Route
@@ -163,6 +166,12 @@ func (s *Server) serve(route Route, do func(context.Context, http.ResponseWriter
 		}
 		s.Metrics.requests.WithLabelValues(route.ID, fmt.Sprint(seen.code)).Inc()
 	})
+}
+
+func (s *Server) stay(r *Request) {
+	if s.Stay != nil {
+		s.Stay(r.Request)
+	}
 }
 
 // status remembers the status of the answer.
@@ -299,7 +308,7 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 		return err
 	}
 	if route.Bulk {
-		leave, err := s.room()
+		leave, err := s.room(r)
 		if err != nil {
 			return err
 		}

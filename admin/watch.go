@@ -42,6 +42,7 @@ func (s *Server) watch(w http.ResponseWriter, r *Request, route Route) error {
 		return problem(http.StatusServiceUnavailable, "busy", "%d watch already, which is as many as this process serves; ask another one, or use the parameter wait", watchersAtOnce)
 	}
 	defer s.watchers.Add(-1)
+	s.stay(r)
 	ctx, stop := context.WithTimeout(r.Context(), watchLimit)
 	defer stop()
 	conn, began := http.NewResponseController(w), false

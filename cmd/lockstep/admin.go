@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"lockstep/admin"
 	"lockstep/audit"
 	"lockstep/dlq"
@@ -94,10 +92,12 @@ type httpServer struct {
 // adminServer serves /metrics, /healthz, /readyz, the API under /v1 and profiles.
 type adminServer struct {
 	*httpServer
-	log   *rareLog
-	audit *audit.Log
-	jobs  *dlq.Jobs
-	now   atomic.Pointer[configuredAdmin]
+	log     *rareLog
+	audit   *audit.Log
+	jobs    *dlq.Jobs
+	crowd   *crowd
+	scrapes *scrapes
+	now     atomic.Pointer[configuredAdmin]
 }
 
 // configuredAdmin is what of the server follows the configuration.
@@ -109,7 +109,7 @@ type configuredAdmin struct {
 func (p *process) listenAdmin() (*adminServer, error) {
 	log := &rareLog{p.newLetterLog()}
 	a := &adminServer{
-		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
+		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log}, crowd: newCrowd(connectionsAtOnce), scrapes: &scrapes{from: p.registry},
 		jobs: &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld},
 	}
 	configured, err := a.prepare(p)
@@ -120,7 +120,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 	mux := p.openPaths(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.now.Load().metrics.ServeHTTP(w, r) }))
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().api.ServeHTTP(w, r) })
 	mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().profiles.ServeHTTP(w, r) })
-	if a.httpServer, err = p.listen("admin.listen", p.cfg.Admin.Listen, mux); err != nil {
+	if a.httpServer, err = p.listen("admin.listen", p.cfg.Admin.Listen, mux, a.crowd); err != nil {
 		return nil, err
 	}
 	if a.now.Load().certificates != nil {
@@ -131,12 +131,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 
 // listenMetrics serves what probes and scrapes ask for, and nothing else.
 func (p *process) listenMetrics() (*httpServer, error) {
-	return p.listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths(p.scrapes()))
-}
-
-// scrapes answers with the metrics.
-func (p *process) scrapes() http.Handler {
-	return promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry, MaxRequestsInFlight: scrapesAtOnce})
+	return p.listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths(&scrapes{from: p.registry}), newCrowd(connectionsAtOnce))
 }
 
 // openPaths are those that are open to everybody who can reach the server.
@@ -162,10 +157,10 @@ func (p *process) openPaths(metrics http.Handler) *http.ServeMux {
 }
 
 // listen makes a server at an address; it is turned off by an empty one.
-func (p *process) listen(field, address string, handler http.Handler) (*httpServer, error) {
+func (p *process) listen(field, address string, handler http.Handler, all *crowd) (*httpServer, error) {
 	s := &httpServer{field: field, server: &http.Server{
 		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
-		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnState: newCrowd(connectionsAtOnce).note,
+		WriteTimeout: answerWithin, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnState: all.note, ConnContext: all.with,
 		ErrorLog: slog.NewLogLogger(p.log.With("part", "admin").Handler(), slog.LevelDebug), // of single connections
 	}}
 	if address == "" {
@@ -179,14 +174,6 @@ func (p *process) listen(field, address string, handler http.Handler) (*httpServ
 	return s, nil
 }
 
-const (
-	// connectionsAtOnce is how many connections there may be. It is more than there may be streams
-	// of events.
-	connectionsAtOnce = 2048
-	// scrapesAtOnce is how many may read the metrics at once.
-	scrapesAtOnce = 8
-)
-
 // prepare reads what the server needs for the configuration of p; what it gives has
 // requests answered with that from then on. Those under way end as they began.
 func (a *adminServer) prepare(p *process) (configure func(), err error) {
@@ -197,6 +184,7 @@ func (a *adminServer) prepare(p *process) (configure func(), err error) {
 	api := &admin.Server{
 		Tokens: tokens, Audit: a.audit,
 		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute,
+		Stay: a.crowd.stay,
 	}
 	certificates, err := admin.OpenCertificates(p.cfg.Admin.TLS, api.Log)
 	if err != nil {
@@ -205,7 +193,7 @@ func (a *adminServer) prepare(p *process) (configure func(), err error) {
 	known := p.cfg.Admin.TLS.Known
 	now := &configuredAdmin{
 		api: known(api.Handler(p.routes(a.log, a.jobs)...)), profiles: known(api.Profiles()), certificates: certificates,
-		metrics: known(p.scrapes()),
+		metrics: known(a.scrapes),
 	}
 	return func() { a.now.Store(now) }, nil
 }
