@@ -147,7 +147,13 @@ func (s *Server) serve(route Route, do func(context.Context, http.ResponseWriter
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		}
 		r.header = w.Header()
-		err := s.admit(r, route)
+		who, err := s.admit(r, route)
+		if err == nil && !route.Often && !route.Bulk { // these have limits of their own
+			var done func()
+			if done, err = s.limits.turn(ctx, who); err == nil {
+				defer done()
+			}
+		}
 		if err == nil {
 			err = do(ctx, seen, r)
 		} else if request.ContentLength != 0 {
@@ -188,26 +194,25 @@ func (w *status) WriteHeader(code int) {
 // Unwrap is for http.ResponseController.
 func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// admit finds out who asks, and whether it is not too often. Those without a right token
+// admit finds out who asks, under which name that counts, and whether it is not too often. Those without a right token
 // share an allowance with all others of their address. What is open is also for those who
 // send none.
-func (s *Server) admit(r *Request, route Route) (err error) {
+func (s *Server) admit(r *Request, route Route) (who string, err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
 	switch {
 	case route.Open && s.OpenRoute && len(r.Header.Values("Authorization")) == 0:
 		r.Identity, err = Identity{Role: Viewer}, nil
 	case route.Often && err == nil:
-		return nil
+		return "", nil
 	}
-	who := r.Identity.Name
-	if who == "" {
+	if who = r.Identity.Name; who == "" {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		who = "from " + host // which is no name of a holder
 	}
 	if wait := s.limits.take(who, time.Now()); wait > 0 {
-		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait.Round(time.Millisecond)), wait}
+		return who, &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait.Round(time.Millisecond)), wait}
 	}
-	return err
+	return who, err
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *Request, err error) {
