@@ -126,7 +126,9 @@ unless on ({P}, table)
 		}},
 		{"lockstep-dead-letters", []rule{
 			{alert: "LockstepDeadLetterFlood", level: page,
-				expr:        `sum by ({P}, sink, table) (increase(lockstep_sink_dead_letters_total[5m])) > 100`,
+				expr: `sum by ({P}, sink, table) (increase(lockstep_sink_dead_letters_total[5m])) > 100
+or
+sum by ({P}, sink, table) (lockstep_sink_dead_letters_total and on ({P}, instance) time() - process_start_time_seconds < 300) > 100`, // of a counter that is no 0 when it is scraped first nothing is an increase
 				summary:     `Sink {{ $labels.sink }} of {{ $labels.job }} refuses many rows of {{ $labels.table }}`,
 				description: `{{ $value | printf "%.0f" }} changes became dead letters in five minutes.`},
 			{alert: "LockstepDeadLettersWaiting", level: ticket, wait: "15m",
