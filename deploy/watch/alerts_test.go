@@ -225,7 +225,10 @@ var stories = []story{
 	}, at: "4m"},
 
 	{alert: "LockstepReconcileCoverageOld", about: "for two days", every: "5m", series: map[string]string{`lockstep_reconcile_coverage_timestamp_seconds{job="shop",instance="a",sink="search",table="s.q"}`: "600x620", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x620"}, at: "49h",
-		fires: []firing{{"job=shop sink=search table=s.q", "s.q was not compared with sink search of shop for two days", "The last full pass over the table began 2d 0h 50m 0s ago. reconcile.full_every is a day where nothing else is configured."}}},
+		fires: []firing{{"job=shop sink=search table=s.q", "s.q was not compared with sink search of shop for two days", "The last full pass over the table that has come to its end, or the first one, which has not, began 2d 0h 50m 0s ago. reconcile.full_every is a day where nothing else is configured."}}},
+	{alert: "LockstepReconcileCoverageOld", about: "the first pass does not come to its end", every: "5m", series: map[string]string{`lockstep_reconcile_uncovered_since_timestamp_seconds{job="shop",instance="a",sink="search",table="s.q"}`: "600x620", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x620",
+		`lockstep_reconcile_uncovered_since_timestamp_seconds{job="shop",instance="a",sink="search",table="s.t"}`: "86400x620"}, at: "49h",
+		fires: []firing{{"job=shop sink=search table=s.q", "s.q was not compared with sink search of shop for two days", "The last full pass over the table that has come to its end, or the first one, which has not, began 2d 0h 50m 0s ago. reconcile.full_every is a day where nothing else is configured."}}},
 	{alert: "LockstepReconcileCoverageOld", about: "yesterday, and one who compared before remembers longer ago", every: "5m", series: map[string]string{
 		`lockstep_reconcile_coverage_timestamp_seconds{job="shop",instance="a",sink="search",table="s.q"}`: "86400x620", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x620",
 		`lockstep_reconcile_coverage_timestamp_seconds{job="shop",instance="b",sink="search",table="s.q"}`: "600x620", `lockstep_reconcile_active{job="shop",instance="b"}`: "0x620",
