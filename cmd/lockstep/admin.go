@@ -109,7 +109,7 @@ type configuredAdmin struct {
 func (p *process) listenAdmin() (*adminServer, error) {
 	log := &rareLog{p.newLetterLog()}
 	a := &adminServer{
-		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log}, crowd: newCrowd(connectionsAtOnce), scrapes: &scrapes{from: p.registry},
+		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log}, crowd: newCrowd(connections()), scrapes: &scrapes{from: p.registry},
 		jobs: &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld},
 	}
 	configured, err := a.prepare(p)
@@ -131,7 +131,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 
 // listenMetrics serves what probes and scrapes ask for, and nothing else.
 func (p *process) listenMetrics() (*httpServer, error) {
-	return p.listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths(&scrapes{from: p.registry}), newCrowd(connectionsAtOnce))
+	return p.listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths(&scrapes{from: p.registry}), newCrowd(connections()))
 }
 
 // openPaths are those that are open to everybody who can reach the server.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -81,20 +82,21 @@ func (c *crowd) with(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, conn)
 }
 
-// stay has the connection of a request stay until it is answered.
+// stay has the connection of a request stay until it is answered, unless half of those that there may be do.
 func (c *crowd) stay(r *http.Request) {
 	conn, _ := r.Context().Value(connKey{}).(net.Conn)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, known := c.known[conn]; known { // and not closed meanwhile
+	staying := len(c.known) - c.quiet.Len() - c.busy.Len()
+	if _, known := c.known[conn]; known && staying < c.most/2 { // and not closed meanwhile
 		c.leave(conn)
 		c.known[conn] = nil
 	}
 }
 
 const (
-	// connectionsAtOnce is how many connections there may be. It is more than twice as many as there
-	// may be streams of events.
+	// connectionsAtOnce is how many connections a server may have where the process may have files
+	// enough. It is more than twice as many as there may be streams of events.
 	connectionsAtOnce = 2048
 	// answerWithin is how long who asks may take to take an answer, where nothing else is said.
 	answerWithin = 10 * time.Second
@@ -103,6 +105,19 @@ const (
 	// scrapeShared is how old an answer may be that is given to several, above that.
 	scrapeShared = time.Second
 )
+
+// connectionsOf is how many connections a server may have in a process that may have so many files
+// open: a quarter, so that two servers leave as many for Kafka, MySQL and the stores.
+func connectionsOf(files uint64) int { return int(min(connectionsAtOnce, files/4)) }
+
+// connections is that of this process.
+func connections() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return connectionsAtOnce
+	}
+	return connectionsOf(files.Cur)
+}
 
 // scrapes answers with the metrics. An answer is there, whole, before it is sent, so that who does
 // not take it holds up nobody; and where many are under way, several get the same one, so that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -110,6 +111,25 @@ func TestWhoMakesRoomForOneMore(t *testing.T) {
 	}
 	if n := len(c.known) + c.quiet.Len() + c.busy.Len(); n != 0 {
 		t.Errorf("%d are remembered", n)
+	}
+}
+
+// Where half of the connections stay the next one is like the others, and where a process may have
+// few files it has few connections.
+func TestThoseThatStayLeaveRoom(t *testing.T) {
+	c := newCrowd(4)
+	conns := []net.Conn{&net.TCPConn{}, &net.TCPConn{}, &net.TCPConn{}, &net.TCPConn{}, &net.TCPConn{}}
+	for _, conn := range conns[:4] {
+		c.move(conn, http.StateActive)
+		c.stay((&http.Request{}).WithContext(c.with(t.Context(), conn)))
+	}
+	if out := c.move(conns[4], http.StateNew); out != conns[2] {
+		t.Errorf("%d is closed; want the first that could not stay", slices.Index(conns, out))
+	}
+	for files, want := range map[uint64]int{256: 64, 1024: 256, 1 << 20: connectionsAtOnce, math.MaxUint64: connectionsAtOnce} {
+		if n := connectionsOf(files); n != want {
+			t.Errorf("%d files: %d connections, want %d", files, n, want)
+		}
 	}
 }
 
