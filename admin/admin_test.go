@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -655,6 +656,43 @@ func TestWhoAsksTooOftenWaitsAndNobodyElse(t *testing.T) {
 	if wait := l.take("x", now.Add(time.Second/ratePerSecond+time.Millisecond)); wait != 0 {
 		t.Errorf("wait is %s", wait)
 	}
+}
+
+// Of one holder few requests are looked after at once, however long their answers are not taken; what is one more waits
+// for its turn and not for long, and other holders are not concerned.
+func TestFewRequestsOfAHolderAreLookedAfterAtOnce(t *testing.T) {
+	a := newAPI(t)
+	synctest.Test(t, func(t *testing.T) {
+		var gate, all sync.WaitGroup
+		gate.Add(workAtOnce + 1)
+		a.shelf.gate = &gate
+		ask := func(token string) int {
+			r := httptest.NewRequest("GET", "/v1/dlq", nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			w := httptest.NewRecorder()
+			a.handler.ServeHTTP(w, r)
+			return w.Code
+		}
+		asked := func(token string, want int) {
+			all.Go(func() {
+				if code := ask(token); code != want {
+					t.Errorf("%s: %d, want %d", token, code, want)
+				}
+			})
+		}
+		for range workAtOnce {
+			asked(viewer, 200)
+		}
+		synctest.Wait()
+		if code := ask(viewer); code != 429 {
+			t.Errorf("one more: %d", code)
+		}
+		asked(operator, 200) // and the gate opens
+		all.Wait()
+		a.shelf.gate = nil
+		asked(viewer, 200)
+		all.Wait()
+	})
 }
 
 func TestARouteThatWritesWithoutAnActIsABug(t *testing.T) {

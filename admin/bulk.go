@@ -38,12 +38,13 @@ type errCut struct{ error }
 func (e errCut) Unwrap() error { return e.error }
 
 // room makes sure that few large requests are under way at once.
-func (s *Server) room() (leave func(), err error) {
+func (s *Server) room(r *Request) (leave func(), err error) {
 	leave = func() { s.Load.bulk.Add(-1) }
 	if s.Load.bulk.Add(1) > bulkAtOnce {
 		leave()
 		return nil, &limited{problem(http.StatusTooManyRequests, "busy", "%d exports and imports are under way in this process; try again when one is over, or ask another process", bulkAtOnce), 5 * time.Second}
 	}
+	s.stay(r)
 	return leave, nil
 }
 
@@ -114,7 +115,7 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, r *Request, 
 	if !r.ProtoAtLeast(1, 1) { // there the end of the connection is the end of the answer
 		return problem(http.StatusHTTPVersionNotSupported, "http_version", "with %s nobody can tell a whole answer from one that was cut off; use HTTP/1.1 (a proxy before it may have to be told: proxy_http_version 1.1)", r.Proto)
 	}
-	leave, err := s.room()
+	leave, err := s.room(r)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -401,6 +402,8 @@ func TestABodyThatGoesOnIsWaitedFor(t *testing.T) {
 // Two at once are let in, a third is told to wait, and what is over makes room.
 func TestFewLargeRequestsAreUnderWayAtOnce(t *testing.T) {
 	a := newAPI(t)
+	var stay atomic.Int32
+	a.server.Stay = func(*http.Request) { stay.Add(1) }
 	server := a.serve(time.Minute)
 	var feeds []*io.PipeWriter
 	ended := make(chan answer, bulkAtOnce)
@@ -426,6 +429,9 @@ func TestFewLargeRequestsAreUnderWayAtOnce(t *testing.T) {
 	}
 	if got := a.send(server, "GET", "/v1/dlq", operator, nil); got.status != 200 {
 		t.Errorf("a list: %+v", got)
+	}
+	if n := stay.Load(); n != bulkAtOnce {
+		t.Errorf("%d requests are meant to last; want the %d that are under way", n, bulkAtOnce)
 	}
 	for _, feed := range feeds {
 		feed.Close()

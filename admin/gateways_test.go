@@ -23,6 +23,7 @@ type gateways struct {
 	*route.Board
 	now      time.Time // of the board
 	starting bool
+	stay     chan string // the paths of requests that are meant to last
 }
 
 var gatewayConfig = func() route.Config {
@@ -32,7 +33,7 @@ var gatewayConfig = func() route.Config {
 }()
 
 func newGateways() *gateways {
-	return &gateways{route.NewBoard(func(string) route.Config { return gatewayConfig }, route.NewMetrics(prometheus.NewRegistry())), time.Now(), false}
+	return &gateways{route.NewBoard(func(string) route.Config { return gatewayConfig }, route.NewMetrics(prometheus.NewRegistry())), time.Now(), false, make(chan string, 10)}
 }
 
 func (g *gateways) Ready() bool { return !g.starting }
@@ -67,7 +68,7 @@ func (g *gateways) serve(t *testing.T, open bool) (url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Tokens: tokens, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), OpenRoute: open, Load: &Load{}}
+	s := &Server{Tokens: tokens, Log: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry()), OpenRoute: open, Load: &Load{}, Stay: func(r *http.Request) { g.stay <- r.URL.Path }}
 	server := httptest.NewUnstartedServer(s.Handler(GatewayRoutes(g)...))
 	// Less than some tests wait, as the real one has it.
 	server.Config.ReadTimeout, server.Config.WriteTimeout = 500*time.Millisecond, 800*time.Millisecond
@@ -227,6 +228,7 @@ func TestAStreamOfEventsTellsOfEveryChange(t *testing.T) {
 	g := newGateways()
 	url := g.serve(t, false) + "/v1/route/shop.orders?sink=search"
 	g.pass(50*time.Second, route.Report{})
+	get(t, url)
 	ctx, leave := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer leave()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -265,6 +267,9 @@ func TestAStreamOfEventsTellsOfEveryChange(t *testing.T) {
 	first, a := event()
 	if a.Sinks[0].Read != route.ReadSink {
 		t.Errorf("the first event: %+v", a)
+	}
+	if len(g.stay) != 1 {
+		t.Errorf("%d requests are meant to last; want the stream, and not what is answered at once", len(g.stay))
 	}
 	again, b := event() // longer than the server's timeouts
 	if again != first || !b.UsableUntil.After(a.UsableUntil) || !b.At.Before(a.UsableUntil) {

@@ -1,6 +1,8 @@
 package admin
 
 import (
+	"context"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -9,10 +11,13 @@ import (
 )
 
 // Each holder of a token may ask this often, and so often at once; and so may each address
-// from which somebody asks without a right one.
+// from which somebody asks without a right one. Of what is asked so few are looked after at
+// once, for each of them may need all letters; the others wait for their turn.
 const (
 	ratePerSecond = 20
 	rateBurst     = 40
+	workAtOnce    = 8
+	turnWithin    = 5 * time.Second
 	// mostLimits bounds for how many that is remembered.
 	mostLimits = 4096
 )
@@ -36,13 +41,19 @@ func (l *limited) Unwrap() error { return l.Problem }
 // limits counts requests by who sends them.
 type limits struct {
 	mu    sync.Mutex
-	all   map[string]*rate.Limiter
+	all   map[string]*limit
 	swept time.Time
+}
+
+// limit is what one of them may do.
+type limit struct {
+	rate *rate.Limiter
+	work chan struct{} // those that are looked after
 }
 
 // take counts a request, or says how long to wait.
 func (l *limits) take(name string, now time.Time) time.Duration {
-	r := l.of(name, now).ReserveN(now, 1)
+	r := l.of(name, now).rate.ReserveN(now, 1)
 	wait := r.DelayFrom(now)
 	if wait > 0 {
 		r.CancelAt(now)
@@ -50,17 +61,31 @@ func (l *limits) take(name string, now time.Time) time.Duration {
 	return wait
 }
 
-func (l *limits) of(name string, now time.Time) *rate.Limiter {
+// turn waits until a request may be looked after.
+func (l *limits) turn(ctx context.Context, name string) (done func(), err error) {
+	work := l.of(name, time.Now()).work
+	late := time.NewTimer(turnWithin)
+	defer late.Stop()
+	select {
+	case work <- struct{}{}:
+		return func() { <-work }, nil
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return nil, &limited{problem(http.StatusTooManyRequests, "too_many", "%d requests are under way already, or their answers are not taken; try again when one is over", workAtOnce), time.Second}
+}
+
+func (l *limits) of(name string, now time.Time) *limit {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all == nil {
-		l.all = map[string]*rate.Limiter{}
+		l.all = map[string]*limit{}
 	}
 	if l.all[name] == nil && len(l.all) >= mostLimits {
 		if now.Sub(l.swept) > time.Second {
 			l.swept = now
-			for other, limit := range l.all { // who has not asked for a while is as one that is new
-				if limit.TokensAt(now) >= rateBurst {
+			for other, one := range l.all { // who has not asked for a while is as one that is new
+				if one.rate.TokensAt(now) >= rateBurst && len(one.work) == 0 {
 					delete(l.all, other)
 				}
 			}
@@ -69,10 +94,10 @@ func (l *limits) of(name string, now time.Time) *rate.Limiter {
 			name = "" // so many at once share one allowance
 		}
 	}
-	limit := l.all[name]
-	if limit == nil {
-		limit = rate.NewLimiter(ratePerSecond, rateBurst)
-		l.all[name] = limit
+	one := l.all[name]
+	if one == nil {
+		one = &limit{rate.NewLimiter(ratePerSecond, rateBurst), make(chan struct{}, workAtOnce)}
+		l.all[name] = one
 	}
-	return limit
+	return one
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// profileLimit is how long a profile may be taken, and less than a server's write timeout.
+// profileLimit is how long a profile may be taken.
 const profileLimit = 100 * time.Second
 
 // Profiles serves the profiles of the runtime below /debug/pprof/ to operators. The command
@@ -27,6 +27,7 @@ func (s *Server) Profiles() http.Handler {
 			return problem(http.StatusNotFound, "not_found", "there is no %s %s; see GET /debug/pprof/", r.Method, r.URL.Path)
 		}
 		s.Log.Info("a profile is taken", "path", r.URL.Path, "who", r.Identity.Name, "request_id", r.ID)
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(profileLimit + timeLimit))
 		mux.ServeHTTP(w, r.WithContext(ctx))
 		return nil
 	})

@@ -41,6 +41,9 @@ type Server struct {
 	OpenRoute bool
 	// Load is that of the process.
 	Load *Load
+	// Stay, if set, is told of the requests that may take long and of which there are few: streams
+	// of events, exports and imports.
+	Stay func(*http.Request)
 
 	routes   []Route
 	patience time.Duration // of a test; see stall
@@ -141,7 +144,13 @@ func (s *Server) serve(route Route, do func(context.Context, http.ResponseWriter
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		}
 		r.header = w.Header()
-		err := s.admit(r, route)
+		who, err := s.admit(r, route)
+		if err == nil && !route.Often && !route.Bulk { // these have limits of their own
+			var done func()
+			if done, err = s.Load.limits.turn(ctx, who); err == nil {
+				defer done()
+			}
+		}
 		if err == nil {
 			err = do(ctx, seen, r)
 		} else if request.ContentLength != 0 {
@@ -162,6 +171,12 @@ func (s *Server) serve(route Route, do func(context.Context, http.ResponseWriter
 	})
 }
 
+func (s *Server) stay(r *Request) {
+	if s.Stay != nil {
+		s.Stay(r.Request)
+	}
+}
+
 // status remembers the status of the answer.
 type status struct {
 	http.ResponseWriter
@@ -176,26 +191,25 @@ func (w *status) WriteHeader(code int) {
 // Unwrap is for http.ResponseController.
 func (w *status) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// admit finds out who asks, and whether it is not too often. Those without a right token
+// admit finds out who asks, under which name that counts, and whether it is not too often. Those without a right token
 // share an allowance with all others of their address. What is open is also for those who
 // send none.
-func (s *Server) admit(r *Request, route Route) (err error) {
+func (s *Server) admit(r *Request, route Route) (who string, err error) {
 	r.Identity, err = s.Tokens.identify(r.Request)
 	switch {
 	case route.Open && s.OpenRoute && len(r.Header.Values("Authorization")) == 0:
 		r.Identity, err = Identity{Role: Viewer}, nil
 	case route.Often && err == nil:
-		return nil
+		return "", nil
 	}
-	who := r.Identity.Name
-	if who == "" {
+	if who = r.Identity.Name; who == "" {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		who = "from " + host // which is no name of a holder
 	}
 	if wait := s.Load.limits.take(who, time.Now()); wait > 0 {
-		return &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait.Round(time.Millisecond)), wait}
+		return who, &limited{problem(http.StatusTooManyRequests, "too_many", "more than %d requests a second; try again in %s", ratePerSecond, wait.Round(time.Millisecond)), wait}
 	}
-	return err
+	return who, err
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *Request, err error) {
@@ -296,7 +310,7 @@ func (s *Server) write(ctx context.Context, w http.ResponseWriter, r *Request, r
 		return err
 	}
 	if route.Bulk {
-		leave, err := s.room()
+		leave, err := s.room(r)
 		if err != nil {
 			return err
 		}

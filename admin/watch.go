@@ -41,6 +41,7 @@ func (s *Server) watch(w http.ResponseWriter, r *Request, route Route) error {
 	if s.Load.watchers.Add(1) > watchersAtOnce {
 		return problem(http.StatusServiceUnavailable, "busy", "%d watch already, which is as many as this process serves; ask another one, or use the parameter wait", watchersAtOnce)
 	}
+	s.stay(r)
 	ctx, stop := context.WithTimeout(r.Context(), watchLimit)
 	defer stop()
 	conn, began := http.NewResponseController(w), false

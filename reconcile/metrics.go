@@ -15,6 +15,7 @@ type Metrics struct {
 	standing   *prometheus.GaugeVec
 	ratio      *prometheus.GaugeVec
 	coverage   *prometheus.GaugeVec
+	uncovered  *prometheus.GaugeVec
 	unclear    *prometheus.GaugeVec
 	passes     *prometheus.CounterVec
 }
@@ -41,10 +42,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		standing:   gauge("mismatches", "Mismatches that the last full pass has found and that were not repaired.", of...),
 		ratio:      gauge("mismatch_ratio", "The same as a part of the rows that it has compared.", of...),
 		coverage:   gauge("coverage_timestamp_seconds", "When the last full pass began that has compared the whole table, in seconds since 1970; time() minus this is the age of the coverage.", of...),
+		uncovered:  gauge("uncovered_since_timestamp_seconds", "When the first full pass over the table began, in seconds since 1970, while none has come to its end; no sample afterwards.", of...),
 		unclear:    gauge("unclear", "Rows of which the last full pass could not say whether they are equal.", of...),
 		passes:     counter("passes_total", "Comparisons that came to their end: full and sample.", "table", "kind"),
 	}
-	reg.MustRegister(m.mismatches, m.classes, m.keys, m.suspects, m.standing, m.ratio, m.coverage, m.unclear, m.passes)
+	reg.MustRegister(m.mismatches, m.classes, m.keys, m.suspects, m.standing, m.ratio, m.coverage, m.uncovered, m.unclear, m.passes)
 	return m
 }
 
@@ -79,6 +81,19 @@ func (m *Metrics) begin(table, sink string) {
 	}
 }
 
+// first notes since when the first full pass over a table is under way, and ended that a pass has come to its end.
+func (m *Metrics) first(table, sink string, began time.Time) {
+	if m != nil {
+		m.uncovered.WithLabelValues(table, sink).Set(float64(began.Unix()))
+	}
+}
+
+func (m *Metrics) ended(table string) {
+	if m != nil {
+		m.uncovered.DeletePartialMatch(prometheus.Labels{"table": table})
+	}
+}
+
 // covered notes what a full pass has found in a sink.
 func (m *Metrics) covered(table string, began time.Time, r *SinkResult) {
 	if m == nil {
@@ -109,7 +124,7 @@ func (m *Metrics) Rest() {
 }
 
 func (m *Metrics) gauges() []*prometheus.GaugeVec {
-	return []*prometheus.GaugeVec{m.suspects, m.standing, m.ratio, m.unclear, m.coverage}
+	return []*prometheus.GaugeVec{m.suspects, m.standing, m.ratio, m.unclear, m.coverage, m.uncovered}
 }
 
 func (m *Metrics) done(table, kind string) {

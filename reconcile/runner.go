@@ -255,6 +255,13 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 	if state.Began.IsZero() {
 		state.Began = time.Now()
 	}
+	if state.Last == nil {
+		for _, target := range r.Targets {
+			if target.Store.Keeps(table) == nil {
+				r.Metrics.first(table.String(), target.Name, state.Began)
+			}
+		}
+	}
 	rows, took := r.Pace()
 	cursor := &trail{}
 	pass := &Pass{
@@ -278,6 +285,7 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 	r.found(ctx, result, !resumed)
 	result.Began = state.Began
 	state.Began, state.After, state.Last = time.Time{}, nil, result
+	r.Metrics.ended(table.String())
 	for _, s := range result.Sinks {
 		if s.Incomparable == "" {
 			r.Metrics.covered(table.String(), result.Began, s)

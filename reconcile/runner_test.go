@@ -135,7 +135,11 @@ func TestAFullPassGoesOnWhereItWas(t *testing.T) {
 		r := s.runner(k, notes)
 		r.Config.SampleEvery = 24 * time.Hour
 		r.World.Open = func(context.Context, cdc.TableName, string) (Source, error) { return slow{s, &firsts}, nil }
+		began := time.Now().Unix()
 		runFor(t, r, 150*time.Second) // each chunk of five takes ten seconds
+		if at := testutil.ToFloat64(r.Metrics.uncovered.WithLabelValues("shop.orders", "search")); at != float64(began) {
+			t.Errorf("the table is said to be uncovered since %v; want %d", at, began)
+		}
 		again := s.runner(k, notes)
 		again.Config.SampleEvery = 24 * time.Hour
 		again.World.Open = r.World.Open
@@ -146,6 +150,9 @@ func TestAFullPassGoesOnWhereItWas(t *testing.T) {
 		}
 		if n := testutil.ToFloat64(again.Metrics.passes.WithLabelValues("shop.orders", "full")); n != 1 {
 			t.Errorf("%v passes came to their end", n)
+		}
+		if n := testutil.CollectAndCount(again.Metrics.uncovered); n != 0 {
+			t.Errorf("%d samples say since when the table is uncovered; it is covered", n)
 		}
 	})
 }

@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"lockstep/admin"
 	"lockstep/audit"
 	"lockstep/dlq"
@@ -97,8 +95,9 @@ type adminServer struct {
 	log     *rareLog
 	audit   *audit.Log
 	jobs    *dlq.Jobs
-	scrapes http.Handler
 	load    admin.Load
+	crowd   *crowd
+	scrapes *scrapes
 	now     atomic.Pointer[configuredAdmin]
 }
 
@@ -111,9 +110,8 @@ type configuredAdmin struct {
 func (p *process) listenAdmin() (*adminServer, error) {
 	log := &rareLog{p.newLetterLog()}
 	a := &adminServer{
-		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log},
-		jobs:    &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld},
-		scrapes: p.scrapes(),
+		log: log, audit: &audit.Log{Prefix: p.cfg.Prefix, Kafka: log}, crowd: newCrowd(connections()), scrapes: &scrapes{from: p.registry},
+		jobs: &dlq.Jobs{Prefix: p.cfg.Prefix, Kafka: log, Log: p.log.With("part", "admin"), Held: p.replaysHeld},
 	}
 	configured, err := a.prepare(p)
 	if err != nil {
@@ -123,7 +121,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 	mux := p.openPaths(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.now.Load().metrics.ServeHTTP(w, r) }))
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().api.ServeHTTP(w, r) })
 	mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) { a.now.Load().profiles.ServeHTTP(w, r) })
-	if a.httpServer, err = p.listen("admin.listen", p.cfg.Admin.Listen, mux); err != nil {
+	if a.httpServer, err = p.listen("admin.listen", p.cfg.Admin.Listen, mux, a.crowd); err != nil {
 		return nil, err
 	}
 	if a.now.Load().certificates != nil {
@@ -134,12 +132,7 @@ func (p *process) listenAdmin() (*adminServer, error) {
 
 // listenMetrics serves what probes and scrapes ask for, and nothing else.
 func (p *process) listenMetrics() (*httpServer, error) {
-	return p.listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths(p.scrapes()))
-}
-
-// scrapes answers with the metrics.
-func (p *process) scrapes() http.Handler {
-	return promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{Registry: p.registry, MaxRequestsInFlight: scrapesAtOnce})
+	return p.listen("admin.metrics_listen", p.cfg.Admin.MetricsListen, p.openPaths(&scrapes{from: p.registry}), newCrowd(connections()))
 }
 
 // openPaths are those that are open to everybody who can reach the server.
@@ -165,10 +158,10 @@ func (p *process) openPaths(metrics http.Handler) *http.ServeMux {
 }
 
 // listen makes a server at an address; it is turned off by an empty one.
-func (p *process) listen(field, address string, handler http.Handler) (*httpServer, error) {
+func (p *process) listen(field, address string, handler http.Handler, all *crowd) (*httpServer, error) {
 	s := &httpServer{field: field, server: &http.Server{
 		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second,
-		WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnState: newCrowd(connectionsAtOnce).note,
+		WriteTimeout: answerWithin, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnState: all.note, ConnContext: all.with,
 		ErrorLog: slog.NewLogLogger(p.log.With("part", "admin").Handler(), slog.LevelDebug), // of single connections
 	}}
 	if address == "" {
@@ -182,14 +175,6 @@ func (p *process) listen(field, address string, handler http.Handler) (*httpServ
 	return s, nil
 }
 
-const (
-	// connectionsAtOnce is how many connections there may be. It is more than there may be streams
-	// of events.
-	connectionsAtOnce = 2048
-	// scrapesAtOnce is how many may read the metrics at once.
-	scrapesAtOnce = 8
-)
-
 // prepare reads what the server needs for the configuration of p; what it gives has
 // requests answered with that from then on. Those under way end as they began.
 func (a *adminServer) prepare(p *process) (configure func(), err error) {
@@ -200,6 +185,7 @@ func (a *adminServer) prepare(p *process) (configure func(), err error) {
 	api := &admin.Server{
 		Tokens: tokens, Audit: a.audit,
 		Log: p.log.With("part", "admin"), Metrics: p.metrics.admin, ImportBytes: p.cfg.Admin.ImportBytes, OpenRoute: p.cfg.Admin.OpenRoute, Load: &a.load,
+		Stay: a.crowd.stay,
 	}
 	certificates, err := admin.OpenCertificates(p.cfg.Admin.TLS, api.Log)
 	if err != nil {

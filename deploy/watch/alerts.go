@@ -126,7 +126,9 @@ unless on ({P}, table)
 		}},
 		{"lockstep-dead-letters", []rule{
 			{alert: "LockstepDeadLetterFlood", level: page,
-				expr:        `sum by ({P}, sink, table) (increase(lockstep_sink_dead_letters_total[5m])) > 100`,
+				expr: `sum by ({P}, sink, table) (increase(lockstep_sink_dead_letters_total[5m])) > 100
+or
+sum by ({P}, sink, table) (lockstep_sink_dead_letters_total and on ({P}, instance) time() - process_start_time_seconds < 300) > 100`, // of a counter that is no 0 when it is scraped first nothing is an increase
 				summary:     `Sink {{ $labels.sink }} of {{ $labels.job }} refuses many rows of {{ $labels.table }}`,
 				description: `{{ $value | printf "%.0f" }} changes became dead letters in five minutes.`},
 			{alert: "LockstepDeadLettersWaiting", level: ticket, wait: "15m",
@@ -153,9 +155,12 @@ sum by ({P}, sink, table) (increase(lockstep_reconcile_mismatch_total[1h])) > 0`
 				summary:     `Sink {{ $labels.sink }} of {{ $labels.job }} has rows of {{ $labels.table }} that are not as in MySQL`,
 				description: `The reconciler has confirmed {{ $value | printf "%.0f" }} rows that differ and that nothing under way explains.`},
 			{alert: "LockstepReconcileCoverageOld", level: ticket, wait: "15m",
-				expr:        `time() - min by ({P}, sink, table) (lockstep_reconcile_coverage_timestamp_seconds and on ({P}, instance) lockstep_reconcile_active == 1) > 2 * 86400`,
+				expr: `time() - min by ({P}, sink, table) (
+  (lockstep_reconcile_coverage_timestamp_seconds or lockstep_reconcile_uncovered_since_timestamp_seconds)
+  and on ({P}, instance) lockstep_reconcile_active == 1
+) > 2 * 86400`,
 				summary:     `{{ $labels.table }} was not compared with sink {{ $labels.sink }} of {{ $labels.job }} for two days`,
-				description: `The last full pass over the table began {{ $value | humanizeDuration }} ago. reconcile.full_every is a day where nothing else is configured.`},
+				description: `The last full pass over the table that has come to its end, or the first one, which has not, began {{ $value | humanizeDuration }} ago. reconcile.full_every is a day where nothing else is configured.`},
 			{alert: "LockstepNobodyCompares", level: ticket, wait: "15m",
 				expr:        `max by ({P}) (lockstep_reconcile_active) == 0`,
 				summary:     `Nobody compares the rows of {{ $labels.job }} with MySQL`,

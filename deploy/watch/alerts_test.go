@@ -190,6 +190,12 @@ var stories = []story{
 
 	{alert: "LockstepDeadLetterFlood", about: "two hundred in five minutes", series: map[string]string{`lockstep_sink_dead_letters_total{job="shop",instance="a",sink="search",table="s.q",class="mapping"}`: "0x5 40+40x5"}, at: "10m",
 		fires: []firing{{"job=shop sink=search table=s.q", "Sink search of shop refuses many rows of s.q", "200 changes became dead letters in five minutes."}}},
+	{alert: "LockstepDeadLetterFlood", about: "two hundred as a process starts, before it is scraped", series: map[string]string{
+		`lockstep_sink_dead_letters_total{job="shop",instance="b",sink="search",table="s.q",class="mapping"}`: "_x3 200x9", `process_start_time_seconds{job="shop",instance="b"}`: "_x3 220x9",
+		`lockstep_sink_dead_letters_total{job="shop",instance="a",sink="search",table="s.q",class="mapping"}`: "5x12", `process_start_time_seconds{job="shop",instance="a"}`: "1x12"}, at: "8m",
+		fires: []firing{{"job=shop sink=search table=s.q", "Sink search of shop refuses many rows of s.q", "200 changes became dead letters in five minutes."}}},
+	{alert: "LockstepDeadLetterFlood", about: "Prometheus is new, and a process has had many for long", series: map[string]string{
+		`lockstep_sink_dead_letters_total{job="shop",instance="a",sink="search",table="s.q",class="mapping"}`: "_x30 5000x9", `process_start_time_seconds{job="shop",instance="a"}`: "_x30 1x9"}, at: "34m"},
 	{alert: "LockstepDeadLetterFlood", about: "some", series: map[string]string{`lockstep_sink_dead_letters_total{job="shop",instance="a",sink="search",table="s.q",class="mapping"}`: "0x5 4+4x5"}, at: "10m"},
 
 	{alert: "LockstepDeadLettersWaiting", about: "parked on one process, exhausted on another", series: map[string]string{
@@ -219,7 +225,10 @@ var stories = []story{
 	}, at: "4m"},
 
 	{alert: "LockstepReconcileCoverageOld", about: "for two days", every: "5m", series: map[string]string{`lockstep_reconcile_coverage_timestamp_seconds{job="shop",instance="a",sink="search",table="s.q"}`: "600x620", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x620"}, at: "49h",
-		fires: []firing{{"job=shop sink=search table=s.q", "s.q was not compared with sink search of shop for two days", "The last full pass over the table began 2d 0h 50m 0s ago. reconcile.full_every is a day where nothing else is configured."}}},
+		fires: []firing{{"job=shop sink=search table=s.q", "s.q was not compared with sink search of shop for two days", "The last full pass over the table that has come to its end, or the first one, which has not, began 2d 0h 50m 0s ago. reconcile.full_every is a day where nothing else is configured."}}},
+	{alert: "LockstepReconcileCoverageOld", about: "the first pass does not come to its end", every: "5m", series: map[string]string{`lockstep_reconcile_uncovered_since_timestamp_seconds{job="shop",instance="a",sink="search",table="s.q"}`: "600x620", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x620",
+		`lockstep_reconcile_uncovered_since_timestamp_seconds{job="shop",instance="a",sink="search",table="s.t"}`: "86400x620"}, at: "49h",
+		fires: []firing{{"job=shop sink=search table=s.q", "s.q was not compared with sink search of shop for two days", "The last full pass over the table that has come to its end, or the first one, which has not, began 2d 0h 50m 0s ago. reconcile.full_every is a day where nothing else is configured."}}},
 	{alert: "LockstepReconcileCoverageOld", about: "yesterday, and one who compared before remembers longer ago", every: "5m", series: map[string]string{
 		`lockstep_reconcile_coverage_timestamp_seconds{job="shop",instance="a",sink="search",table="s.q"}`: "86400x620", `lockstep_reconcile_active{job="shop",instance="a"}`: "1x620",
 		`lockstep_reconcile_coverage_timestamp_seconds{job="shop",instance="b",sink="search",table="s.q"}`: "600x620", `lockstep_reconcile_active{job="shop",instance="b"}`: "0x620",
