@@ -1,12 +1,17 @@
 package lockstep
 
 import (
+	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // pages are the pages for people, by path.
@@ -133,5 +138,87 @@ func TestEveryCommandOfThePagesIsOne(t *testing.T) {
 	}
 	if found < 50 {
 		t.Errorf("only %d commands were found", found)
+	}
+}
+
+var (
+	metric  = regexp.MustCompile("`(?:[^`]*[^a-z0-9_`])?(lockstep_[a-z0-9_]+)")
+	apiPath = regexp.MustCompile(`/v1/[a-z][A-Za-z0-9_./{}$-]*`)
+	inPath  = regexp.MustCompile(`\{[^}]*\}|\$[A-Z]+`)
+	row     = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| (?:[^|]* \\| `([^`]*)` \\|)?")
+	stated  = regexp.MustCompile("`([a-z_]+(?:\\.[a-z_]+)*)` \\(([0-9][^)]*)\\)")
+)
+
+// Metrics, paths of the API and defaults that a page names are those of the pages that are made of
+// the program.
+func TestWhatThePagesNameIsInTheReference(t *testing.T) {
+	all := pages(t)
+	openapi, err := os.ReadFile("docs/openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var api struct {
+		Paths map[string]any `json:"paths"`
+	}
+	if err := json.Unmarshal(openapi, &api); err != nil {
+		t.Fatal(err)
+	}
+	paths := map[string]bool{"/v1/openapi.json": true}
+	for path := range api.Paths {
+		paths[inPath.ReplaceAllString(path, "*")] = true
+	}
+	metrics, defaults := map[string]bool{}, map[string]string{}
+	for _, m := range row.FindAllStringSubmatch(all["docs/metrics.md"], -1) {
+		metrics[m[1]] = true
+	}
+	for _, m := range row.FindAllStringSubmatch(all["docs/config.md"], -1) {
+		defaults[m[1]] = m[2]
+	}
+	// Of an adapter of Prometheus, of records in a store and of the demo.
+	others := []string{"lockstep_sink_late_seconds", "lockstep_v", "lockstep_demo"}
+	found := map[string]int{}
+	for path, text := range all {
+		if slices.Contains([]string{"docs/metrics.md", "docs/config.md", "CHANGELOG.md"}, path) {
+			continue
+		}
+		for _, m := range metric.FindAllStringSubmatch(text, -1) {
+			name := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(m[1], "_bucket"), "_count"), "_sum")
+			if found["metrics"]++; !metrics[m[1]] && !metrics[name] && !slices.Contains(others, m[1]) {
+				t.Errorf("%s: there is no metric %s", path, m[1])
+			}
+		}
+		for _, p := range apiPath.FindAllString(text, -1) {
+			p = inPath.ReplaceAllString(strings.TrimRight(p, "./"), "*")
+			if found["paths"]++; !slices.ContainsFunc(slices.Collect(maps.Keys(paths)), func(known string) bool {
+				like, _ := filepath.Match(known, p) // what is filled in as an example
+				return like || known == p
+			}) {
+				t.Errorf("%s: the API has no %s", path, p)
+			}
+		}
+		for _, m := range stated.FindAllStringSubmatch(text, -1) {
+			is, known := defaults[m[1]]
+			if path == "docs/route.md" && !known {
+				is, known = defaults["objectives."+m[1]]
+			}
+			if !known {
+				continue
+			}
+			found["defaults"]++
+			says := []string{strings.Trim(is, "[]")}
+			if n, err := strconv.ParseFloat(is, 64); err == nil {
+				says = append(says, fmt.Sprintf("%g %%", 100*n), fmt.Sprintf("%g MiB", n/(1<<20)))
+			} else if d, err := time.ParseDuration(is); err == nil {
+				says = append(says, fmt.Sprintf("%g days", d.Hours()/24))
+			}
+			if !slices.Contains(says, m[2]) {
+				t.Errorf("%s: %s is said to be %s, and its default is %s", path, m[1], m[2], is)
+			}
+		}
+	}
+	for what, least := range map[string]int{"metrics": 60, "paths": 25, "defaults": 10} {
+		if found[what] < least {
+			t.Errorf("only %d %s were found", found[what], what)
+		}
 	}
 }

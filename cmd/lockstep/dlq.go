@@ -55,18 +55,24 @@ func addLetterFlags(cmd *cobra.Command) letterFlags {
 
 // chosen are the fields that were given, and the query that they make.
 func (f letterFlags) chosen(a *app, cmd *cobra.Command) (map[string]string, dlq.Query, error) {
+	cfg, err := a.loadConfig(cmd.Context())
+	if err != nil {
+		return nil, dlq.Query{}, err
+	}
+	fields := f.given(cmd)
+	q, err := dlq.ParseQuery(fields, cfg.SinkNames(), time.Now())
+	return fields, q, flagMistake(err)
+}
+
+// given are the fields that the command line has.
+func (f letterFlags) given(cmd *cobra.Command) map[string]string {
 	fields := map[string]string{}
 	for name, value := range f {
 		if cmd.Flags().Changed(strings.ReplaceAll(name, "_", "-")) {
 			fields[name] = *value
 		}
 	}
-	cfg, err := a.loadConfig(cmd.Context())
-	if err != nil {
-		return nil, dlq.Query{}, err
-	}
-	q, err := dlq.ParseQuery(fields, cfg.SinkNames(), time.Now())
-	return fields, q, flagMistake(err)
+	return fields
 }
 
 // flagMistake is a dlq.FieldError as a mistake in the command line.
@@ -366,7 +372,7 @@ by then, none is skipped.`,
   lockstep dlq skip --fingerprint c0ffee123456 --dry-run
   lockstep dlq skip --fingerprint c0ffee123456 --count 12 --reason "test data"`,
 		Args:              cobra.ArbitraryArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: a.completeLetters(&flags),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			chosen, query, err := flags.chosen(a, cmd)
 			counted := cmd.Flags().Changed("count")

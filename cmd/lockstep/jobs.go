@@ -63,7 +63,7 @@ lockstep dlq jobs.`,
   # slowly, and without waiting for it
   lockstep dlq replay --fingerprint c0ffee123456 --rate 50 --detach --reason "ticket 4711"`,
 		Args:              cobra.ArbitraryArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: a.completeLetters(&f.letterFlags),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			chosen, query, err := f.chosen(a, cmd)
 			if err != nil {
@@ -396,12 +396,7 @@ func (a *app) jobCommand(cmd *cobra.Command, open bool, do func(ctx context.Cont
 		}
 		return nil
 	}
-	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return a.completeJobs(cmd.Context(), open), cobra.ShellCompDirectiveNoFileComp
-	}
+	cmd.ValidArgsFunction = one(a.completeJobs(open))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
 			jobs := o.jobs(a)
@@ -416,22 +411,6 @@ func (a *app) jobCommand(cmd *cobra.Command, open bool, do func(ctx context.Cont
 		})
 	}
 	return cmd
-}
-
-// completeJobs offers the IDs of jobs, or of those that have not ended.
-func (a *app) completeJobs(ctx context.Context, open bool) (ids []string) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	_ = a.withLetters(ctx, func(ctx context.Context, o *office) error { // without Kafka there is nothing to offer
-		list, err := o.jobs(a).List(ctx)
-		for _, s := range list {
-			if !open || !s.State.Over() {
-				ids = append(ids, fmt.Sprintf("%s\t%s, %d of %d", s.ID, s.State, s.Done, s.Total))
-			}
-		}
-		return err
-	})
-	return ids
 }
 
 func newDLQJobsShowCommand(a *app) *cobra.Command {

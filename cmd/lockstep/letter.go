@@ -40,7 +40,8 @@ out. Columns that are masked stay masked. With -o json or yaml it prints the rec
 value and headers as they were.`,
 		Example: `  lockstep dlq show search-5f0c2a91d37e
   lockstep dlq show search-5f0c2a91d37e -o json | jq '.fields[] | select(.differs)'`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: one(a.completeLetters(&letterFlags{})),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withLetters(cmd.Context(), func(ctx context.Context, o *office) error {
 				letter, err := o.find(ctx, args[0])
@@ -504,7 +505,8 @@ A replay of the recorded row (payload) sends the patched one; a replay that read
 there.`,
 		Example: `  echo '[{"op": "replace", "path": "/price", "value": "0.00"}]' |
     lockstep dlq patch search-5f0c2a91d37e --patch - --reason "ticket 4711" --dry-run`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: one(a.completeLetters(&letterFlags{})),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case path == "":

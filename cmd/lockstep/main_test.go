@@ -436,7 +436,7 @@ func TestCompletionOffersNamesOfTheConfigurationAndNoFilesInTheirPlace(t *testin
 	for line, want := range map[string]string{
 		"barrier --table": "shop.orders\nbank.tags\n:4\n", "snapshot start --table": "shop.orders\nbank.tags\n:4\n", "dlq list --table": "shop.orders\nbank.tags\n:4\n",
 		"barrier --sink": "search\n:4\n", "dlq list --sink": "search\n:4\n", "doctor sink": "search\n:4\n", "doctor": "capture\nsink\nreconcile\nadmin\n:4\n",
-		"run --on-gap": "stop\nresnapshot\n:4\n", "barrier --gtid": ":4\n", "config check --against": ":0\n",
+		"run --on-gap": "stop\nresnapshot\n:4\n", "barrier --gtid": ":4\n", "config check --against": ":0\n", "config check": ":4\n", "dlq import": ":0\n",
 	} {
 		got := lockstep(t, nil, append(append([]string{"__complete", "-c", path}, strings.Fields(line)...), "")...)
 		if got.stdout != want {

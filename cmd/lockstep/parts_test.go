@@ -51,6 +51,65 @@ func TestEveryFieldOfTheConfigurationConcernsSomebody(t *testing.T) {
 	}
 }
 
+// docs/operating.md says of every row of concerns what it does.
+func TestThePageSaysWhatAChangeOfEachFieldDoes(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "\n## Changing the configuration\n")
+	section, _, _ = strings.Cut(section, "\n### ")
+	says := func(text, field string) bool { return strings.Contains(text, "`"+field+"`") }
+	words := map[string]string{
+		config.CapturePart: "the capture", replaysPart: "replays", reconcilePart: "reconciler", configMapPart: "what publishes the routes in Kubernetes",
+		allSinks: "all sinks", elasticSinks: "the sinks of that kind", redisSinks: "the sinks of that kind", thisSink: "that sink",
+	}
+	_, refused, _ := strings.Cut(section, "\n- what a running process cannot have is refused")
+	refused, _, _ = strings.Cut(refused, "\n\n")
+	atOnce, _, _ := strings.Cut(section[strings.Index(section, "\n- what can change at once does"):], "\n- a part whose")
+	for _, c := range concerns {
+		field := strings.NewReplacer("*", "NAME").Replace(c.field)
+		switch {
+		case c.restart:
+			if !says(refused, field) {
+				t.Errorf("the page does not say that %s needs a restart", field)
+			}
+			continue
+		case len(c.parts) == 0:
+			if !says(atOnce, field) {
+				t.Errorf("the page does not say that %s counts at once", field)
+			}
+			continue
+		}
+		var want []string
+		for _, part := range c.parts {
+			if part != clockPart { // nobody sees that one
+				want = append(want, strings.TrimPrefix(words[part], "the "))
+			}
+		}
+		slices.Sort(want)
+		found := false
+		for line := range strings.Lines(section) {
+			cells := strings.Split(line, " | ")
+			if len(cells) != 2 || !says(cells[0], field) {
+				continue
+			}
+			found = true
+			var got []string
+			for word := range strings.SplitSeq(strings.TrimSuffix(strings.TrimSpace(cells[1]), " |"), ", ") {
+				got = append(got, strings.TrimPrefix(word, "the "))
+			}
+			slices.Sort(got)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("what begins anew with %s (-program +page)\n%s", field, diff)
+			}
+		}
+		if !found {
+			t.Errorf("the page does not say what begins anew with %s", field)
+		}
+	}
+}
+
 const planned = `prefix: shop
 source: {addr: "127.0.0.1:3306", user: u, password: one, server_id: 7}
 sinks:

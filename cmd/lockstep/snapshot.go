@@ -50,12 +50,18 @@ type snapshotDesk struct {
 
 func (a *app) withSnapshots(ctx context.Context, do func(context.Context, *snapshotDesk) error) error {
 	return a.withLetters(ctx, func(ctx context.Context, o *office) error {
-		d := &snapshotDesk{office: o, requests: kafka.NewSnapshotRequests(o.kafka, o.log.publisher, o.cfg.Prefix, a.quiet()), asked: map[string]cdc.SnapshotRequest{}}
-		if err := d.look(ctx); err != nil {
+		d, err := a.snapshots(ctx, o)
+		if err != nil {
 			return err
 		}
 		return do(ctx, d)
 	})
+}
+
+// snapshots are those of the pipeline, up to date.
+func (a *app) snapshots(ctx context.Context, o *office) (*snapshotDesk, error) {
+	d := &snapshotDesk{office: o, requests: kafka.NewSnapshotRequests(o.kafka, o.log.publisher, o.cfg.Prefix, a.quiet()), asked: map[string]cdc.SnapshotRequest{}}
+	return d, d.look(ctx)
 }
 
 // look brings d up to date. The requests come first: one that is gone when its
@@ -536,7 +542,7 @@ func newSnapshotChangeCommand(a *app, verb, short string, want cdc.SnapshotState
 			}
 			return nil
 		},
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: one(a.completeSnapshots(want)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withSnapshots(cmd.Context(), func(ctx context.Context, d *snapshotDesk) error { return d.change(ctx, a, verb, args[0], want) })
 		},

@@ -208,6 +208,48 @@ func TestEveryValueSetRendersAsBefore(t *testing.T) {
 	}
 }
 
+// The values that docs/kubernetes.md shows are taken as they stand there.
+func TestTheValuesOfThePageRender(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rendered := 0
+	for heading, first := range map[string]string{"## Install": "    image: ", "## An account for each part": "    config:\n"} {
+		_, section, _ := strings.Cut(string(page), "\n"+heading+"\n")
+		_, block, ok := strings.Cut(section, "\n"+first)
+		block, _, _ = strings.Cut(first+block, "\n\n")
+		if !ok {
+			t.Fatalf("%s has no values", heading)
+		}
+		file := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(file, []byte(regexp.MustCompile("(?m)^    ").ReplaceAllString(block, "")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := render(t, chart, file)
+		if err != nil {
+			t.Errorf("%s: %v", heading, err)
+			continue
+		}
+		rendered++
+		all := objects(t, got)
+		check(t, all)
+		// What the commands beside them make is what the pods wait for.
+		for _, o := range all {
+			for _, volume := range list(at(o, "spec", "template", "spec", "volumes")) {
+				for _, source := range list(at(volume, "projected", "sources")) {
+					if name := at(source, "secret", "name"); !strings.Contains(section, " create secret generic "+name.(string)+" ") {
+						t.Errorf("%s: nothing makes the Secret %s", heading, name)
+					}
+				}
+			}
+		}
+	}
+	if rendered != 2 {
+		t.Errorf("%d sets of values", rendered)
+	}
+}
+
 // check asks the program about the configuration of a render, with the secrets and the
 // variables that its pods have.
 func check(t *testing.T, all []object) {

@@ -1,13 +1,20 @@
 package e2e
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +22,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"lockstep/internal/collector"
 	"lockstep/internal/testenv"
 )
 
@@ -116,6 +124,7 @@ type pod struct {
 	args, env []string
 	container any
 	metrics   string // host:port, in place of port 9090
+	api       string // host:port of admin.listen
 	binary    string
 	log       string // path
 	ended     chan struct{}
@@ -160,13 +169,13 @@ func (s *secured) pod(t *testing.T, name string, spec any, configMaps map[string
 	for _, word := range list(at(p.container, "args")) {
 		p.args = append(p.args, word.(string))
 	}
-	api := testenv.FreeAddr(t)
+	p.api = testenv.FreeAddr(t)
 	for _, one := range list(at(p.container, "env")) {
 		if at(one, "name") != "LOCKSTEP_ADMIN_LISTEN" {
 			p.env = append(p.env, fmt.Sprintf("%s=%s", at(one, "name"), ours.Replace(at(one, "value").(string))))
 		}
 	}
-	p.env = append(p.env, "LOCKSTEP_ADMIN_LISTEN="+api)
+	p.env = append(p.env, "LOCKSTEP_ADMIN_LISTEN="+p.api)
 	return p
 }
 
@@ -224,11 +233,59 @@ func (p *pod) answers(t *testing.T, probe string) bool {
 	return response.StatusCode == http.StatusOK
 }
 
+// served has the chart serve the API over TLS and tell a collector that wants TLS and a login of every
+// change. It returns the authority of both, and the collector.
+func served(t *testing.T, values object, inCluster map[string]map[string]string) (trusted *x509.CertPool, traces *collector.Collector) {
+	t.Helper()
+	ca := testenv.NewAuthority(t, "of the cluster")
+	authority, err := os.ReadFile(ca.File)
+	must(t, err)
+	trusted = x509.NewCertPool()
+	trusted.AppendCertsFromPEM(authority)
+	cert, key := ca.Sign(t, t.TempDir(), "api")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	must(t, err)
+	files := map[string]string{}
+	for name, path := range map[string]string{"tls.crt": cert, "tls.key": key} {
+		text, err := os.ReadFile(path)
+		must(t, err)
+		files[name] = string(text)
+	}
+	traces = collector.New(t)
+	behind, err := url.Parse(traces.URL)
+	must(t, err)
+	front := httptest.NewUnstartedServer(httputil.NewSingleHostReverseProxy(behind))
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	front.StartTLS()
+	t.Cleanup(front.Close)
+	inCluster["api-tls"], inCluster["otel"] = files, map[string]string{"authorization": "Bearer of-the-traces\n", "ca.crt": string(authority)}
+	secrets := values["secrets"].(object)
+	secrets["admin"] = object{"tls": object{"existingSecret": "api-tls"}}
+	secrets["tracing"] = object{"authorization": object{"existingSecret": "otel"}, "ca": object{"existingSecret": "otel"}}
+	values["config"].(object)["tracing"] = object{"endpoint": front.URL, "sample": 1}
+	return trusted, traces
+}
+
+// asked is what the API of a pod answers an operator who trusts these authorities; nil is the system's own.
+func (p *pod) asked(t *testing.T, trusted *x509.CertPool) (status int, err error) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+p.api+"/v1/status", nil)
+	must(t, err)
+	request.Header.Set("Authorization", "Bearer "+secrets["token"])
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: trusted}, DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	return response.StatusCode, response.Body.Close()
+}
+
 // What the chart makes of the configuration runs as its manifests say, every workload of it,
 // against servers that let nobody in without certificate and password; and helm test says
 // whether changes travel.
 func (s *secured) pods(t *testing.T) {
 	values, inCluster := secretsApart(t, s.config)
+	trusted, traces := served(t, values, inCluster)
 	values["sink"] = object{"replicas": 1}
 	configMaps, all := map[string]object{}, []*pod{}
 	objects := render(t, values)
@@ -236,6 +293,16 @@ func (s *secured) pods(t *testing.T) {
 		if o["kind"] == "ConfigMap" {
 			configMaps[at(o, "metadata", "name").(string)] = o
 		}
+	}
+	// For the other pod of helm test the network ends before Redis.
+	away := list(at(values, "config", "sinks", "cache", "redis", "addresses"))[0].(string)
+	cut := map[string]object{}
+	for name, o := range configMaps {
+		data := maps.Clone(at(o, "data").(object))
+		for path, content := range data {
+			data[path] = strings.ReplaceAll(content.(string), away, testenv.FreeAddr(t))
+		}
+		cut[name] = object{"data": data}
 	}
 	var tests []*pod
 	for _, o := range objects {
@@ -246,10 +313,10 @@ func (s *secured) pods(t *testing.T) {
 				all = append(all, s.pod(t, name, at(o, "spec", "template", "spec"), configMaps, inCluster))
 			}
 		case "Pod":
-			tests = append(tests, s.pod(t, name, o["spec"], configMaps, inCluster))
+			tests = append(tests, s.pod(t, name, o["spec"], configMaps, inCluster), s.pod(t, name, o["spec"], cut, inCluster))
 		}
 	}
-	if len(all) != 6 || len(tests) != 1 { // two captures, two sinks, the reconciler and the API
+	if len(all) != 6 || len(tests) != 2 { // two captures, two sinks, the reconciler and the API
 		t.Fatalf("%d pods and %d tests", len(all), len(tests))
 	}
 	for _, p := range all {
@@ -265,6 +332,38 @@ func (s *secured) pods(t *testing.T) {
 		t.Errorf("helm test ended with %d:\n%s", code, out)
 	}
 	s.same()
+	if out, code := tests[1].run(t); code == 0 || !regexp.MustCompile(`FAIL +sink cache +reachable `).MatchString(out) || !strings.Contains(out, "so no barrier was asked") {
+		t.Errorf("without Redis helm test ended with %d:\n%s", code, out)
+	}
+	for _, p := range all {
+		if p.name != "quiz-lockstep-admin" {
+			continue
+		}
+		if status, err := p.asked(t, trusted); status != http.StatusOK {
+			t.Errorf("over TLS the API answers %d, %v", status, err)
+		}
+		if _, err := p.asked(t, nil); !errors.As(err, new(x509.UnknownAuthorityError)) && !errors.As(err, new(*tls.CertificateVerificationError)) {
+			t.Errorf("who trusts another authority is told %v", err)
+		}
+		host, _, _ := strings.Cut(p.api, ":")
+		cmd := exec.CommandContext(t.Context(), p.binary, "status", "--server-name", host)
+		cmd.Env = p.env
+		if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 0 && cmd.ProcessState.ExitCode() != 3 {
+			t.Errorf("status inside the pod: %v\n%s", err, out)
+		}
+	}
+	await(t, time.Minute, "the spans of a change", func() bool {
+		came := map[string]bool{}
+		for _, span := range traces.Spans() {
+			came[span.Name] = true
+		}
+		return came["capture bank.questions"] && came["sink search"] && came["sink cache"]
+	})
+	for _, login := range traces.Logins() {
+		if login != "Bearer of-the-traces" {
+			t.Fatalf("the collector is sent the login %q", login)
+		}
+	}
 
 	for _, p := range all {
 		if p.name == "quiz-lockstep-sink-cache" {

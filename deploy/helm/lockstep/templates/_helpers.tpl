@@ -80,6 +80,11 @@ metadata:
 {{- dig "objectives" "config_map" "name" "" .Values.config -}}
 {{- end -}}
 
+{{/* How the API is spoken to. */}}
+{{- define "lockstep.scheme" -}}
+{{- ternary "https" "http" (or (ne .Values.secrets.admin.tls.existingSecret "") (ne (dig "admin" "tls" "cert_file" "" .Values.config) "")) -}}
+{{- end -}}
+
 {{/* The fields of one sink: sink, and sinks.NAME over it. */}}
 {{- define "lockstep.sink" -}}
 {{- toYaml (mergeOverwrite (deepCopy .root.Values.sink) (deepCopy (default dict (get .root.Values.sinks .name)))) -}}
