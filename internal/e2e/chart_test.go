@@ -357,7 +357,7 @@ func (s *secured) pods(t *testing.T) {
 		for _, span := range traces.Spans() {
 			came[span.Name] = true
 		}
-		return came["capture bank.questions"] && came["sink search"] && came["sink cache"]
+		return came["capture "+s.table("questions")] && came["sink search"] && came["sink cache"]
 	})
 	for _, login := range traces.Logins() {
 		if login != "Bearer of-the-traces" {
