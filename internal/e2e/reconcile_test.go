@@ -343,7 +343,7 @@ func TestNothingThatIsOnlyInFlightIsReported(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rate := 700.0
+	rate := 300.0
 	if text := os.Getenv("LOCKSTEP_RECONCILE_RATE"); text != "" {
 		var err error
 		if rate, err = strconv.ParseFloat(text, 64); err != nil {
