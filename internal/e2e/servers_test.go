@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"regexp"
 	"strings"
@@ -106,20 +104,41 @@ func (s *servers) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := url.Parse(s.search.URL)
+	certified := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}
+	s.way = &http.Transport{TLSClientConfig: certified}
+	way, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.way = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}}
-	judge := httptest.NewServer(&httputil.ReverseProxy{
-		Transport: s.way,
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(target)
-			r.Out.SetBasicAuth("root", testenv.AdminPassword)
-		},
-	})
-	t.Cleanup(judge.Close)
-	s.judge = judge.URL
+	t.Cleanup(func() { way.Close() })
+	s.judge = fmt.Sprintf("http://root:%s@%s", testenv.AdminPassword, way.Addr())
+	go func() {
+		for {
+			from, err := way.Accept()
+			if err != nil {
+				return
+			}
+			go tunnel(from, s.search.Addr, certified)
+		}
+	}()
+}
+
+// tunnel passes on what comes over a connection, with TLS, until either side ends it.
+func tunnel(from net.Conn, addr string, conf *tls.Config) {
+	defer from.Close()
+	to, err := tls.Dial("tcp", addr, conf)
+	if err != nil {
+		return // who came sees that nobody answers
+	}
+	defer to.Close()
+	ended := make(chan struct{}, 2)
+	for _, way := range [][2]net.Conn{{to, from}, {from, to}} {
+		go func() {
+			_, _ = io.Copy(way[0], way[1])
+			ended <- struct{}{}
+		}()
+	}
+	<-ended
 }
 
 // files names the files of a client as the configuration does.
