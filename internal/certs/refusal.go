@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"lockstep/internal/files"
@@ -39,7 +40,8 @@ func Explain(err error, section, caFile, certFile string) error {
 			return refusal(err, fmt.Sprintf("the certificate of %s, which the server shows with its own,", bad.Cert.Subject), bad.Cert, "give the server a new one")
 		}
 		return refusal(err, fmt.Sprintf("the certificate of the server (%s)", bad.Cert.Subject), bad.Cert, "give the server a new one")
-	case err != nil && strings.Contains(err.Error(), "remote error: tls:"): // not every release of Go gives it a type
+	case err != nil && (strings.Contains(err.Error(), "remote error: tls:") || // not every release of Go gives it a type
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)): // who writes before it has read what was wrong hears this
 		if bad := outdated(certFile); bad != nil {
 			return refusal(err, fmt.Sprintf("the certificate in %s (%scert_file)", certFile, section), bad, "put a new one and its key there: they are read again")
 		}

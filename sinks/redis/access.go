@@ -94,10 +94,19 @@ type secure struct {
 
 func (s secure) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
+	return n, s.refused(err)
+}
+
+func (s secure) Write(b []byte) (int, error) {
+	n, err := s.Conn.Write(b)
+	return n, s.refused(err)
+}
+
+func (s secure) refused(err error) error {
 	if refused, ok := errors.AsType[*certs.Refusal](s.of.explain(err)); ok {
-		err = fmt.Errorf("%w", refused) // the driver takes one error off while it logs in
+		return fmt.Errorf("%w", refused) // the driver takes one error off while it logs in
 	}
-	return n, err
+	return err
 }
 
 func (a *access) explain(err error) error {
