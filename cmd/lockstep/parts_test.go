@@ -417,6 +417,13 @@ func TestAFileThatComesLaterMendsTheConfiguration(t *testing.T) {
 	r.finish()
 }
 
+// revert has a part fail under the second condition, and all begin with the first again.
+func (r *reloading) revert() {
+	r.begin("sink cache row.a > 2", "sink search row.a > 2")
+	r.fail <- errors.New("there is no column a")
+	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+}
+
 // A part that cannot go on under what it was given goes on under what it had, and so do all
 // others; one that cannot go on with that either tries again for a time, and ends the process
 // then.
@@ -425,9 +432,7 @@ func TestWhatRanBeforeIsGivenBackWhenAPartCannotGoOn(t *testing.T) {
 	r.begin("sink cache row.a > 1", "sink search row.a > 1")
 	r.write("row.a > 1", "row.a > 2")
 	r.look(true)
-	r.begin("sink cache row.a > 2", "sink search row.a > 2")
-	r.fail <- errors.New("there is no column a")
-	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.revert()
 	s := r.status()
 	if !strings.Contains(s.Problem, "could not go on: there is no column a") || r.count(reloadReverted) != 1 || r.process.now().cfg.Tables[0].Shape.Where != "row.a > 1" {
 		t.Errorf("%+v", s)
@@ -453,9 +458,7 @@ func TestWhatRanBeforeIsGivenBackWhenAPartCannotGoOn(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	r.look(true)
-	r.begin("sink cache row.a > 2", "sink search row.a > 2")
-	r.fail <- errors.New("there is no column a")
-	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.revert()
 	r.fail <- errors.New("a server is away")
 	if one := <-r.began; !strings.HasSuffix(one, "row.a > 1") || len(r.ended) > 0 {
 		t.Errorf("%s begins", one)
@@ -477,9 +480,7 @@ func TestWhoMendsTheFileEndsNoPartThatTriesAgain(t *testing.T) {
 	r.begin("sink cache row.a > 1", "sink search row.a > 1")
 	r.write("row.a > 1", "row.a > 2")
 	r.look(true)
-	r.begin("sink cache row.a > 2", "sink search row.a > 2")
-	r.fail <- errors.New("there is no column a")
-	r.begin("sink cache row.a > 1", "sink search row.a > 1")
+	r.revert()
 	r.write("", "")
 	r.look(true)
 	if s := r.status(); s.Problem != "" {

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -83,11 +82,7 @@ func (s *servers) start(t testing.TB) {
 	var starting sync.WaitGroup
 	starting.Go(func() { s.kafka = testenv.NewSecureKafka(t, s.authority) })
 	starting.Go(func() {
-		s.search = testenv.NewElastic(t, map[string]string{
-			"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
-			"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
-			"resource.reload.interval.high": "200ms",
-		}, map[string]string{
+		s.search = testenv.NewElastic(t, testenv.ElasticSecurity("200ms"), map[string]string{
 			"node.crt": files[0], "node.key": files[1], "ca.crt": files[2],
 			"users": s.users, "users_roles": s.members,
 		})
@@ -220,14 +215,10 @@ func (s *servers) elasticAccount(t *testing.T, page, heading, account, indices s
 	})
 }
 
-// redisRights are the words behind ACL SETUSER and a name on a page, for keys that begin with prefix.
+// redisRights are those of a user on a page, for keys that begin with prefix.
 func redisRights(t *testing.T, page, user, prefix string) []string {
 	t.Helper()
-	statement := regexp.MustCompile(`(?m)^    ACL SETUSER ` + user + ` (.*)$`).FindStringSubmatch(testenv.Page(t, page))
-	if statement == nil {
-		t.Fatalf("docs/%s has no ACL SETUSER %s", page, user)
-	}
-	return strings.Fields(strings.NewReplacer("PASSWORD", secrets["redis"], " ~* ", " ~"+prefix+":* ~lockstep:* ", " ~shop:* ", " ~"+prefix+":* ").Replace(statement[1]))
+	return testenv.RedisRights(t, page, user, secrets["redis"], prefix+":*", "lockstep:*")
 }
 
 // redisAccount makes an account with the rights of a page.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -53,6 +54,25 @@ func ElasticRole(t testing.TB, name, heading string, indices ...string) any {
 		role.Indices[0].Names = indices
 	}
 	return role
+}
+
+// RedisRights are the words behind ACL SETUSER and a user on a page, with a password, for these keys in
+// place of the page's, or for those when none are given.
+func RedisRights(t testing.TB, name, user, password string, keys ...string) (rights []string) {
+	t.Helper()
+	statement := regexp.MustCompile(`(?m)^    ACL SETUSER ` + user + ` (.*)$`).FindStringSubmatch(Page(t, name))
+	if statement == nil {
+		t.Fatalf("docs/%s has no ACL SETUSER %s", name, user)
+	}
+	for word := range strings.FieldsSeq(strings.ReplaceAll(statement[1], ">PASSWORD", ">"+password)) {
+		if len(keys) == 0 || !strings.HasPrefix(word, "~") {
+			rights = append(rights, word)
+		}
+	}
+	for _, key := range keys {
+		rights = append(rights, "~"+key)
+	}
+	return rights
 }
 
 // ElasticRoles is roles.yml of a node with these roles by their names. Elasticsearch takes the file

@@ -22,6 +22,16 @@ type ElasticNode struct {
 	stop   func()
 }
 
+// ElasticSecurity are settings by which a node lets nobody in without a password and the certificate of a
+// client, with the files node.key, node.crt and ca.crt beside them, and sees other accounts after a time.
+func ElasticSecurity(reload string) map[string]string {
+	return map[string]string{
+		"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
+		"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
+		"resource.reload.interval.high": reload,
+	}
+}
+
 // NewElastic starts a node with further settings (lines of elasticsearch.yml that
 // replace those of the same name) and files beside it, and returns when it listens.
 // It is gone at the end of the test.

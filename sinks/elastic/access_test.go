@@ -53,11 +53,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	users := func(password string) string {
 		return "lockstep:" + testenv.ElasticHash(t, password) + "\nroot:" + testenv.ElasticHash(t, "administrator") + "\n"
 	}
-	node := testenv.NewElastic(t, map[string]string{
-		"xpack.security.enabled": "true", "xpack.security.http.ssl.enabled": "true", "xpack.security.http.ssl.client_authentication": "required",
-		"xpack.security.http.ssl.key": "node.key", "xpack.security.http.ssl.certificate": "node.crt", "xpack.security.http.ssl.certificate_authorities": "ca.crt",
-		"resource.reload.interval.high": "1s",
-	}, map[string]string{
+	node := testenv.NewElastic(t, testenv.ElasticSecurity("1s"), map[string]string{
 		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca, "roles.yml": testenv.ElasticRoles(t, map[string]any{"lockstep": testenv.ElasticRole(t, "elasticsearch.md", "## The account", "secured_*")}),
 		"users": users("first secret"), "users_roles": "lockstep:lockstep\nsuperuser:root\n",
 	})

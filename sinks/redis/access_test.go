@@ -40,17 +40,9 @@ func write(t *testing.T, name string, content []byte) {
 // acl is the statement of docs/redis.md that makes the user.
 func acl(t testing.TB, password string) []any {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/redis.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	statement := regexp.MustCompile(`(?s)    (ACL SETUSER lockstep .*?)\n\n`).FindStringSubmatch(string(text))
-	if statement == nil {
-		t.Fatal("docs/redis.md has no ACL SETUSER lockstep")
-	}
-	var words []any
-	for _, word := range strings.Fields(strings.ReplaceAll(statement[1], "\\\n", " ")) {
-		words = append(words, strings.ReplaceAll(word, ">PASSWORD", ">"+password))
+	words := []any{"ACL", "SETUSER", "lockstep"}
+	for _, word := range testenv.RedisRights(t, "redis.md", "lockstep", password) {
+		words = append(words, word)
 	}
 	return words
 }
@@ -179,15 +171,13 @@ func TestACertificateThatIsOutOfDateIsNamed(t *testing.T) {
 	t.Parallel()
 	dir, past := t.TempDir(), time.Now().Add(-time.Minute)
 	authority := testenv.NewAuthority(t, "all")
-	cert, key := authority.Sign(t, dir, "server")
 	old, oldKey := authority.SignUntil(t, dir, "old", past)
 	mine, myKey := authority.Sign(t, dir, "mine")
-	_, port, _ := net.SplitHostPort(testenv.FreeAddr(t))
-	server := testenv.NewRedis(t, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", authority.File, "--tls-auth-clients", "yes")
+	server := testenv.NewSecureRedis(t, authority)
 	said := func(cert, key, want string) {
 		t.Helper()
 		cfg := DefaultConfig()
-		cfg.Addresses, cfg.TLS = []string{"127.0.0.1:" + port}, TLS{Enabled: true, CAFile: authority.File, CertFile: cert, KeyFile: key}
+		cfg.Addresses, cfg.TLS = []string{server.Secure}, TLS{Enabled: true, CAFile: authority.File, CertFile: cert, KeyFile: key}
 		s, err := Open(t.Context(), cfg, func(cdc.TableName) (TableConfig, bool) { return DefaultTableConfig(), true }, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
