@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,7 @@ type servers struct {
 	way       http.RoundTripper // to Elasticsearch, with the client's certificate
 
 	accounts       sync.Mutex // of Elasticsearch, whose files name all of them
-	roles          map[string]any
+	roles          map[string]testenv.ElasticRights
 	users, members string
 }
 
@@ -78,7 +79,7 @@ func (s *servers) start(t testing.TB) {
 		}
 		files[i] = string(text)
 	}
-	s.roles, s.users, s.members = map[string]any{}, "root:"+testenv.ElasticHash(t, testenv.AdminPassword)+"\n", "superuser:root\n"
+	s.roles, s.users, s.members = map[string]testenv.ElasticRights{}, "root:"+testenv.ElasticHash(t, testenv.AdminPassword)+"\n", "superuser:root\n"
 	var starting sync.WaitGroup
 	starting.Go(func() { s.kafka = testenv.NewSecureKafka(t, s.authority) })
 	starting.Go(func() {
@@ -191,27 +192,40 @@ func allow(t *testing.T, broker *testenv.KafkaBroker, rights ...kafkago.ACLEntry
 }
 
 // elasticAccount makes an account with the role behind a heading of a page, for its own indices, and
-// returns when the node knows it.
+// returns when it has all of that role's rights.
 func (s *servers) elasticAccount(t *testing.T, page, heading, account, indices string) {
 	t.Helper()
+	role := testenv.ElasticRole(t, page, heading, indices)
 	s.accounts.Lock()
-	s.roles[account] = testenv.ElasticRole(t, page, heading, indices)
+	s.roles[account] = role
 	s.search.Write(t, "roles.yml", testenv.ElasticRoles(t, s.roles))
 	s.users += account + ":" + testenv.ElasticHash(t, secrets["elastic"]) + "\n"
 	s.search.Write(t, "users", s.users)
 	s.members += account + ":" + account + "\n"
 	s.search.Write(t, "users_roles", s.members)
 	s.accounts.Unlock()
-	await(t, time.Minute, "Elasticsearch to know the account "+account, func() bool {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.search.URL+"/_security/_authenticate", nil)
+	rights, err := json.Marshal(map[string]any{"cluster": role.Cluster, "index": role.Indices})
+	must(t, err)
+	ask := func(user, password, path string, body []byte) (int, []byte) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.search.URL+path, bytes.NewReader(body))
 		must(t, err)
-		req.SetBasicAuth(account, secrets["elastic"])
+		req.SetBasicAuth(user, password)
+		req.Header.Set("Content-Type", "application/json")
 		res, err := s.way.RoundTrip(req)
 		must(t, err)
 		defer res.Body.Close()
 		said, err := io.ReadAll(res.Body)
 		must(t, err)
-		return res.StatusCode == http.StatusOK && bytes.Contains(said, []byte(`"roles":["`+account+`"]`))
+		return res.StatusCode, said
+	}
+	await(t, time.Minute, "Elasticsearch to know the account "+account, func() bool {
+		// A node that was asked in the moment in which it read the file may go on to hold a role for
+		// missing, so it is made to look again.
+		if status, said := ask("root", testenv.AdminPassword, "/_security/role/"+account+"/_clear_cache", nil); status != http.StatusOK {
+			t.Fatalf("clear the cache of roles: status %d: %s", status, said)
+		}
+		status, said := ask(account, secrets["elastic"], "/_security/user/_has_privileges", rights)
+		return status == http.StatusOK && bytes.Contains(said, []byte(`"has_all_requested":true`))
 	})
 }
 

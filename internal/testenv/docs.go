@@ -36,17 +36,19 @@ func Block(t testing.TB, text, heading, language string) string {
 	return code
 }
 
+// ElasticRights are a role of Elasticsearch.
+type ElasticRights struct {
+	Cluster []string `json:"cluster"`
+	Indices []struct {
+		Names      []string `json:"names"`
+		Privileges []string `json:"privileges"`
+	} `json:"indices"`
+}
+
 // ElasticRole is the role that stands as JSON behind a heading of a page, for these indices in
 // place of the page's, or for those when none are given.
-func ElasticRole(t testing.TB, name, heading string, indices ...string) any {
+func ElasticRole(t testing.TB, name, heading string, indices ...string) (role ElasticRights) {
 	t.Helper()
-	var role struct {
-		Cluster []string `json:"cluster"`
-		Indices []struct {
-			Names      []string `json:"names"`
-			Privileges []string `json:"privileges"`
-		} `json:"indices"`
-	}
 	if err := json.Unmarshal([]byte(Block(t, Page(t, name), heading, "json")), &role); err != nil || len(role.Indices) != 1 {
 		t.Fatalf("the role of docs/%s: %v, for %d sets of indices", name, err, len(role.Indices))
 	}
@@ -77,7 +79,7 @@ func RedisRights(t testing.TB, name, user, password string, keys ...string) (rig
 
 // ElasticRoles is roles.yml of a node with these roles by their names. Elasticsearch takes the file
 // apart by its lines, so each role has one, in JSON, which is YAML, too.
-func ElasticRoles(t testing.TB, roles map[string]any) string {
+func ElasticRoles(t testing.TB, roles map[string]ElasticRights) string {
 	t.Helper()
 	var lines strings.Builder
 	for name, role := range roles {

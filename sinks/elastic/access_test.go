@@ -54,7 +54,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 		return "lockstep:" + testenv.ElasticHash(t, password) + "\nroot:" + testenv.ElasticHash(t, "administrator") + "\n"
 	}
 	node := testenv.NewElastic(t, testenv.ElasticSecurity("1s"), map[string]string{
-		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca, "roles.yml": testenv.ElasticRoles(t, map[string]any{"lockstep": testenv.ElasticRole(t, "elasticsearch.md", "## The account", "secured_*")}),
+		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca, "roles.yml": testenv.ElasticRoles(t, map[string]testenv.ElasticRights{"lockstep": testenv.ElasticRole(t, "elasticsearch.md", "## The account", "secured_*")}),
 		"users": users("first secret"), "users_roles": "lockstep:lockstep\nsuperuser:root\n",
 	})
 
