@@ -68,17 +68,6 @@ func newInstance(t testing.TB, kind string, settings []string) *Instance {
 	return i
 }
 
-// FreeAddr is an address on which nobody listens yet.
-func FreeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // blueprint returns the words that start a server, and a data directory to copy.
 func blueprint(t testing.TB, kind string) (words []string, template string) {
 	t.Helper()
