@@ -37,7 +37,7 @@ build: ## build bin/lockstep, static
 bin/demo: build
 	@go build -o $@ ./deploy/demo
 
-# On two cores in less than 15 minutes. Packages whose tests ask for no server run while the servers
+# On two cores in about 20 minutes. Packages whose tests ask for no server run while the servers
 # start; testenv is how a test finds one, so nobody is forgotten. Those of one system run beside one
 # another, the others one at a time, because a test may stop a server or set it otherwise. Within a
 # package what waits for servers of its own, or has names of its own on a shared one, runs side by side.

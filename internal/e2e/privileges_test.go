@@ -197,6 +197,7 @@ func TestAPipelineNeedsTheDocumentedRightsAndTellsNoSecret(t *testing.T) {
 	p.stop()
 	t.Run("it runs as the chart has it", s.pods)
 	t.Run("the doctor names the right that is taken away", s.misses)
+	t.Run("the doctor names a certificate that is out of date", s.outdated)
 	t.Run("each part does with accounts of its own", s.apart)
 }
 
@@ -249,6 +250,24 @@ func (s *secured) misses(t *testing.T) {
 		if code != 1 || !regexp.MustCompile(`FAIL\s+source\s`).MatchString(out) || !strings.Contains(out, "GRANT "+name) {
 			t.Errorf("without %s the doctor ended with %d and said:\n%s", right, code, out)
 		}
+	}
+}
+
+// outdated has every server see a certificate that has expired.
+func (s *secured) outdated(t *testing.T) {
+	cert, _ := s.on.authority.SignUntil(t, t.TempDir(), "old", time.Now().Add(-time.Hour))
+	out, code := s.with(strings.TrimSuffix(s.on.cert, ".crt"), strings.TrimSuffix(cert, ".crt"), "doctor", "--timeout", "5s")
+	if code != 1 {
+		t.Errorf("the doctor ended with %d", code)
+	}
+	for system, field := range map[string]string{"source": "source.tls.cert_file", "kafka": "kafka.tls.cert_file", "search": "cert_file", "cache": "tls.cert_file"} {
+		said := fmt.Sprintf("the certificate in %s (%s) expired on ", cert, field)
+		if !regexp.MustCompile(`FAIL\s+(sink )?` + system + `\s.*` + regexp.QuoteMeta(said)).MatchString(out) {
+			t.Errorf("of %s it does not say %q", system, said)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
 	}
 }
 
