@@ -165,7 +165,8 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	}
 	reload := p.newReloader(a, file, server)
 	log.Info("lockstep starts", "version", version, "admin", server.addr(), "metrics", watched.addr())
-	g, ctx := errgroup.WithContext(ctx)
+	outer := ctx
+	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error { return server.run(ctx) })
 	g.Go(func() error { return watched.run(ctx) })
 	defer p.stopTracing()
@@ -217,15 +218,10 @@ func (a *app) serve(ctx context.Context, what parts) error {
 	if what.admin {
 		p.ready.add("admin", func() bool { return true }) // it answers
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- g.Wait() }()
-	select {
-	case err = <-ended:
-	case <-overdue(ctx):
-		// Everything that counts is written down before this; what still waits is a
-		// server that does not answer, and it is safe to leave.
+	whole, err := finish(outer, ctx, g, stopWithin)
+	if !whole {
 		log.Warn("some connection did not close in time; stopping without it")
-		return nil
+		return err
 	}
 	p.kafka.Close()
 	p.commits.Close()
@@ -256,11 +252,24 @@ func (a *app) collectLess(cfg sinks.Config) {
 // stopWithin is how long a stop may take: less than the 10 seconds promised.
 const stopWithin = 9 * time.Second
 
-// overdue is closed stopWithin after the end of ctx.
-func overdue(ctx context.Context) <-chan struct{} {
-	late := make(chan struct{})
-	context.AfterFunc(ctx, func() { time.AfterFunc(stopWithin, func() { close(late) }) })
-	return late
+// finish waits for parts that run in the context that outer's end, or the first of them that fails,
+// ends, and gives the error of that one. It waits no longer than this after that end, and then they have
+// not come to theirs as a whole: everything that counts is written down before, what still waits is a
+// server that does not answer, and it is safe to leave.
+func finish(outer, ctx context.Context, g *errgroup.Group, within time.Duration) (whole bool, err error) {
+	ended := make(chan error, 1)
+	go func() { ended <- g.Wait() }()
+	overdue := make(chan struct{})
+	context.AfterFunc(ctx, func() { time.AfterFunc(within, func() { close(overdue) }) })
+	select {
+	case err := <-ended:
+		return true, err
+	case <-overdue:
+	}
+	if err = context.Cause(ctx); errors.Is(err, context.Cause(outer)) {
+		err = nil
+	}
+	return false, err
 }
 
 // capture reads the source into Kafka until ctx ends; running is told of the
