@@ -190,7 +190,7 @@ func (s *Source) busy(conn *client.Conn) (string, error) {
 		s.snaps.mu.Lock()
 		var lag time.Duration
 		if !s.snaps.endAt.IsZero() {
-			lag = s.snaps.endAt.Sub(time.UnixMicro(s.pos.CommitMicros))
+			lag = s.Clock.At(s.snaps.endAt).Sub(time.UnixMicro(s.pos.CommitMicros))
 		}
 		s.snaps.mu.Unlock()
 		if lag > limit {

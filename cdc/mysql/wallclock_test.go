@@ -92,3 +92,17 @@ func TestTheAgeOfARowIsToldWhenItIsReadByTheClockOfTheSource(t *testing.T) {
 		t.Errorf("%d rows were %v s old in the mean, by a clock that is an hour ahead; want four or five, an hour old", n, mean)
 	}
 }
+
+// A copy waits while the capture is behind, by the clock of the source, which stamps what it is behind of.
+func TestHowFarTheCaptureIsBehindIsSeenByTheClockOfTheSource(t *testing.T) {
+	for lag, behind := range map[time.Duration]bool{0: false, -time.Minute: false, time.Minute: true} {
+		s, read := &Source{Clock: newWallClock()}, time.Now()
+		s.Config.Snapshot.MaxLag = 10 * time.Second
+		s.Clock.learn(read, -time.Minute, time.Millisecond) // the source's shows a minute less than ours
+		s.snaps.endAt = read
+		s.pos.CommitMicros = read.Add(-time.Minute - lag).UnixMicro()
+		if why, err := s.busy(nil); err != nil || (why != "") != behind {
+			t.Errorf("%v behind: a copy waits for %q, %v", lag, why, err)
+		}
+	}
+}
