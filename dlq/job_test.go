@@ -253,12 +253,15 @@ func (y *yard) ReadFrom(ctx context.Context, topic string, partition int, from i
 	if ctx.Err() != nil {
 		return from, ctx.Err()
 	}
-	for _, r := range some[min(from, int64(len(some))):] {
+	if from > int64(len(some)) {
+		return from, kafka.ErrDataLost
+	}
+	for _, r := range some[from:] {
 		if err := fn(r); err != nil {
 			return from, err
 		}
 	}
-	return max(from, int64(len(some))), nil
+	return int64(len(some)), nil
 }
 
 func (y *yard) ReadAt(_ context.Context, topic string, partition int, offsets []int64, fn func(kafka.Record) error) error {
@@ -867,6 +870,25 @@ func TestJobsAreForgottenAWeekAfterTheyEnded(t *testing.T) {
 				t.Errorf("after %d records the job is asked for again", n+1)
 			}
 		}
+	}
+}
+
+// A topic that was made anew is read as it is now, whoever read the one before.
+func TestJobsOfATopicThatIsMadeAnewAreSeen(t *testing.T) {
+	y := newYard(t)
+	y.ask(Job{ID: "a"})
+	y.ask(Job{ID: "b"})
+	j := y.jobs()
+	if list, err := j.List(t.Context()); err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	delete(y.logs, "shop.jobs/0")
+	y.ask(Job{ID: "c"})
+	if list, err := j.List(t.Context()); !errors.Is(err, kafka.ErrDataLost) {
+		t.Errorf("what was lost is not told: %+v, %v", list, err)
+	}
+	if list, err := j.List(t.Context()); err != nil || len(list) != 1 || list[0].ID != "c" {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 

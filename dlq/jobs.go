@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -107,6 +108,10 @@ func (j *Jobs) look(ctx context.Context) (err error) {
 		}
 		return nil
 	})
+	if errors.Is(err, kafka.ErrDataLost) { // the topic was made anew, and so is what is known of it
+		j.next, j.known = 0, nil
+	}
+	j.made = err == nil
 	return err
 }
 

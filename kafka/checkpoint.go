@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -107,8 +108,11 @@ func (p *Positions) Load(ctx context.Context) (pos cdc.Position, found bool, err
 	next, err := p.client.ReadFrom(ctx, CheckpointTopic(p.prefix), 0, p.next, func(r Record) error {
 		return decodeCheckpoint(r, func(_ []byte, saved cdc.Position) { p.newest.note(saved) })
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		p.next = next
+	case errors.Is(err, errBeyondEnd):
+		p.next = 0
 	}
 	return p.newest.pos, p.newest.found, err
 }

@@ -23,9 +23,6 @@ const (
 	heartbeatInterval = time.Second
 	joinBackoff       = 500 * time.Millisecond
 	lagInterval       = 2 * time.Second
-	// beyondEnd is how many answers in a row must say that an offset is behind
-	// the end of the log: during a change of leader it can look so for a moment.
-	beyondEnd = 10
 )
 
 // ConsumeConfig says what a group reads and what becomes of it.
@@ -323,7 +320,7 @@ func (p *Partition) Fetch(ctx context.Context) ([]Record, error) {
 func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error) {
 	bytes = min(bytes, p.client.cfg.FetchMaxBytes)
 	var f fetched
-	beyond := 0
+	sure := surelyBeyond()
 	err := p.client.retry(ctx, fmt.Sprintf("fetch %s/%d", p.Topic, p.ID), func() (err error) {
 		if p.next < 0 {
 			start, _, err := p.client.bounds(ctx, p.Topic, p.ID)
@@ -339,13 +336,7 @@ func (p *Partition) FetchAtMost(ctx context.Context, bytes int) ([]Record, error
 		}
 		f, err = p.poller.fetch(ctx, p.Topic, p.ID, p.next, bytes)
 		p.heard(err == nil, f.end)
-		err = p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next)
-		if errors.Is(err, errBeyondEnd) {
-			if beyond++; beyond >= beyondEnd {
-				return final{err}
-			}
-		}
-		return err
+		return sure(p.client.explainRange(ctx, err, p.gen.GroupID, p.Topic, p.ID, p.next))
 	})
 	if err != nil {
 		return nil, err
@@ -377,6 +368,25 @@ func (p *Partition) GoTo(next int64) {
 
 var errBeyondEnd = fmt.Errorf("%w: offset behind the end of the log", ErrDataLost)
 
+func beyondEnd(offset, end int64, mend string) error {
+	return fmt.Errorf("%w: offset %d is wanted and the log ends at %d, so the topic was made anew or its end was lost%s", errBeyondEnd, offset, end, mend)
+}
+
+// surelyBeyond is for the answers to one request that is sent again and again: the tenth that says
+// that the offset is behind the end of the log is final. During a change of leader it can look so for
+// a moment.
+func surelyBeyond() func(error) error {
+	times := 0
+	return func(err error) error {
+		if errors.Is(err, errBeyondEnd) {
+			if times++; times == 10 {
+				return final{err}
+			}
+		}
+		return err
+	}
+}
+
 // explainRange turns "offset out of range" into what it means, by asking where
 // the log begins and ends. Other errors pass.
 func (c *Client) explainRange(ctx context.Context, err error, group, topic string, partition int, offset int64) error {
@@ -395,7 +405,7 @@ func (c *Client) explainRange(ctx context.Context, err error, group, topic strin
 	case offset < start:
 		return final{fmt.Errorf("%w: offset %d is wanted and the log begins at %d, so %d records were removed before they were read%s", ErrDataLost, offset, start, start-offset, mend)}
 	case offset > end:
-		return fmt.Errorf("%w: offset %d is wanted and the log ends at %d, so the topic was made anew or its end was lost%s", errBeyondEnd, offset, end, mend)
+		return beyondEnd(offset, end, mend)
 	}
 	return err
 }

@@ -26,24 +26,19 @@ func (c *Client) Follow(ctx context.Context, topic string, partition, most int, 
 		next, end, err = c.bounds(ctx, topic, partition)
 		return err
 	})
-	for first, beyond := true, 0; err == nil; first = false {
+	for first := true; err == nil; first = false {
 		if first && next >= end {
 			err = fn(nil, true)
 			continue
 		}
 		var f fetched
+		sure := surelyBeyond()
 		err = c.retry(ctx, what, func() (err error) {
 			f, err = c.fetch(ctx, topic, partition, next, most, followWait)
 			if missing(err) && c.gone(ctx, topic) {
 				return final{fmt.Errorf("topic %s was deleted while it was read; start lockstep again, which makes it anew: %w", topic, err)}
 			}
-			err = c.explainRange(ctx, err, "", topic, partition, next)
-			if errors.Is(err, errBeyondEnd) {
-				if beyond++; beyond >= beyondEnd {
-					return final{err}
-				}
-			}
-			return err
+			return sure(c.explainRange(ctx, err, "", topic, partition, next))
 		})
 		if err == nil && (len(f.records) > 0 || f.next > next) {
 			next = f.next

@@ -160,12 +160,11 @@ func (p *Publisher) Run(ctx context.Context) error {
 	senders.Wait()
 
 	p.fail(ErrStopped) // unless it has failed already
-	err := context.Cause(p.failed)
-	if err != ErrStopped {
-		return err
-	}
 	left, cost := p.left()
 	p.metrics.unacked.Sub(float64(cost)) // another publisher may follow in this process
+	if err := context.Cause(p.failed); err != ErrStopped {
+		return err
+	}
 	if left > 0 {
 		p.log.Info("kafka publisher stopped", "records_not_acknowledged", left)
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -226,7 +227,8 @@ func TestABrokenSequenceStopsThePublisher(t *testing.T) {
 	c := open(t, cfg)
 	ctx := deadline(t, 20*time.Second)
 	must(t, c.EnsureTopic(ctx, TopicSpec{Name: "t", Partitions: 1}))
-	p := NewPublisher(c, cfg, metrics(), quiet)
+	m := metrics()
+	p := NewPublisher(c, cfg, m, quiet)
 	result := make(chan error, 1)
 	go func() { result <- p.Run(ctx) }()
 	must(t, p.Publish(ctx, Record{Topic: "t", Value: []byte("1")}))
@@ -247,6 +249,9 @@ func TestABrokenSequenceStopsThePublisher(t *testing.T) {
 	}
 	if acked {
 		t.Fatal("AfterAcked was called for a record that was never acknowledged")
+	}
+	if bytes := testutil.ToFloat64(m.unacked); bytes != 0 {
+		t.Errorf("%v bytes wait for an acknowledgement that nobody waits for", bytes)
 	}
 }
 

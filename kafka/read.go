@@ -99,15 +99,20 @@ func (c *Client) readRange(ctx context.Context, topic string, partition int, fro
 
 // ReadFrom calls fn with the records that a partition holds at this moment from an
 // offset on, in order, and returns the offset at which to go on. It stops at fn's first
-// error. Records before the beginning of the log are not there and not missed.
+// error. Records before the beginning of the log are not there and not missed; an offset behind
+// its end is an error that wraps ErrDataLost: the topic was made anew.
 func (c *Client) ReadFrom(ctx context.Context, topic string, partition int, from int64, fn func(Record) error) (int64, error) {
 	var start, end int64
+	sure := surelyBeyond()
 	err := c.retry(ctx, fmt.Sprintf("offsets of %s/%d", topic, partition), func() (err error) {
 		start, end, err = c.bounds(ctx, topic, partition)
 		if missing(err) && c.gone(ctx, topic) {
 			return final{err}
 		}
-		return err
+		if err == nil && from > end {
+			err = beyondEnd(from, end, "")
+		}
+		return sure(err)
 	})
 	if err != nil {
 		return from, err

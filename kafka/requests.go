@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -63,16 +64,8 @@ func (r *SnapshotRequests) Poll(ctx context.Context) ([]cdc.SnapshotRequest, err
 	if err := r.make(ctx); err != nil {
 		return nil, err
 	}
-	starts, err := r.client.StartOffsets(ctx, r.topic)
-	if err != nil {
-		return nil, err
-	}
-	ends, err := r.client.EndOffsets(ctx, r.topic)
-	if err != nil {
-		return nil, err
-	}
 	news := map[string]cdc.SnapshotRequest{}
-	err = r.client.readRange(ctx, r.topic, 0, max(r.next, starts[0]), ends[0], func(rec Record) error {
+	next, err := r.client.ReadFrom(ctx, r.topic, 0, r.next, func(rec Record) error {
 		id := string(rec.Key)
 		if rec.Value == nil {
 			news[id] = cdc.SnapshotRequest{ID: id}
@@ -86,10 +79,16 @@ func (r *SnapshotRequests) Poll(ctx context.Context) ([]cdc.SnapshotRequest, err
 		news[id] = request
 		return nil
 	})
+	if errors.Is(err, errBeyondEnd) { // whoever reads a request twice knows it by its ID
+		r.log.Warn("requests for snapshots are read from the beginning", "reason", err)
+		r.next = 0
+		return r.Poll(ctx)
+	}
 	if err != nil {
+		r.made = false // it may be gone
 		return nil, err
 	}
-	r.next = max(r.next, ends[0])
+	r.next = next
 	var list []cdc.SnapshotRequest
 	for _, id := range slices.Sorted(maps.Keys(news)) {
 		list = append(list, news[id])

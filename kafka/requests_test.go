@@ -17,10 +17,10 @@ func TestSnapshotRequestsAreReadOnceAndTheNewestCounts(t *testing.T) {
 	t.Parallel()
 	_, cfg := fake(t)
 	client := open(t, cfg)
-	publisher, _ := publisher(t, client, cfg)
+	first, _ := publisher(t, client, cfg)
 	prefix := "requests"
-	desk := NewSnapshotRequests(client, publisher, prefix, slog.New(slog.DiscardHandler))
-	reader := NewSnapshotRequests(client, publisher, prefix, slog.New(slog.DiscardHandler))
+	desk := NewSnapshotRequests(client, first, prefix, slog.New(slog.DiscardHandler))
+	reader := NewSnapshotRequests(client, first, prefix, slog.New(slog.DiscardHandler))
 	poll := func() (got []string) {
 		t.Helper()
 		list, err := reader.Poll(t.Context())
@@ -50,7 +50,7 @@ func TestSnapshotRequestsAreReadOnceAndTheNewestCounts(t *testing.T) {
 	ask("b", cdc.SnapshotPaused)
 	same("a running 2 keys", "b paused 0 keys")
 	same()
-	if err := publisher.Publish(t.Context(), Record{Topic: SnapshotTopic(prefix), Key: []byte("c"), Value: []byte("nonsense")}); err != nil {
+	if err := first.Publish(t.Context(), Record{Topic: SnapshotTopic(prefix), Key: []byte("c"), Value: []byte("nonsense")}); err != nil {
 		t.Fatal(err)
 	}
 	ask("b", cdc.SnapshotCancelled)
@@ -61,5 +61,24 @@ func TestSnapshotRequestsAreReadOnceAndTheNewestCounts(t *testing.T) {
 	again := NewSnapshotRequests(client, nil, prefix, slog.New(slog.DiscardHandler))
 	if list, err := again.Poll(t.Context()); err != nil || len(list) != 2 || list[1].Want != cdc.SnapshotCancelled {
 		t.Errorf("read from the start: %+v, %v", list, err)
+	}
+	// The topic is made anew, with less in it: what it has now is read, and nothing of it is taken yet.
+	if err := client.DeleteTopics(t.Context(), SnapshotTopic(prefix)); err != nil {
+		t.Fatal(err)
+	}
+	again.made = false
+	if err := again.make(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other, _ := publisher(t, client, cfg)
+	desk = NewSnapshotRequests(client, other, prefix, slog.New(slog.DiscardHandler))
+	ask("d", cdc.SnapshotRunning)
+	same("d running 0 keys")
+	if taken := reader.Taken(); taken != 0 {
+		t.Errorf("%d requests are taken of those that were read a moment ago", taken)
+	}
+	same()
+	if taken := reader.Taken(); taken != 1 {
+		t.Errorf("%d requests are taken, not 1", taken)
 	}
 }
