@@ -200,6 +200,7 @@ const (
 	kindNoIndex  = "index_not_found_exception"
 	kindClosed   = "index_closed_exception"
 	kindBlocked  = "cluster_block_exception" // a closed or read-only index, as on a full disk
+	kindDenied   = "security_exception"      // of one document: the account has no right on its index
 )
 
 // ofCluster reports whether the answer would be the same for every index: the cluster
@@ -210,7 +211,7 @@ func (a answer) ofCluster() bool {
 
 // ofIndex reports whether it is the index that takes nothing.
 func (a answer) ofIndex() bool {
-	return (a.kind == kindNoIndex || a.kind == kindClosed || a.kind == kindBlocked) && !a.ofCluster()
+	return (a.kind == kindNoIndex || a.kind == kindClosed || a.kind == kindBlocked || a.kind == kindDenied) && !a.ofCluster()
 }
 
 var currentVersion = regexp.MustCompile(`current version \[(\d+)\]`)

@@ -317,6 +317,24 @@ func TestWhatIsAnsweredToAWholeRequest(t *testing.T) {
 	}
 }
 
+// What one index refuses the account is the matter of its table; what all of them do is the store's.
+func TestARightThatIsMissingOnOneIndexIsAMatterOfItsTable(t *testing.T) {
+	t.Parallel()
+	denied := `{"type":"security_exception","reason":"action [indices:data/write/bulk[s]] is unauthorized"}`
+	for whole, answer := range map[bool]string{true: `{"error":` + denied + `,"status":403}`, false: `{"items":[{"index":{"status":403,"error":` + denied + `}}]}`} {
+		f := &fake{bulk: func(w http.ResponseWriter, _ []string) {
+			if whole {
+				w.WriteHeader(http.StatusForbidden)
+			}
+			io.WriteString(w, answer)
+		}}
+		out := f.open(t).Apply(t.Context(), eight()[:1])[0]
+		if out.Verdict != sinks.Unavailable || out.Unasked == whole || !strings.Contains(out.Reason, "unauthorized") {
+			t.Errorf("as a whole %v: %+v", whole, out)
+		}
+	}
+}
+
 func TestAFullStoreSaysHowLongItWantsToBeLeftAlone(t *testing.T) {
 	t.Parallel()
 	full := `{"items":[{"index":{"status":201}},{"index":{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"full"}}}]}`
