@@ -79,13 +79,12 @@ func (r *SnapshotRequests) Poll(ctx context.Context) ([]cdc.SnapshotRequest, err
 		news[id] = request
 		return nil
 	})
-	if errors.Is(err, errBeyondEnd) { // whoever reads a request twice knows it by its ID
+	if errors.Is(err, errBeyondEnd) || missing(err) { // whoever reads a request twice knows it by its ID
 		r.log.Warn("requests for snapshots are read from the beginning", "reason", err)
-		r.next = 0
+		r.next, r.made = 0, false
 		return r.Poll(ctx)
 	}
 	if err != nil {
-		r.made = false // it may be gone
 		return nil, err
 	}
 	r.next = next

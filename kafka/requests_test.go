@@ -81,4 +81,10 @@ func TestSnapshotRequestsAreReadOnceAndTheNewestCounts(t *testing.T) {
 	if taken := reader.Taken(); taken != 1 {
 		t.Errorf("%d requests are taken, not 1", taken)
 	}
+	// It is deleted, and nobody makes it again but the reader.
+	if err := client.DeleteTopics(t.Context(), SnapshotTopic(prefix)); err != nil {
+		t.Fatal(err)
+	}
+	same()
+	same()
 }
