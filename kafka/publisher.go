@@ -443,7 +443,7 @@ func (p *Publisher) deliver(ctx, sending context.Context, part *partition, b *ba
 		case goneSince.IsZero():
 			goneSince = time.Now()
 		case time.Since(goneSince) > goneAfter && p.client.gone(sending, part.topic):
-			return tries, final{fmt.Errorf("the topic is gone; start again, which makes a topic of changes anew and has its table copied: %w", err)}
+			return tries, final{fmt.Errorf("the topic is gone; start again, which makes it anew, and has its table copied if it is one of changes: %w", err)}
 		}
 		seen.failed(err)
 		p.metrics.retries.Inc()
