@@ -29,6 +29,7 @@ type suspect struct {
 	looks int
 	blind int // looks in a row at which nothing could be told
 	due   time.Time
+	of    *stretch // of whose rows it is; nil for none
 }
 
 // id tells suspects apart.
@@ -59,7 +60,9 @@ type Checker struct {
 	Report func(Finding)
 	// Unclear is told of each row of which nothing can be said, and why.
 	Unclear func(s *suspect, why string)
-	now     func() time.Time
+	// Done, if set, is told of each suspect of which everything is said.
+	Done func(s *suspect)
+	now  func() time.Time
 }
 
 func (c *Checker) clock() time.Time {
@@ -130,7 +133,7 @@ func (c *Checker) blind(s *suspect, now *sight) bool {
 		if now.has.Document != nil || now.has.Omitted {
 			class = Differing
 		}
-		c.Report(Finding{Table: c.table().String(), Sink: c.Target.Name, Key: s.key, Class: class, Version: now.has.Version, Letter: now.letter, Reason: reason})
+		c.Report(Finding{Table: c.table().String(), Sink: c.Target.Name, Key: s.key, Class: class, Version: now.has.Version, Letter: now.letter, Reason: reason, of: s.of})
 		return true
 	case reason == "":
 		reason = now.has.Problem
@@ -412,7 +415,7 @@ func (c *Checker) confirm(ctx context.Context, suspects []*suspect, sights []*si
 		f := Finding{
 			Table: table.String(), Sink: c.Target.Name, Key: s.key, Place: maps.Clone(seen.has.Place),
 			Class: classify(seen.want, seen.has, seen.newest, logged[string(s.key)]), Version: seen.has.Version, Logged: logged[string(s.key)],
-			found: s.found, Letter: seen.letter, Fields: fieldsOf(seen.want.Document, seen.has.Document, seen.row, masked), Reason: seen.has.Problem,
+			found: s.found, of: s.of, Letter: seen.letter, Fields: fieldsOf(seen.want.Document, seen.has.Document, seen.row, masked), Reason: seen.has.Problem,
 		}
 		if s.found != nil && seen.row != nil && f.Class == Orphan {
 			f.Reason = "the row belongs elsewhere in this store now"
@@ -430,10 +433,12 @@ func (c *Checker) confirm(ctx context.Context, suspects []*suspect, sights []*si
 func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspect, waiting func(n int)) error {
 	queue := map[string]*suspect{}
 	add := func(s *suspect) {
-		if _, known := queue[s.id()]; !known {
-			s.key = bytes.Clone(s.key)
-			queue[s.id()] = s
+		if _, known := queue[s.id()]; known {
+			c.done(s)
+			return
 		}
+		s.key = bytes.Clone(s.key)
+		queue[s.id()] = s
 	}
 	add(first)
 	last := c.clock() // when the last round ended
@@ -451,6 +456,11 @@ func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspec
 			}
 			for _, s := range left {
 				queue[s.id()] = s
+			}
+			for _, s := range due {
+				if queue[s.id()] == nil {
+					c.done(s)
+				}
 			}
 			waiting(len(queue))
 			continue
@@ -488,6 +498,12 @@ func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspec
 		tick.Stop()
 	}
 	return nil
+}
+
+func (c *Checker) done(s *suspect) {
+	if c.Done != nil {
+		c.Done(s)
+	}
 }
 
 // mostSuspects is how many suspects are held; a pass waits while there are more.
