@@ -61,8 +61,8 @@ type World struct {
 	// the key (cdc.KeyText).
 	Letters func(ctx context.Context, sink string, table cdc.TableName) (map[string]string, error)
 	// Reread has the rows with these keys read again and written by the normal way, and
-	// returns when they are in the log.
-	Reread func(ctx context.Context, table cdc.TableName, keys [][]byte) error
+	// returns when they are in the log. A try names each row once, and outranks the tries before it.
+	Reread func(ctx context.Context, table cdc.TableName, try int, keys [][]byte) error
 }
 
 // Reached is a place of the capture in the source's log.

@@ -480,7 +480,8 @@ func TestTheReconcilerRunsAllTheTime(t *testing.T) {
 	if n := standby.metric("lockstep_reconcile_passes_total", `kind="full"`); n != 0 {
 		t.Errorf("it has made %v full passes again", n)
 	}
-	if c, code := w.reconcile("--repair", "--reason", "spoiled"); code != 0 || c.counts(w)["questions cache differing"] != 1 {
+	w.elastic(http.MethodDelete, "/"+w.name+"-questions/_doc/8", "") // under the very version that the first row read again gets: nothing is written to the source
+	if c, code := w.reconcile("--repair", "--reason", "spoiled"); code != 0 || c.counts(w)["questions cache differing"] != 1 || c.counts(w)["questions search missing"] != 1 {
 		t.Errorf("a repair exits with %d: %v", code, c.counts(w))
 	}
 	w.equal(time.Minute)
