@@ -208,7 +208,9 @@ func (c *Checker) see(ctx context.Context, suspects []*suspect) ([]*sight, error
 	for i := range all {
 		all[i] = i
 	}
-	c.read(ctx, suspects, changes, sights, all)
+	if err := c.read(ctx, suspects, changes, sights, all); err != nil {
+		return nil, err
+	}
 	var differ []int
 	for i := range suspects {
 		if relate(sights[i].want, sights[i].has) != equal {
@@ -226,7 +228,9 @@ func (c *Checker) see(ctx context.Context, suspects []*suspect) ([]*sight, error
 				sights[i].letter = letters[text]
 			}
 		}
-		c.read(ctx, suspects, changes, sights, differ)
+		if err := c.read(ctx, suspects, changes, sights, differ); err != nil {
+			return nil, err
+		}
 	}
 	after, err := c.World.Ends(ctx, table.Name)
 	for i := range sights {
@@ -296,7 +300,7 @@ func unlike(suspects []*suspect) (groups [][]int) {
 }
 
 // read asks the store for some of the suspects.
-func (c *Checker) read(ctx context.Context, suspects []*suspect, changes []cdc.Change, sights []*sight, some []int) {
+func (c *Checker) read(ctx context.Context, suspects []*suspect, changes []cdc.Change, sights []*sight, some []int) error {
 	var byKey, byPlace []int
 	var wanted []cdc.Change
 	var found []sinks.Found
@@ -307,12 +311,21 @@ func (c *Checker) read(ctx context.Context, suspects []*suspect, changes []cdc.C
 			byKey, wanted = append(byKey, i), append(wanted, changes[i])
 		}
 	}
-	for n, has := range c.Target.stored(ctx, wanted) {
+	there, err := c.Target.stored(ctx, wanted)
+	if err != nil {
+		return err
+	}
+	again, err := c.Target.again(ctx, found)
+	if err != nil {
+		return err
+	}
+	for n, has := range there {
 		sights[byKey[n]].has = has
 	}
-	for n, has := range c.Target.again(ctx, found) {
+	for n, has := range again {
 		sights[byPlace[n]].has = has
 	}
+	return nil
 }
 
 // naming is what the log says of a row between two ends.

@@ -386,9 +386,9 @@ func (s *side) chunk(ctx context.Context, c chunk) error {
 			changes = append(changes, changeOf(s.Table, s.layout, r))
 		}
 		expected := s.target.Store.Expect(ctx, changes)
-		stored := s.target.stored(ctx, changes)
-		if ctx.Err() != nil {
-			return ctx.Err()
+		stored, err := s.target.stored(ctx, changes)
+		if err != nil {
+			return err
 		}
 		for i := range changes {
 			s.remember(expected[i])
@@ -521,7 +521,11 @@ func (s *side) look(ctx context.Context, source Source, found []sinks.Found) err
 	s.mu.Lock()
 	s.result.Documents += int64(len(found))
 	s.mu.Unlock()
-	for i, has := range s.target.again(ctx, places) {
+	there, err := s.target.again(ctx, places)
+	if err != nil {
+		return err
+	}
+	for i, has := range there {
 		if relate(sinks.Expected{}, has) != equal {
 			if err := s.suspect(ctx, left[i]); err != nil {
 				return err

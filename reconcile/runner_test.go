@@ -365,6 +365,30 @@ func TestAStoreThatFailsInTheMiddleIsLookedThroughAgain(t *testing.T) {
 	})
 }
 
+// What a store does not tell is not the matter of the rows: the pass ends with that.
+func TestAStoreThatDoesNotTellWhatItHasEndsThePass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for looks, want := range map[int]string{0: "sink search has not told for 5m0s what it has: away", 1: "look again at rows of shop.orders in sink search: sink search has not told for 5m0s what it has: away"} {
+			s := newStage(t)
+			s.write(1, "a")
+			s.all()
+			s.docs[string(keyOf(1))] = sinks.Stored{}
+			s.between = func(step string) {
+				if step != "store" {
+					return
+				}
+				if looks--; looks < 0 {
+					s.docs[string(keyOf(1))] = sinks.Stored{Problem: "away", Away: true}
+				}
+			}
+			p := &Pass{World: s.world(), Table: table.Name, Targets: []Target{{Name: "search", Store: s}}, Report: func(*Finding) bool { return false }}
+			if r, err := p.Run(t.Context()); err == nil || err.Error() != want || !r.Equal() {
+				t.Errorf("%+v, %v; want %s", r.Sinks[0], err, want)
+			}
+		}
+	})
+}
+
 // Of a table that is not followed any more nothing stands, nor after a start, and of one that is
 // being copied again what the last pass has found does.
 func TestOfATableThatIsNotFollowedNothingStands(t *testing.T) {
