@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -42,6 +43,8 @@ type Runner struct {
 
 	turn int                   // of the tables, in samples
 	seen map[cdc.TableName]Log // ends of the last sample
+
+	failed map[cdc.TableName]time.Time // when a full pass could not be made, of those that none could be made of since
 
 	shown    bool // the gauges are those of the tables that were followed then
 	followed []cdc.TableName
@@ -203,14 +206,22 @@ func (r *Runner) full(ctx context.Context) error {
 		if !r.isDue(s) {
 			continue
 		}
-		if due == nil || dueSince(s).Before(dueSince(due)) {
+		// One that cannot be compared does not keep the others from it.
+		if due == nil || cmp.Or(r.failed[t].Compare(r.failed[table]), dueSince(s).Compare(dueSince(due))) < 0 {
 			due, table = s, t
 		}
 	}
 	if due == nil {
 		return nil
 	}
-	return r.pass(ctx, table, due)
+	err = r.pass(ctx, table, due)
+	if delete(r.failed, table); err != nil {
+		if r.failed == nil {
+			r.failed = map[cdc.TableName]time.Time{}
+		}
+		r.failed[table] = time.Now()
+	}
+	return err
 }
 
 func (r *Runner) isDue(s *TableState) bool {

@@ -389,6 +389,32 @@ func TestAStoreThatDoesNotTellWhatItHasEndsThePass(t *testing.T) {
 	})
 }
 
+func TestATableThatCannotBeComparedKeepsNoOtherFromIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.write(1, "a")
+		s.all()
+		r := s.runner(&topic{}, &strings.Builder{})
+		bad, open := cdc.TableName{DB: "shop", Table: "bad"}, r.World.Open
+		r.Tables = func(context.Context) (followed, now []cdc.TableName, err error) {
+			return []cdc.TableName{bad, table.Name}, []cdc.TableName{bad, table.Name}, nil
+		}
+		tries := 0
+		r.World.Open = func(ctx context.Context, n cdc.TableName, where string) (Source, error) {
+			if n == bad {
+				tries++
+				return nil, errors.New("it is held")
+			}
+			return open(ctx, n, where)
+		}
+		r.Config.SampleEvery = 24 * time.Hour
+		runFor(t, r, 10*time.Minute)
+		if n := testutil.ToFloat64(r.Metrics.passes.WithLabelValues("shop.orders", "full")); n != 1 || tries < 10 {
+			t.Errorf("%v full passes beside a table that was tried %d times", n, tries)
+		}
+	})
+}
+
 // Of a table that is not followed any more nothing stands, nor after a start, and of one that is
 // being copied again what the last pass has found does.
 func TestOfATableThatIsNotFollowedNothingStands(t *testing.T) {
