@@ -29,6 +29,7 @@ type suspect struct {
 	looks int
 	blind int // looks in a row at which nothing could be told
 	due   time.Time
+	of    *stretch // of whose rows it is; nil for none
 }
 
 // id tells suspects apart.
@@ -59,7 +60,9 @@ type Checker struct {
 	Report func(Finding)
 	// Unclear is told of each row of which nothing can be said, and why.
 	Unclear func(s *suspect, why string)
-	now     func() time.Time
+	// Done, if set, is told of each suspect of which everything is said.
+	Done func(s *suspect)
+	now  func() time.Time
 }
 
 func (c *Checker) clock() time.Time {
@@ -130,7 +133,7 @@ func (c *Checker) blind(s *suspect, now *sight) bool {
 		if now.has.Document != nil || now.has.Omitted {
 			class = Differing
 		}
-		c.Report(Finding{Table: c.table().String(), Sink: c.Target.Name, Key: s.key, Class: class, Version: now.has.Version, Letter: now.letter, Reason: reason})
+		c.Report(Finding{Table: c.table().String(), Sink: c.Target.Name, Key: s.key, Class: class, Version: now.has.Version, Letter: now.letter, Reason: reason, of: s.of})
 		return true
 	case reason == "":
 		reason = now.has.Problem
@@ -205,7 +208,9 @@ func (c *Checker) see(ctx context.Context, suspects []*suspect) ([]*sight, error
 	for i := range all {
 		all[i] = i
 	}
-	c.read(ctx, suspects, changes, sights, all)
+	if err := c.read(ctx, suspects, changes, sights, all); err != nil {
+		return nil, err
+	}
 	var differ []int
 	for i := range suspects {
 		if relate(sights[i].want, sights[i].has) != equal {
@@ -223,7 +228,9 @@ func (c *Checker) see(ctx context.Context, suspects []*suspect) ([]*sight, error
 				sights[i].letter = letters[text]
 			}
 		}
-		c.read(ctx, suspects, changes, sights, differ)
+		if err := c.read(ctx, suspects, changes, sights, differ); err != nil {
+			return nil, err
+		}
 	}
 	after, err := c.World.Ends(ctx, table.Name)
 	for i := range sights {
@@ -293,7 +300,7 @@ func unlike(suspects []*suspect) (groups [][]int) {
 }
 
 // read asks the store for some of the suspects.
-func (c *Checker) read(ctx context.Context, suspects []*suspect, changes []cdc.Change, sights []*sight, some []int) {
+func (c *Checker) read(ctx context.Context, suspects []*suspect, changes []cdc.Change, sights []*sight, some []int) error {
 	var byKey, byPlace []int
 	var wanted []cdc.Change
 	var found []sinks.Found
@@ -304,12 +311,21 @@ func (c *Checker) read(ctx context.Context, suspects []*suspect, changes []cdc.C
 			byKey, wanted = append(byKey, i), append(wanted, changes[i])
 		}
 	}
-	for n, has := range c.Target.stored(ctx, wanted) {
+	there, err := c.Target.stored(ctx, wanted)
+	if err != nil {
+		return err
+	}
+	again, err := c.Target.again(ctx, found)
+	if err != nil {
+		return err
+	}
+	for n, has := range there {
 		sights[byKey[n]].has = has
 	}
-	for n, has := range c.Target.again(ctx, found) {
+	for n, has := range again {
 		sights[byPlace[n]].has = has
 	}
+	return nil
 }
 
 // naming is what the log says of a row between two ends.
@@ -412,7 +428,7 @@ func (c *Checker) confirm(ctx context.Context, suspects []*suspect, sights []*si
 		f := Finding{
 			Table: table.String(), Sink: c.Target.Name, Key: s.key, Place: maps.Clone(seen.has.Place),
 			Class: classify(seen.want, seen.has, seen.newest, logged[string(s.key)]), Version: seen.has.Version, Logged: logged[string(s.key)],
-			found: s.found, Letter: seen.letter, Fields: fieldsOf(seen.want.Document, seen.has.Document, seen.row, masked), Reason: seen.has.Problem,
+			found: s.found, of: s.of, Letter: seen.letter, Fields: fieldsOf(seen.want.Document, seen.has.Document, seen.row, masked), Reason: seen.has.Problem,
 		}
 		if s.found != nil && seen.row != nil && f.Class == Orphan {
 			f.Reason = "the row belongs elsewhere in this store now"
@@ -430,10 +446,12 @@ func (c *Checker) confirm(ctx context.Context, suspects []*suspect, sights []*si
 func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspect, waiting func(n int)) error {
 	queue := map[string]*suspect{}
 	add := func(s *suspect) {
-		if _, known := queue[s.id()]; !known {
-			s.key = bytes.Clone(s.key)
-			queue[s.id()] = s
+		if _, known := queue[s.id()]; known {
+			c.done(s)
+			return
 		}
+		s.key = bytes.Clone(s.key)
+		queue[s.id()] = s
 	}
 	add(first)
 	last := c.clock() // when the last round ended
@@ -451,6 +469,11 @@ func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspec
 			}
 			for _, s := range left {
 				queue[s.id()] = s
+			}
+			for _, s := range due {
+				if queue[s.id()] == nil {
+					c.done(s)
+				}
 			}
 			waiting(len(queue))
 			continue
@@ -488,6 +511,12 @@ func (c *Checker) Check(ctx context.Context, first *suspect, more <-chan *suspec
 		tick.Stop()
 	}
 	return nil
+}
+
+func (c *Checker) done(s *suspect) {
+	if c.Done != nil {
+		c.Done(s)
+	}
 }
 
 // mostSuspects is how many suspects are held; a pass waits while there are more.

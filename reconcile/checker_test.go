@@ -251,7 +251,7 @@ func (s *stage) world() *World {
 			return newest, nil
 		},
 		Letters: func(context.Context, string, cdc.TableName) (map[string]string, error) { return s.letters, nil },
-		Reread: func(_ context.Context, _ cdc.TableName, keys [][]byte) error {
+		Reread: func(_ context.Context, _ cdc.TableName, _ int, keys [][]byte) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			for _, k := range keys {

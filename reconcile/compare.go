@@ -96,6 +96,7 @@ type Finding struct {
 	Repair string `json:"repair,omitempty"`
 
 	found *sinks.Found
+	of    *stretch
 }
 
 // FieldDiff is a field of a document on both sides; a side that does not have it is missing.

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,7 +33,7 @@ const (
 	scanTries = 6
 )
 
-// Pass compares the rows of one table with sinks, once. ChunkRows, Took, Rest and Progress may be nil.
+// Pass compares the rows of one table with sinks, once. Done, ChunkRows, Took, Rest and Metrics may be nil.
 type Pass struct {
 	World   *World
 	Table   cdc.TableName
@@ -41,10 +42,10 @@ type Pass struct {
 	Where string
 	// Keys, when there are any, are the only rows that are compared.
 	Keys [][]byte
-	// After is the key behind which the pass begins, and Reached is told of each key up to
-	// which it has come.
-	After   []byte
-	Reached func(key []byte)
+	// After is the key behind which the pass begins. Done is told of each key up to which
+	// everything is said, by one goroutine at a time, and what was found since the last one.
+	After []byte
+	Done  func(key []byte, found *Result)
 	// ChunkRows is how many rows the next SELECT reads, Took is told how long that took, and
 	// Rest waits as long as the source is to be left alone then.
 	ChunkRows func() int
@@ -60,7 +61,8 @@ type Pass struct {
 	Metrics *Metrics
 
 	progress progress
-	mu       sync.Mutex // guards Report and the results
+	mu       sync.Mutex // guards Report, the results and the way
+	way      []*stretch // in the order of the keys, from the first one of which not everything is said
 	seed     maphash.Seed
 }
 
@@ -134,6 +136,31 @@ func (r *SinkResult) Differ() (n int64) {
 	return n
 }
 
+// add adds what was found in other rows.
+func (r *Result) add(o *Result) {
+	r.Rows += o.Rows
+	for _, of := range o.Sinks {
+		to := r.of(of.Sink)
+		to.Compared, to.Documents, to.Letters, to.Unclear = to.Compared+of.Compared, to.Documents+of.Documents, to.Letters+of.Letters, to.Unclear+of.Unclear
+		to.Reason = cmp.Or(to.Reason, of.Reason)
+		for class, n := range of.Mismatches {
+			to.Mismatches[class] += n
+		}
+	}
+}
+
+// of is what was found in one sink.
+func (r *Result) of(sink string) *SinkResult {
+	for _, s := range r.Sinks {
+		if s.Sink == sink {
+			return s
+		}
+	}
+	s := &SinkResult{Sink: sink, Mismatches: map[Class]int64{}}
+	r.Sinks = append(r.Sinks, s)
+	return s
+}
+
 // Equal reports whether everything was compared and nothing differs, or does any more.
 func (r *Result) Equal() bool {
 	return !slices.ContainsFunc(r.Sinks, func(s *SinkResult) bool { return s.Differ() > s.Repaired || s.Letters > 0 || s.Unclear > 0 })
@@ -148,6 +175,29 @@ func (r *Result) Certain() bool {
 type chunk struct {
 	rows []cdc.Row
 	set  string
+	of   *stretch
+}
+
+// stretch is what a chunk leaves: everything is said of it once each side has compared it and
+// nothing of it is suspect any more. So no suspect is forgotten by who goes on behind it.
+type stretch struct {
+	key   []byte // its last one
+	open  int    // sides and suspects that are not done with it
+	found *Result
+}
+
+// done says that a side, or a suspect, is done with a stretch.
+func (p *Pass) done(of *stretch) {
+	if of == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	of.open--
+	for len(p.way) > 0 && p.way[0].open == 0 {
+		p.Done(p.way[0].key, p.way[0].found)
+		p.way = p.way[1:]
+	}
 }
 
 // side is a pass in one sink.
@@ -265,16 +315,20 @@ func (p *Pass) read(ctx context.Context, source Source, sides []*side) error {
 			return err
 		}
 		p.progress.rows.Add(int64(len(rows)))
+		after = rows[len(rows)-1].Key
+		var of *stretch
+		if p.Done != nil {
+			of = &stretch{after, len(sides), &Result{Rows: int64(len(rows))}}
+			p.mu.Lock()
+			p.way = append(p.way, of)
+			p.mu.Unlock()
+		}
 		for _, s := range sides {
 			select {
-			case s.chunks <- chunk{rows, set}:
+			case s.chunks <- chunk{rows, set, of}:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-		}
-		after = rows[len(rows)-1].Key
-		if p.Reached != nil && p.Keys == nil {
-			p.Reached(after)
 		}
 		if p.Took != nil {
 			p.Took(len(rows), took)
@@ -305,9 +359,10 @@ func (s *side) run(ctx context.Context) error {
 			return fmt.Errorf("wait for sink %s: %w", s.target.Name, err)
 		}
 		for _, c := range all {
-			if err := s.chunk(ctx, c.rows); err != nil {
+			if err := s.chunk(ctx, c); err != nil {
 				return err
 			}
+			s.done(c.of)
 		}
 	}
 	if ctx.Err() != nil {
@@ -323,40 +378,52 @@ func (s *side) run(ctx context.Context) error {
 }
 
 // chunk compares rows with the store.
-func (s *side) chunk(ctx context.Context, rows []cdc.Row) error {
+func (s *side) chunk(ctx context.Context, c chunk) error {
 	changes := make([]cdc.Change, 0, readRows)
-	for part := range slices.Chunk(rows, readRows) {
+	for part := range slices.Chunk(c.rows, readRows) {
 		changes = changes[:0]
 		for _, r := range part {
 			changes = append(changes, changeOf(s.Table, s.layout, r))
 		}
 		expected := s.target.Store.Expect(ctx, changes)
-		stored := s.target.stored(ctx, changes)
-		if ctx.Err() != nil {
-			return ctx.Err()
+		stored, err := s.target.stored(ctx, changes)
+		if err != nil {
+			return err
 		}
 		for i := range changes {
 			s.remember(expected[i])
 			if relate(expected[i], stored[i]) != equal {
-				if err := s.suspect(ctx, &suspect{key: changes[i].Key}); err != nil {
+				if err := s.suspect(ctx, &suspect{key: changes[i].Key, of: c.of}); err != nil {
 					return err
 				}
 			}
 		}
-		s.count(len(changes))
+		s.count(len(changes), c.of)
 	}
 	return nil
 }
 
-func (s *side) count(n int) {
+func (s *side) count(n int, of *stretch) {
 	s.progress.compared[s.target.Name].Add(int64(n))
 	s.mu.Lock()
-	s.result.Compared += int64(n)
+	s.note(of, func(r *SinkResult) { r.Compared += int64(n) })
 	s.mu.Unlock()
 	s.Metrics.compared(s.Table.String(), s.target.Name, n)
 }
 
+// note has something counted among all, and of its stretch. The caller holds mu.
+func (s *side) note(of *stretch, do func(*SinkResult)) {
+	if do(s.result); of != nil {
+		do(of.found.of(s.target.Name))
+	}
+}
+
 func (s *side) suspect(ctx context.Context, one *suspect) error {
+	if one.of != nil {
+		s.mu.Lock()
+		one.of.open++
+		s.mu.Unlock()
+	}
 	select {
 	case s.suspects <- one:
 		return nil
@@ -454,7 +521,11 @@ func (s *side) look(ctx context.Context, source Source, found []sinks.Found) err
 	s.mu.Lock()
 	s.result.Documents += int64(len(found))
 	s.mu.Unlock()
-	for i, has := range s.target.again(ctx, places) {
+	there, err := s.target.again(ctx, places)
+	if err != nil {
+		return err
+	}
+	for i, has := range there {
 		if relate(sinks.Expected{}, has) != equal {
 			if err := s.suspect(ctx, left[i]); err != nil {
 				return err
@@ -483,7 +554,7 @@ func (s *side) confirm(ctx context.Context, first *suspect, suspects <-chan *sus
 		return err
 	}
 	defer source.Close()
-	c := &Checker{World: s.World, Target: s.target, Source: source, Report: report, Unclear: unclear}
+	c := &Checker{World: s.World, Target: s.target, Source: source, Report: report, Unclear: unclear, Done: func(one *suspect) { s.done(one.of) }}
 	waiting := s.progress.suspects[s.target.Name]
 	return c.Check(ctx, first, suspects, func(n int) {
 		waiting.Store(int64(n))
@@ -494,12 +565,11 @@ func (s *side) confirm(ctx context.Context, first *suspect, suspects <-chan *sus
 func (s *side) unclear(of *suspect, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.result.Unclear++
-	if s.result.Reason == "" {
-		if s.result.Reason = why; of != nil {
-			s.result.Reason = string(of.key) + ": " + why
-		}
+	var at *stretch
+	if of != nil {
+		at, why = of.of, string(of.key)+": "+why
 	}
+	s.note(at, func(r *SinkResult) { r.Unclear, r.Reason = r.Unclear+1, cmp.Or(r.Reason, why) })
 }
 
 func (s *side) report(f Finding) {
@@ -514,10 +584,10 @@ func (s *side) report(f Finding) {
 	}
 	kept := s.Report(&f)
 	if f.Letter != "" {
-		s.result.Letters++
+		s.note(f.of, func(r *SinkResult) { r.Letters++ })
 		return
 	}
-	s.result.Mismatches[f.Class]++
+	s.note(f.of, func(r *SinkResult) { r.Mismatches[f.Class]++ })
 	s.Metrics.mismatch(f)
 	switch {
 	case !s.Repair:

@@ -26,8 +26,8 @@ const repairTries = 2
 
 // repair has the rows of all mismatches written anew, and compares them again.
 func (p *Pass) repair(ctx context.Context, sides []*side) error {
-	for range repairTries {
-		if err := p.repairOnce(ctx, sides); err != nil {
+	for try := range repairTries {
+		if err := p.repairOnce(ctx, sides, try); err != nil {
 			return err
 		}
 	}
@@ -38,7 +38,7 @@ func (p *Pass) repair(ctx context.Context, sides []*side) error {
 	return nil
 }
 
-func (p *Pass) repairOnce(ctx context.Context, sides []*side) error {
+func (p *Pass) repairOnce(ctx context.Context, sides []*side, try int) error {
 	var keys [][]byte
 	for _, s := range sides {
 		for _, f := range s.result.repair {
@@ -62,7 +62,7 @@ func (p *Pass) repairOnce(ctx context.Context, sides []*side) error {
 	}
 	for part := range slices.Chunk(keys, batch) {
 		began := time.Now()
-		if err := p.World.Reread(ctx, p.Table, part); err != nil {
+		if err := p.World.Reread(ctx, p.Table, try, part); err != nil {
 			return fmt.Errorf("repair %s: %w", p.Table, err)
 		}
 		if p.Rate > 0 {

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -13,10 +14,8 @@ import (
 )
 
 const (
-	// saveEvery is how often the cursor of a full pass is saved at most, and settle how long
-	// ago its rows were read then: suspects among them are done with.
+	// saveEvery is how often the cursor of a full pass is saved at most.
 	saveEvery = 10 * time.Second
-	settle    = time.Minute
 	// recheck is how long after a full pass that has left differences there is another one, which
 	// tells whether they were repaired.
 	recheck = time.Hour
@@ -44,6 +43,8 @@ type Runner struct {
 
 	turn int                   // of the tables, in samples
 	seen map[cdc.TableName]Log // ends of the last sample
+
+	failed map[cdc.TableName]time.Time // when a full pass could not be made, of those that none could be made of since
 
 	shown    bool // the gauges are those of the tables that were followed then
 	followed []cdc.TableName
@@ -205,14 +206,22 @@ func (r *Runner) full(ctx context.Context) error {
 		if !r.isDue(s) {
 			continue
 		}
-		if due == nil || dueSince(s).Before(dueSince(due)) {
+		// One that cannot be compared does not keep the others from it.
+		if due == nil || cmp.Or(r.failed[t].Compare(r.failed[table]), dueSince(s).Compare(dueSince(due))) < 0 {
 			due, table = s, t
 		}
 	}
 	if due == nil {
 		return nil
 	}
-	return r.pass(ctx, table, due)
+	err = r.pass(ctx, table, due)
+	if delete(r.failed, table); err != nil {
+		if r.failed == nil {
+			r.failed = map[cdc.TableName]time.Time{}
+		}
+		r.failed[table] = time.Now()
+	}
+	return err
 }
 
 func (r *Runner) isDue(s *TableState) bool {
@@ -251,9 +260,9 @@ func dueSince(s *TableState) time.Time {
 
 // pass makes a full pass over a table, or goes on with it.
 func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableState) error {
-	resumed := len(state.After) > 0
-	if state.Began.IsZero() {
-		state.Began = time.Now()
+	resumed := len(state.After) > 0 && r.has(table, state.Found)
+	if !resumed {
+		state.Began, state.After, state.Found = time.Now(), nil, &Result{}
 	}
 	if state.Last == nil {
 		for _, target := range r.Targets {
@@ -263,13 +272,13 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 		}
 	}
 	rows, took := r.Pace()
-	cursor := &trail{}
+	before, cursor := state.Found, newTrail(state.Found)
 	pass := &Pass{
 		World: r.World, Table: table, Targets: r.Targets, After: state.After, ChunkRows: rows, Took: took,
-		Report: r.limited(), Metrics: r.Metrics, Reached: cursor.reached,
+		Report: r.limited(), Metrics: r.Metrics, Done: cursor.done,
 		Rest: func(ctx context.Context, source Source, took time.Duration) error {
-			if err := cursor.save(func(key []byte) error {
-				state.After = key
+			if err := cursor.save(func(key []byte, found *Result) error {
+				state.After, state.Found = key, found
 				return r.State.save(ctx, state)
 			}); err != nil {
 				return err
@@ -282,9 +291,10 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 	if err != nil {
 		return err // and it goes on behind the cursor
 	}
-	r.found(ctx, result, !resumed)
+	result.add(before)
 	result.Began = state.Began
-	state.Began, state.After, state.Last = time.Time{}, nil, result
+	r.found(ctx, result, true)
+	state.Began, state.After, state.Found, state.Last = time.Time{}, nil, nil, result
 	r.Metrics.ended(table.String())
 	for _, s := range result.Sinks {
 		if s.Incomparable == "" {
@@ -294,6 +304,25 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 	}
 	r.Metrics.done(table.String(), "full")
 	return r.State.save(ctx, state)
+}
+
+// has reports whether a pass has found something, be it nothing, in each sink that is compared and in no
+// other: one that is new has not seen the rows before the cursor.
+func (r *Runner) has(table cdc.TableName, found *Result) bool {
+	var now, then []string
+	for _, target := range r.Targets {
+		if target.Store.Keeps(table) == nil {
+			now = append(now, target.Name)
+		}
+	}
+	if found != nil {
+		for _, s := range found.Sinks {
+			then = append(then, s.Sink)
+		}
+	}
+	slices.Sort(now)
+	slices.Sort(then)
+	return slices.Equal(now, then)
 }
 
 func (r *Runner) found(ctx context.Context, result *Result, whole bool) {
@@ -319,38 +348,43 @@ func (r *Runner) rest(ctx context.Context, source Source, took time.Duration) er
 	}
 }
 
-// trail remembers when a pass has reached which key.
+// trail is how far a pass is, and what it has found up to there.
 type trail struct {
 	mu    sync.Mutex
-	steps []step
-	saved time.Time
+	key   []byte // nil when it is saved
+	found *Result
+
+	saving sync.Mutex
+	saved  time.Time
 }
 
-type step struct {
-	key []byte
-	at  time.Time
+func newTrail(found *Result) *trail {
+	t := &trail{found: &Result{}}
+	t.found.add(found)
+	return t
 }
 
-func (t *trail) reached(key []byte) {
+func (t *trail) done(key []byte, found *Result) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.steps = append(t.steps, step{key, time.Now()})
+	t.key = key
+	t.found.add(found)
 }
 
-// save gives do the last key that was reached long enough ago, when it is time for that.
-func (t *trail) save(do func(key []byte) error) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// save gives do the key up to which everything is said, when there is another one and it is time for that.
+func (t *trail) save(do func(key []byte, found *Result) error) error {
+	t.saving.Lock()
+	defer t.saving.Unlock()
 	if time.Since(t.saved) < saveEvery {
 		return nil
 	}
-	var key []byte
-	for len(t.steps) > 0 && time.Since(t.steps[0].at) >= settle {
-		key, t.steps = t.steps[0].key, t.steps[1:]
-	}
+	t.mu.Lock()
+	key, found := t.key, newTrail(t.found).found
+	t.key = nil
+	t.mu.Unlock()
 	if key == nil {
 		return nil
 	}
 	t.saved = time.Now()
-	return do(key)
+	return do(key, found)
 }

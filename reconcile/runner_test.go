@@ -130,6 +130,7 @@ func TestAFullPassGoesOnWhereItWas(t *testing.T) {
 			s.write(100+id, "a")
 		}
 		s.all()
+		delete(s.docs, string(keyOf(103)))
 		k, notes := &topic{}, &strings.Builder{}
 		var firsts []string
 		r := s.runner(k, notes)
@@ -145,14 +146,48 @@ func TestAFullPassGoesOnWhereItWas(t *testing.T) {
 		again.World.Open = r.World.Open
 		before := len(firsts)
 		runFor(t, again, time.Hour)
-		if firsts[0] != "" || firsts[before] <= string(keyOf(120)) || firsts[before] >= firsts[before-1] {
+		if firsts[0] != "" || firsts[before] <= string(keyOf(120)) || firsts[before] > firsts[before-1] {
 			t.Errorf("it has read behind %q, and then began behind %q", firsts[:before], firsts[before])
 		}
 		if n := testutil.ToFloat64(again.Metrics.passes.WithLabelValues("shop.orders", "full")); n != 1 {
 			t.Errorf("%v passes came to their end", n)
 		}
+		if n := testutil.ToFloat64(again.Metrics.standing.WithLabelValues("shop.orders", "search")); n != 1 || again.State.of("shop.orders").Last.Rows != 90 {
+			t.Errorf("%v mismatches stand after %d rows; one was found before it was started again", n, again.State.of("shop.orders").Last.Rows)
+		}
 		if n := testutil.CollectAndCount(again.Metrics.uncovered); n != 0 {
 			t.Errorf("%d samples say since when the table is uncovered; it is covered", n)
+		}
+	})
+}
+
+// A suspect is not forgotten by a restart, however long the sink let its pass wait.
+func TestAPassGoesOnBehindNoRowThatIsSuspect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		for id := range 90 {
+			s.write(100+id, "a")
+		}
+		s.all()
+		delete(s.docs, string(keyOf(103)))
+		k, notes := &topic{}, &strings.Builder{}
+		var firsts []string
+		lags := func(d time.Duration) *Runner {
+			r := s.runner(k, notes)
+			r.Config.SampleEvery = 24 * time.Hour
+			r.World.Open = func(context.Context, cdc.TableName, string) (Source, error) { return slow{s, &firsts}, nil }
+			until, await := time.Now().Add(d), r.World.Await
+			r.World.Await = func(ctx context.Context, sink string, t cdc.TableName, set string) (Reached, error) {
+				time.Sleep(time.Until(until))
+				return await(ctx, sink, t, set)
+			}
+			return r
+		}
+		runFor(t, lags(5*time.Minute), 5*time.Minute+time.Second) // it is looked at a first time
+		again := lags(0)
+		runFor(t, again, time.Hour)
+		if n := testutil.ToFloat64(again.Metrics.standing.WithLabelValues("shop.orders", "search")); n != 1 {
+			t.Errorf("%v mismatches stand, want 1: it has read behind %q", n, firsts)
 		}
 	})
 }
@@ -326,6 +361,56 @@ func TestAStoreThatFailsInTheMiddleIsLookedThroughAgain(t *testing.T) {
 			if !errors.Is(err, want) || err == nil && (r.Sinks[0].Mismatches[Orphan] != 1 || r.Sinks[0].Documents != 1) {
 				t.Errorf("it fails %d times: %+v, %v; want %v", away, r.Sinks[0], err, want)
 			}
+		}
+	})
+}
+
+// What a store does not tell is not the matter of the rows: the pass ends with that.
+func TestAStoreThatDoesNotTellWhatItHasEndsThePass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for looks, want := range map[int]string{0: "sink search has not told for 5m0s what it has: away", 1: "look again at rows of shop.orders in sink search: sink search has not told for 5m0s what it has: away"} {
+			s := newStage(t)
+			s.write(1, "a")
+			s.all()
+			s.docs[string(keyOf(1))] = sinks.Stored{}
+			s.between = func(step string) {
+				if step != "store" {
+					return
+				}
+				if looks--; looks < 0 {
+					s.docs[string(keyOf(1))] = sinks.Stored{Problem: "away", Away: true}
+				}
+			}
+			p := &Pass{World: s.world(), Table: table.Name, Targets: []Target{{Name: "search", Store: s}}, Report: func(*Finding) bool { return false }}
+			if r, err := p.Run(t.Context()); err == nil || err.Error() != want || !r.Equal() {
+				t.Errorf("%+v, %v; want %s", r.Sinks[0], err, want)
+			}
+		}
+	})
+}
+
+func TestATableThatCannotBeComparedKeepsNoOtherFromIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		s.write(1, "a")
+		s.all()
+		r := s.runner(&topic{}, &strings.Builder{})
+		bad, open := cdc.TableName{DB: "shop", Table: "bad"}, r.World.Open
+		r.Tables = func(context.Context) (followed, now []cdc.TableName, err error) {
+			return []cdc.TableName{bad, table.Name}, []cdc.TableName{bad, table.Name}, nil
+		}
+		tries := 0
+		r.World.Open = func(ctx context.Context, n cdc.TableName, where string) (Source, error) {
+			if n == bad {
+				tries++
+				return nil, errors.New("it is held")
+			}
+			return open(ctx, n, where)
+		}
+		r.Config.SampleEvery = 24 * time.Hour
+		runFor(t, r, 10*time.Minute)
+		if n := testutil.ToFloat64(r.Metrics.passes.WithLabelValues("shop.orders", "full")); n != 1 || tries < 10 {
+			t.Errorf("%v full passes beside a table that was tried %d times", n, tries)
 		}
 	})
 }

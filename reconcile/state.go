@@ -35,8 +35,9 @@ type TableState struct {
 	Table  string `json:"table"`  // db.table
 	// Began is when the pass under way began; zero when none is.
 	Began time.Time `json:"began,omitzero"`
-	// After is the key up to which its rows are compared.
+	// After is the key up to which its rows are compared, and Found what was found among these.
 	After json.RawMessage `json:"after,omitempty"`
+	Found *Result         `json:"found,omitempty"`
 	// Last is the result of the last pass that came to its end.
 	Last *Result `json:"last,omitempty"`
 }

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -61,8 +62,8 @@ type World struct {
 	// the key (cdc.KeyText).
 	Letters func(ctx context.Context, sink string, table cdc.TableName) (map[string]string, error)
 	// Reread has the rows with these keys read again and written by the normal way, and
-	// returns when they are in the log.
-	Reread func(ctx context.Context, table cdc.TableName, keys [][]byte) error
+	// returns when they are in the log. A try names each row once, and outranks the tries before it.
+	Reread func(ctx context.Context, table cdc.TableName, try int, keys [][]byte) error
 }
 
 // Reached is a place of the capture in the source's log.
@@ -87,49 +88,55 @@ const (
 	// readRows and readBytes bound one call to a store, readAlone the document of one row.
 	readRows             = 1000
 	readBytes, readAlone = 8 << 20, 64 << 20
-	// patience is how long a store may give no answer at all.
+	// patience is how long a store may not say what it has of some rows.
 	patience = 5 * time.Minute
 )
 
 // stored is what the store has of the rows of changes, which have distinct keys.
-func (t *Target) stored(ctx context.Context, changes []cdc.Change) []sinks.Stored {
-	return readAll(ctx, changes, func(part []cdc.Change, most int) []sinks.Stored { return t.Store.Stored(ctx, part, most) })
+func (t *Target) stored(ctx context.Context, changes []cdc.Change) ([]sinks.Stored, error) {
+	return readAll(ctx, t.Name, changes, func(part []cdc.Change, most int) []sinks.Stored { return t.Store.Stored(ctx, part, most) })
 }
 
 // again is what the store has where rows were found.
-func (t *Target) again(ctx context.Context, found []sinks.Found) []sinks.Stored {
-	return readAll(ctx, found, func(part []sinks.Found, most int) []sinks.Stored { return t.Store.Again(ctx, part, most) })
+func (t *Target) again(ctx context.Context, found []sinks.Found) ([]sinks.Stored, error) {
+	return readAll(ctx, t.Name, found, func(part []sinks.Found, most int) []sinks.Stored { return t.Store.Again(ctx, part, most) })
 }
 
 // readAll asks for all of what, and alone for what has no room beside the others. It waits
-// for a store that answers nothing, for as long as patience allows.
-func readAll[T any](ctx context.Context, what []T, read func(part []T, most int) []sinks.Stored) (all []sinks.Stored) {
-	for part := range slices.Chunk(what, readRows) {
-		out := read(part, readBytes)
-		began, wait := time.Now(), 200*time.Millisecond
-		for slices.ContainsFunc(out, func(s sinks.Stored) bool { return s.Away }) && time.Since(began) < patience {
+// for a store that does not answer, for as long as patience allows.
+func readAll[T any](ctx context.Context, sink string, what []T, read func(part []T, most int) []sinks.Stored) (all []sinks.Stored, err error) {
+	answer := func(part []T, most int) ([]sinks.Stored, error) {
+		for began, wait := time.Now(), 200*time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+			out := read(part, most)
+			away := slices.IndexFunc(out, func(s sinks.Stored) bool { return s.Away })
+			switch {
+			case away < 0:
+				return out, nil
+			case time.Since(began) > patience:
+				return nil, fmt.Errorf("sink %s has not told for %s what it has: %s", sink, patience, out[away].Problem)
+			}
 			select {
 			case <-time.After(wait):
 			case <-ctx.Done():
-				return append(all, unasked(len(what)-len(all), ctx.Err())...)
+				return nil, ctx.Err()
 			}
-			wait = min(2*wait, 5*time.Second)
-			out = read(part, readBytes)
+		}
+	}
+	for part := range slices.Chunk(what, readRows) {
+		out, err := answer(part, readBytes)
+		if err != nil {
+			return nil, err
 		}
 		for i := range out {
 			if out[i].Omitted {
-				out[i] = read(part[i:i+1], readAlone)[0]
+				one, err := answer(part[i:i+1], readAlone)
+				if err != nil {
+					return nil, err
+				}
+				out[i] = one[0]
 			}
 		}
 		all = append(all, out...)
 	}
-	return all
-}
-
-func unasked(n int, why error) []sinks.Stored {
-	out := make([]sinks.Stored, n)
-	for i := range out {
-		out[i] = sinks.Stored{Problem: why.Error(), Away: true}
-	}
-	return out
+	return all, nil
 }

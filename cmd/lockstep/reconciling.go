@@ -35,7 +35,7 @@ type reconcileWorld struct {
 	searched  int               // records that newest has read
 
 	replays *replayWorld // asks the capture for rows
-	stamp   string       // of this world's requests
+	stamp   string       // of this world's requests, which nobody else gives any
 	asks    int
 }
 
@@ -44,7 +44,7 @@ func (p *process) openReconcile(ctx context.Context, names []string, letters *le
 	if err := kafka.EnsureCheckpoint(ctx, p.kafka, p.cfg.Prefix); err != nil {
 		return nil, err
 	}
-	w := &reconcileWorld{process: p, stores: map[string]*store{}, patience: 10 * time.Minute, positions: kafka.NewPositions(p.kafka, p.cfg.Prefix), waits: map[string]string{}, stamp: time.Now().UTC().Format("20060102T150405"),
+	w := &reconcileWorld{process: p, stores: map[string]*store{}, patience: 10 * time.Minute, positions: kafka.NewPositions(p.kafka, p.cfg.Prefix), waits: map[string]string{}, stamp: time.Now().UTC().Format("20060102T150405-") + p.id[:8],
 		replays: &replayWorld{process: p, letters: letters, requests: kafka.NewSnapshotRequests(p.kafka, letters.publisher, p.cfg.Prefix, p.log)}}
 	for _, name := range names {
 		s, err := p.openSink(ctx, name)
@@ -338,13 +338,13 @@ func (w *reconcileWorld) lettersOf(ctx context.Context, sink string, t cdc.Table
 }
 
 // reread is reconcile.World.Reread: the capture reads the rows by their keys, as for a replay of dead letters.
-func (w *reconcileWorld) reread(ctx context.Context, t cdc.TableName, keys [][]byte) error {
+func (w *reconcileWorld) reread(ctx context.Context, t cdc.TableName, try int, keys [][]byte) error {
 	var ids []string
 	for _, r := range (snapshotFlags{table: t.String(), reason: "they differ in a sink"}).requests(keys) {
 		w.mu.Lock()
 		w.asks++
-		// Of one replay, so that the requests of a pass share a turn: they name each row once.
-		r.ID = fmt.Sprintf("%sreconcile-%s-%s.%d", cdc.ReplayPrefix, t, w.stamp, w.asks)
+		// Of one replay, so that the requests of a try share a turn: they name each row once.
+		r.ID = fmt.Sprintf("%sreconcile-%s-%s-%d.%d", cdc.ReplayPrefix, t, w.stamp, try, w.asks)
 		w.mu.Unlock()
 		if err := w.replays.ask(ctx, r); err != nil {
 			return err

@@ -146,6 +146,17 @@ func (w *world) ownRedis(settings ...string) *testenv.RedisInstance {
 	return own
 }
 
+// ownCluster gives the world a Redis Cluster, without passwords.
+func (w *world) ownCluster() *testenv.RedisCluster {
+	w.t.Helper()
+	own := testenv.NewRedisCluster(w.t)
+	masters := own.Addresses[:3]
+	w.replace(fmt.Sprintf("[%q], %s", w.at.cache, w.login("cache")), `["`+strings.Join(masters, `", "`)+`"]`)
+	w.spec.RedisAddr = strings.Join(masters, ",")
+	w.t.Cleanup(func() { w.spec.RedisAddr = "" }) // it is gone before the world is erased
+	return own
+}
+
 // ownKafka gives the world a Kafka that nobody else has, with a certificate of an authority, so
 // that it may be stopped.
 func (w *world) ownKafka(authority *testenv.Authority, settings ...string) *testenv.KafkaBroker {

@@ -38,7 +38,7 @@ type Spec struct {
 	// ElasticURL such as http://127.0.0.1:9200; user and password may be in it.
 	// Empty: Elasticsearch is not compared.
 	ElasticURL string
-	// RedisAddr is host:port. Empty: Redis is not compared.
+	// RedisAddr is host:port, of a cluster several with commas. Empty: Redis is not compared.
 	RedisAddr string
 }
 
@@ -138,7 +138,7 @@ func Compare(ctx context.Context, spec Spec) (Report, error) {
 		redisKeys: map[string]bool{},
 	}
 	if spec.RedisAddr != "" {
-		c.redis = redis.NewClient(&redis.Options{Addr: spec.RedisAddr, ContextTimeoutEnabled: true})
+		c.redis = redis.NewUniversalClient(&redis.UniversalOptions{Addrs: strings.Split(spec.RedisAddr, ","), ContextTimeoutEnabled: true})
 		defer c.redis.Close()
 	}
 	defer c.http.CloseIdleConnections()
@@ -177,7 +177,7 @@ func WaitEqual(ctx context.Context, spec Spec, timeout time.Duration) (Report, e
 type comparison struct {
 	spec  Spec
 	http  *http.Client
-	redis *redis.Client
+	redis redis.UniversalClient
 
 	mu        sync.Mutex
 	report    Report

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -94,24 +95,33 @@ func (c *comparison) redisOrphans(ctx context.Context, t TableSpec, seen map[str
 			skip[template.parts[0]+id+template.parts[1]] = true
 		}
 	}
-	var cursor uint64
-	for {
-		keys, next, err := c.redis.Scan(ctx, cursor, template.pattern(), 2000).Result()
-		if err != nil {
-			return fmt.Errorf("scan redis: %w: %w", errUnavailable, err)
-		}
-		for _, key := range keys {
-			if seen[key] {
-				continue
+	var one sync.Mutex // masters answer at once
+	look := func(ctx context.Context, server *redis.Client) error {
+		var cursor uint64
+		for {
+			keys, next, err := server.Scan(ctx, cursor, template.pattern(), 2000).Result()
+			if err != nil {
+				return fmt.Errorf("scan redis: %w: %w", errUnavailable, err)
 			}
-			seen[key] = true
-			c.report.Keys[t.Table]++
-			if !c.redisKeys[key] && !skip[key] {
-				c.differs(Difference{Table: t.Table, Key: key, Sink: Redis, Want: "none", Got: "a key without a row"})
+			one.Lock()
+			for _, key := range keys {
+				if seen[key] {
+					continue
+				}
+				seen[key] = true
+				c.report.Keys[t.Table]++
+				if !c.redisKeys[key] && !skip[key] {
+					c.differs(Difference{Table: t.Table, Key: key, Sink: Redis, Want: "none", Got: "a key without a row"})
+				}
 			}
-		}
-		if cursor = next; cursor == 0 {
-			return nil
+			one.Unlock()
+			if cursor = next; cursor == 0 {
+				return nil
+			}
 		}
 	}
+	if cluster, ok := c.redis.(*redis.ClusterClient); ok {
+		return cluster.ForEachMaster(ctx, look)
+	}
+	return look(ctx, c.redis.(*redis.Client))
 }

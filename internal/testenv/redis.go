@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -9,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // RedisInstance is a Redis of a test's own, which it may stop, break and throw away.
@@ -137,3 +140,114 @@ func (i *RedisInstance) end(signal syscall.Signal) {
 // Stop stops it gently, Kill at once; both return when it is gone.
 func (i *RedisInstance) Stop(testing.TB) { i.end(syscall.SIGTERM) }
 func (i *RedisInstance) Kill(testing.TB) { i.end(syscall.SIGKILL) }
+
+// RedisCluster is three masters and a replica of the first one.
+type RedisCluster struct {
+	Nodes     []*RedisInstance
+	Clients   []*redis.Client
+	Addresses []string // for clients
+	Buses     []string // ports among themselves
+}
+
+const redisSlots = 16384
+
+// NewRedisCluster makes a cluster whose nodes talk TLS, among themselves too, if there are
+// such settings.
+func NewRedisCluster(t testing.TB, tls ...string) *RedisCluster {
+	t.Helper()
+	c := &RedisCluster{}
+	var ports []string
+	for range 4 {
+		_, bus, _ := net.SplitHostPort(FreeAddr(t))
+		settings := []string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0"}
+		addr := ""
+		if tls != nil {
+			addr = FreeAddr(t)
+			_, port, _ := net.SplitHostPort(addr)
+			settings = append(append(settings, tls...), "--tls-port", port, "--tls-cluster", "yes", "--tls-replication", "yes")
+		}
+		node := NewRedis(t, settings...)
+		if tls == nil {
+			addr = node.Addr
+		}
+		client := redis.NewClient(&redis.Options{Addr: node.Addr})
+		t.Cleanup(func() { client.Close() })
+		_, port, _ := net.SplitHostPort(addr)
+		c.Nodes, c.Clients, c.Addresses, c.Buses, ports = append(c.Nodes, node), append(c.Clients, client), append(c.Addresses, addr), append(c.Buses, bus), append(ports, port)
+	}
+	for i := range c.Nodes {
+		c.Do(t, 0, "cluster", "meet", "127.0.0.1", ports[i], c.Buses[i])
+	}
+	for i := range 3 {
+		c.Do(t, i, "cluster", "addslotsrange", i*redisSlots/3, (i+1)*redisSlots/3-1)
+	}
+	first := c.ID(t, 0)
+	c.await(t, "the replica knows its master", func() bool {
+		return c.Clients[3].Do(t.Context(), "cluster", "replicate", first).Err() == nil
+	})
+	for i, client := range c.Clients {
+		c.await(t, "the cluster is whole", func() bool {
+			info := client.ClusterInfo(t.Context()).Val()
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:4") &&
+				(i != 3 || strings.Contains(client.Info(t.Context(), "replication").Val(), "master_link_status:up"))
+		})
+	}
+	return c
+}
+
+func (c *RedisCluster) await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for range 6000 {
+		if ok() {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("not within 2m: %s", what)
+}
+
+// Do has a node do a command.
+func (c *RedisCluster) Do(t testing.TB, node int, args ...any) any {
+	t.Helper()
+	reply, err := c.Clients[node].Do(t.Context(), args...).Result()
+	if err != nil {
+		t.Fatalf("node %d: %v: %v", node, args, err)
+	}
+	return reply
+}
+
+// ID is the name of a node in the cluster.
+func (c *RedisCluster) ID(t testing.TB, node int) string {
+	t.Helper()
+	return fmt.Sprint(c.Do(t, node, "cluster", "myid"))
+}
+
+// Move moves a slot from one of the masters to another one, a few keys at a time. Slots that
+// move both ways at once leave the masters at odds about them for ever.
+func (c *RedisCluster) Move(t testing.TB, slot, from, to int) {
+	t.Helper()
+	source, target := c.ID(t, from), c.ID(t, to)
+	c.Do(t, to, "cluster", "setslot", slot, "importing", source)
+	c.Do(t, from, "cluster", "setslot", slot, "migrating", target)
+	for {
+		keys := c.Do(t, from, "cluster", "getkeysinslot", slot, 20).([]any)
+		if len(keys) == 0 {
+			break
+		}
+		c.Do(t, from, append([]any{"migrate", "127.0.0.1", c.Nodes[to].Port(), "", 0, 5000, "keys"}, keys...)...)
+		time.Sleep(5 * time.Millisecond)
+	}
+	for _, node := range []int{to, from, 3 - to - from} {
+		c.Do(t, node, "cluster", "setslot", slot, "node", target)
+	}
+}
+
+// FailOver kills the first master and returns when its replica has taken over.
+func (c *RedisCluster) FailOver(t testing.TB) {
+	t.Helper()
+	c.Nodes[0].Kill(t)
+	c.await(t, "the replica has taken over", func() bool {
+		return strings.Contains(c.Clients[3].Info(t.Context(), "replication").Val(), "role:master") &&
+			strings.Contains(c.Clients[1].ClusterInfo(t.Context()).Val(), "cluster_state:ok")
+	})
+}

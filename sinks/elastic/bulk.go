@@ -199,6 +199,7 @@ const (
 	kindStrict   = "strict_dynamic_mapping_exception"
 	kindNoIndex  = "index_not_found_exception"
 	kindClosed   = "index_closed_exception"
+	kindUnrouted = "routing_missing_exception"
 	kindBlocked  = "cluster_block_exception" // a closed or read-only index, as on a full disk
 	kindDenied   = "security_exception"      // of one document: the account has no right on its index
 )

@@ -96,7 +96,7 @@ func (s *Sink) fetch(ctx context.Context, docs []*document, most int, out []sink
 		o := &out[docs[i].at]
 		if e := doc.Get("error"); e.Exists() {
 			if kind, reason := explain(e); kind != kindNoIndex {
-				o.Problem = reason
+				o.Problem, o.Away = reason, kind != kindUnrouted // its shard may be on the way, as after a start
 			}
 			continue
 		}

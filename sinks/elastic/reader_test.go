@@ -127,6 +127,15 @@ func TestRoutedRowsAreReadWhereTheyAre(t *testing.T) {
 	if got := s.Stored(t.Context(), []cdc.Change{bare}, 1<<20)[0]; got.Version != c.Version {
 		t.Errorf("by its key alone: %+v", got)
 	}
+	// A node that starts answers before it has its shards.
+	index := "/" + s.alias(tenants.Name) + "-000001"
+	s.ask(t, http.MethodDelete, index, "")
+	if status, said := s.ask(t, http.MethodPut, index+"?wait_for_active_shards=0", `{"settings":{"index.routing.allocation.require._name":"nobody"},"aliases":{"`+s.alias(tenants.Name)+`":{}}}`); status != http.StatusOK {
+		t.Fatalf("%d %s", status, said)
+	}
+	if got := s.Stored(t.Context(), []cdc.Change{c}, 1<<20)[0]; !got.Away || got.Problem == "" {
+		t.Errorf("without a shard: %+v", got)
+	}
 }
 
 // A cluster that has no simulation, or one that does not look at mappings, is not believed.

@@ -288,8 +288,8 @@ func TestSentinelsOverTLSHaveALoginOfTheirOwn(t *testing.T) {
 func TestAClusterOverTLS(t *testing.T) {
 	t.Parallel()
 	settings, ours := serving(t)
-	c := newClusterWith(t, settings)
-	for _, client := range c.clients {
+	c := newCluster(t, settings...)
+	for _, client := range c.Clients {
 		if err := client.Do(t.Context(), acl(t, "secret")...).Err(); err != nil {
 			t.Fatal(err)
 		}
@@ -298,7 +298,7 @@ func TestAClusterOverTLS(t *testing.T) {
 	cfg.TLS, cfg.Username, cfg.Password = ours, "lockstep", "secret"
 	f := fixture{Sink: c.open(t, cfg, moving[ModeHash])}
 	rows := func() (n int64) {
-		for _, client := range c.clients[:3] {
+		for _, client := range c.Clients[:3] {
 			for _, key := range client.Keys(t.Context(), "q:*").Val() {
 				n += client.Exists(t.Context(), key).Val()
 			}

@@ -164,6 +164,11 @@ func plainScore(text string) string {
 
 // read looks at rows in one pipeline.
 func (s *Sink) read(ctx context.Context, rows []*reading) {
+	defer func() {
+		if slices.ContainsFunc(rows, func(r *reading) bool { return r.err != nil }) {
+			s.lookAnew(ctx)
+		}
+	}()
 	forgotten := s.readOnce(ctx, rows)
 	if len(forgotten) == 0 {
 		return

@@ -381,12 +381,18 @@ func (a *attempt) flush(ctx context.Context) {
 	for _, c := range forgotten {
 		a.tallies[c.change].note(c.main, sinks.Outcome{Reason: reason})
 	}
-	if cluster, ok := a.client.(*goredis.ClusterClient); ok && a.broken != nil {
-		// The driver asks anew who has which slots when a server says so, not when one
-		// is gone.
-		cluster.ReloadState(ctx)
+	if a.broken != nil {
+		a.lookAnew(ctx)
 	}
 	a.pipe, a.size = a.pipe[:0], 0
+}
+
+// lookAnew has the driver ask anew who has which slots of a cluster, once somebody does not
+// answer: it does so by itself when a server says so, not when one is gone.
+func (s *Sink) lookAnew(ctx context.Context) {
+	if cluster, ok := s.client.(*goredis.ClusterClient); ok {
+		cluster.ReloadState(ctx)
+	}
 }
 
 // exec runs one pipeline and notes its outcomes. It returns the calls whose scripts
