@@ -98,7 +98,7 @@ func worldOf(t *testing.T, source testenv.Server) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.db.Close() })
-	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: on.judge, RedisAddr: on.cache.Addr}
+	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: on.search.Plain, RedisAddr: on.cache.Addr}
 	w.at.kafka, w.at.search, w.at.cache = on.kafka.Addr, on.search.URL, on.cache.Secure
 	kafkaAccounts(t, on.kafka, kafkaRights(t, "## Kafka", w.name))
 	on.elasticAccount(t, "elasticsearch.md", wholeHeading, w.name, w.name+"-*")

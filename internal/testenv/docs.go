@@ -1,12 +1,7 @@
 package testenv
 
 import (
-	"crypto/pbkdf2"
-	"crypto/rand"
-	"crypto/sha512"
-	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -75,31 +70,4 @@ func RedisRights(t testing.TB, name, user, password string, keys ...string) (rig
 		rights = append(rights, "~"+key)
 	}
 	return rights
-}
-
-// ElasticRoles is roles.yml of a node with these roles by their names. Elasticsearch takes the file
-// apart by its lines, so each role has one, in JSON, which is YAML, too.
-func ElasticRoles(t testing.TB, roles map[string]ElasticRights) string {
-	t.Helper()
-	var lines strings.Builder
-	for name, role := range roles {
-		text, err := json.Marshal(role)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(&lines, "%s: %s\n", name, text)
-	}
-	return lines.String()
-}
-
-// ElasticHash is a password as the file of a node's users has it.
-func ElasticHash(t testing.TB, password string) string {
-	t.Helper()
-	salt := make([]byte, 32)
-	rand.Read(salt)
-	key, err := pbkdf2.Key(sha512.New, password, salt, 10_000, 32)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "{PBKDF2}10000$" + base64.StdEncoding.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
 }
