@@ -17,8 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	kafkago "github.com/segmentio/kafka-go"
-
-	"lockstep/internal/testenv"
 )
 
 // contender wants the lease.
@@ -135,12 +133,12 @@ func TestWhileKafkaIsAwayTheHolderGoesOnAndWhenItIsBackOneHoldsTheLease(t *testi
 	members = append(members, contend(t, cfg, prefix, &holding))
 	until(t, "the second to stand by", func() bool { return members[1].State() == LeaseStandby })
 	members[0].overlap, members[1].overlap = true, true // one that was overtaken ends a moment later
-	testenv.Stop(t, "kafka")
+	broker.Stop()
 	time.Sleep(5 * time.Second) // longer than the timeout
 	if members[0].ended.Load() != 0 || members[0].State() != LeaseActive {
 		t.Errorf("the holder has given up while Kafka was away")
 	}
-	testenv.Start(t, "kafka")
+	must(t, scope.Run(broker.Start))
 	witness := contend(t, cfg, prefix, &holding) // whoever comes after that finds it held
 	until(t, "one to hold it", func() bool {
 		active := 0
@@ -153,13 +151,15 @@ func TestWhileKafkaIsAwayTheHolderGoesOnAndWhenItIsBackOneHoldsTheLease(t *testi
 	})
 }
 
+// ofParent tells the process that otherHolder starts what real has given its parent.
+const ofParent = "LOCKSTEP_TEST_LEASE"
+
 // otherHolder starts a process of its own that holds the lease, because only that
 // can be stopped or killed. In that process it does not return.
 func otherHolder(t *testing.T, cfg Config, prefix string) (child *exec.Cmd, said *lines) {
-	const member = "LOCKSTEP_TEST_LEASE"
-	if name := os.Getenv(member); name != "" {
+	if _, inside := os.LookupEnv(ofParent); inside {
 		log := slog.New(slog.NewTextHandler(os.Stdout, nil))
-		l := &Lease{Client: open(t, cfg), Group: name + ".capture", Topic: CheckpointTopic(name), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: log,
+		l := &Lease{Client: open(t, cfg), Group: prefix + ".capture", Topic: CheckpointTopic(prefix), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: log,
 			Hold: func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }}
 		go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
 		must(t, l.Run(t.Context()))
@@ -170,7 +170,7 @@ func otherHolder(t *testing.T, cfg Config, prefix string) (child *exec.Cmd, said
 	must(t, err)
 	said = &lines{}
 	child = exec.Command(self, "-test.run", "^"+t.Name()+"$")
-	child.Env = append(os.Environ(), member+"="+prefix)
+	child.Env = append(os.Environ(), ofParent+"="+strings.Join([]string{prefix, broker.Addr, broker.CA, broker.Cert, broker.Key}, " "))
 	child.Stdout = said
 	in, err := child.StdinPipe()
 	must(t, err)

@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,7 +9,6 @@ import (
 	"testing"
 
 	goredis "github.com/redis/go-redis/v9"
-	kafkago "github.com/segmentio/kafka-go"
 
 	"lockstep/internal/testenv"
 )
@@ -95,34 +92,6 @@ func sqlRights(t *testing.T, db *sql.DB, heading, account, database string, more
 		}
 	}
 	t.Cleanup(func() { _, _ = db.Exec("DROP USER '" + account + "'@'%'") })
-}
-
-// kafkaRights are those behind a heading of the page, of accounts and a prefix that are called
-// name and not lockstep and shop.
-func kafkaRights(t *testing.T, heading, name string) []kafkago.ACLEntry {
-	t.Helper()
-	return acls(t, strings.NewReplacer(" shop.", " "+name+".", "User:lockstep", "User:"+name).Replace(testenv.Block(t, testenv.Page(t, "privileges.md"), heading, "sh")))
-}
-
-// kafkaAccounts gives a broker accounts with rights.
-func kafkaAccounts(t *testing.T, broker *testenv.KafkaBroker, rights []kafkago.ACLEntry) {
-	t.Helper()
-	accounts := map[string]bool{}
-	for _, right := range rights {
-		accounts[strings.TrimPrefix(right.Principal, "User:")] = true
-	}
-	for account := range accounts {
-		broker.Account(t, account, secrets["kafka"])
-	}
-	allow(t, broker, rights...)
-}
-
-// allow gives rights.
-func allow(t *testing.T, broker *testenv.KafkaBroker, rights ...kafkago.ACLEntry) {
-	t.Helper()
-	res, err := broker.Admin().CreateACLs(context.WithoutCancel(t.Context()), &kafkago.CreateACLsRequest{ACLs: rights})
-	must(t, err)
-	must(t, errors.Join(res.Errors...))
 }
 
 // elasticAccount makes an account with the role behind a heading of a page, for its own indices.
