@@ -71,7 +71,7 @@ printf '%s\0' "${command[@]}"`, []string{fmt.Sprintf("LOCKSTEP_PORT_OFFSET=%d", 
 		return spawn(t, "Elasticsearch", words, filepath.Join(state, "log"), 10*time.Minute, e.answers)
 	}
 	e.Start(t)
-	e.Plain = fmt.Sprintf("http://%s:%s@%s", AdminUser, AdminPassword, e.tunnel(t))
+	e.Plain = fmt.Sprintf("http://%s:%s@%s", AdminUser, AdminPassword, newRelay(t, addr, e.dial).Addr)
 	return e
 }
 
@@ -185,45 +185,13 @@ func elasticHash(t testing.TB, password string) string {
 	return "{PBKDF2}10000$" + base64.StdEncoding.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
 }
 
-// tunnel listens until the end of the test and passes on what comes, with TLS and the certificate of a client.
-func (e *ElasticNode) tunnel(t testing.TB) (addr string) {
-	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+// dial connects to it with TLS and the certificate of a client that is good at the moment.
+func (e *ElasticNode) dial(addr string) (net.Conn, error) {
+	pair, err := tls.LoadX509KeyPair(e.Cert, e.Key)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			from, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go e.pass(from)
-		}
-	}()
-	return l.Addr().String()
-}
-
-func (e *ElasticNode) pass(from net.Conn) {
-	defer from.Close()
-	pair, err := tls.LoadX509KeyPair(e.Cert, e.Key) // of this moment
-	if err != nil {
-		return // who came sees that nobody answers
-	}
-	to, err := tls.Dial("tcp", e.Addr, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}})
-	if err != nil {
-		return
-	}
-	defer to.Close()
-	ended := make(chan struct{}, 2)
-	for _, way := range [][2]net.Conn{{to, from}, {from, to}} {
-		go func() {
-			_, _ = io.Copy(way[0], way[1])
-			ended <- struct{}{}
-		}()
-	}
-	<-ended
+	return tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}})
 }
 
 // poll asks for a minute whether it is so.
