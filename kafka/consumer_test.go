@@ -139,7 +139,7 @@ func TestMembersThatJoinCauseNoRedelivery(t *testing.T) {
 	})
 	t.Run("real", func(t *testing.T) {
 		cfg, prefix := real(t)
-		joinThree(t, cfg, prefix+".a.b", prefix)
+		joinThree(t, cfg, prefix+".a.b", prefix+".search")
 	})
 }
 
@@ -149,7 +149,7 @@ func TestRecordsRemovedBelowTheCommittedOffsetAreRaised(t *testing.T) {
 	c := open(t, cfg)
 	topic := prefix + ".a.b"
 	fill(t, c, cfg, topic, 1, 100)
-	cc := ConsumeConfig{Group: prefix, Topics: fixed(topic), Log: quiet, Handle: func(ctx context.Context, p *Partition) error {
+	cc := ConsumeConfig{Group: prefix + ".search", Topics: fixed(topic), Log: quiet, Handle: func(ctx context.Context, p *Partition) error {
 		if _, err := p.Fetch(ctx); err != nil {
 			return err
 		}
@@ -161,22 +161,22 @@ func TestRecordsRemovedBelowTheCommittedOffsetAreRaised(t *testing.T) {
 	if err := c.Consume(deadline(t, 20*time.Second), cc); err == nil {
 		t.Fatal("the error of Handle did not end Consume")
 	}
-	truncate(t, c, topic, 0, 60)
+	truncate(t, topic, 0, 60)
 	cc.Handle = (&collector{}).handle
 	err := c.Consume(deadline(t, 20*time.Second), cc)
 	if !errors.Is(err, ErrDataLost) {
 		t.Fatalf("50 records were removed unread and Consume returned %v", err)
 	}
-	cc.Group = prefix + "-new"
+	cc.Group = prefix + ".new"
 	if err := c.Consume(deadline(t, 20*time.Second), cc); !errors.Is(err, ErrDataLost) {
 		t.Fatalf("a group without an offset began in the middle and Consume returned %v", err)
 	}
 }
 
 // truncate removes the records below offset, as retention would.
-func truncate(t *testing.T, c *Client, topic string, partition int, offset int64) {
+func truncate(t *testing.T, topic string, partition int, offset int64) {
 	t.Helper()
-	admin, err := kgo.NewClient(kgo.SeedBrokers(c.cfg.Brokers...))
+	admin, err := kgo.NewClient(kgo.SeedBrokers(broker.Plain))
 	must(t, err)
 	defer admin.Close()
 	req := kmsg.NewDeleteRecordsRequest()

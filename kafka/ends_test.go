@@ -135,7 +135,7 @@ func TestTailGivesWhatIsWrittenBehindIt(t *testing.T) {
 		t.Errorf("when it is to end: %v", err)
 	}
 	must(t, stop())
-	must(t, c.DeleteTopics(ctx, topic))
+	must(t, past(t).DeleteTopics(ctx, topic))
 	if err := c.Tail(ctx, topic, 0, 1<<20, func([]Record) error { return nil }); !missing(err) {
 		t.Errorf("when the topic is gone: %v", err)
 	}

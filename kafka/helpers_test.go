@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -18,8 +19,27 @@ import (
 	"lockstep/internal/testenv"
 )
 
+// The broker of the package lets nobody in without TLS, the certificate of a client and a password,
+// and the clients of the tests have the rights of docs/privileges.md and no other; what is not the
+// product's doing is asked for past that, where one may do anything.
+var (
+	scope  testenv.Scope
+	broker *testenv.KafkaBroker
+	start  = sync.OnceValue(func() error {
+		return scope.Run(func(t testing.TB) { broker = testenv.NewSecureKafka(t, testenv.NewAuthority(t, "authority")) })
+	})
+)
+
+// suite is all tests, without the broker at the end.
+type suite struct{ *testing.M }
+
+func (s suite) Run() int {
+	defer scope.Close()
+	return s.M.Run()
+}
+
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(suite{m})
 }
 
 // fake starts a Kafka in memory.
@@ -35,32 +55,36 @@ func fake(t testing.TB, opts ...kfake.Opt) (*kfake.Cluster, Config) {
 	return cluster, cfg
 }
 
-// real gives the configuration for the real Kafka and a prefix of the test's own,
-// whose topics are deleted at the end.
+// real gives the configuration for the real Kafka and a prefix of the test's own, with an
+// account that is called as the prefix is.
 func real(t testing.TB) (Config, string) {
 	t.Helper()
-	cfg := DefaultConfig()
-	cfg.Brokers = []string{testenv.Kafka(t).Addr}
+	if of, inside := os.LookupEnv(ofParent); inside {
+		words := strings.Fields(of)
+		return secured(words), words[0]
+	}
+	must(t, start())
 	prefix := "kafkatest-" + uuid.NewString()[:8]
-	t.Cleanup(func() {
-		c := open(t, cfg)
-		topics, err := c.Topics(context.Background())
-		if err != nil {
-			t.Error(err)
-		}
-		var mine []string
-		for _, topic := range topics {
-			if strings.HasPrefix(topic, prefix) {
-				mine = append(mine, topic)
-			}
-		}
-		if len(mine) > 0 {
-			if err := c.DeleteTopics(context.Background(), mine...); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	return cfg, prefix
+	broker.Accounts(t, password, testenv.KafkaRights(t, "## Kafka", prefix))
+	return secured([]string{prefix, broker.Addr, broker.CA, broker.Cert, broker.Key}), prefix
+}
+
+const password = "of the clients"
+
+// secured is the configuration of an account, from its name, the address of the broker and the files of a client.
+func secured(words []string) Config {
+	cfg := DefaultConfig()
+	cfg.Brokers = words[1:2]
+	cfg.TLS = TLS{Enabled: true, CAFile: words[2], CertFile: words[3], KeyFile: words[4]}
+	cfg.SASL = SASL{Mechanism: "scram-sha-512", Username: words[0], Password: password}
+	return cfg
+}
+
+// past is a client of the real Kafka that may do anything.
+func past(t testing.TB) *Client {
+	cfg := DefaultConfig()
+	cfg.Brokers = []string{broker.Plain}
+	return open(t, cfg)
 }
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))

@@ -17,28 +17,30 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	kafkago "github.com/segmentio/kafka-go"
-
-	"lockstep/internal/testenv"
 )
 
 // contender wants the lease.
 type contender struct {
 	*Lease
 	began, ended atomic.Int32
-	overlap      bool // two may hold it for a moment
 	stop         func() error
 }
 
-// contend starts a member of its own client, as another process would be. holding counts
-// those that hold now.
-func contend(t *testing.T, cfg Config, prefix string, holding *atomic.Int32) *contender {
+// holders are how many hold the lease now.
+type holders struct {
+	atomic.Int32
+	overlap atomic.Bool // two may for a moment
+}
+
+// contend starts a member of its own client, as another process would be.
+func contend(t *testing.T, cfg Config, prefix string, holding *holders) *contender {
 	c := open(t, cfg)
 	must(t, EnsureCheckpoint(deadline(t, 20*time.Second), c, prefix))
 	m := &contender{}
 	m.Lease = &Lease{
 		Client: c, Group: prefix + ".capture", Topic: CheckpointTopic(prefix), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: quiet,
 		Hold: func(ctx context.Context) error {
-			if n := holding.Add(1); n != 1 && !m.overlap {
+			if n := holding.Add(1); n != 1 && !holding.overlap.Load() {
 				t.Errorf("%d hold the lease at a time", n)
 			}
 			m.began.Add(1)
@@ -57,7 +59,7 @@ func TestOneMemberHoldsTheLeaseAndTheOthersComeAndGoWithoutDisturbingIt(t *testi
 	t.Parallel()
 	cfg, prefix := real(t)
 	cfg.LeaseTimeout = 5 * patience // nobody gets it because somebody was slow, or was waited for
-	var holding atomic.Int32
+	var holding holders
 	first := contend(t, cfg, prefix, &holding)
 	until(t, "the first to hold it", func() bool { return first.State() == LeaseActive })
 	others := []*contender{contend(t, cfg, prefix, &holding), contend(t, cfg, prefix, &holding), contend(t, cfg, prefix, &holding)}
@@ -129,37 +131,37 @@ func TestTheHighestClaimGetsTheLease(t *testing.T) {
 func TestWhileKafkaIsAwayTheHolderGoesOnAndWhenItIsBackOneHoldsTheLease(t *testing.T) {
 	cfg, prefix := real(t)
 	cfg.LeaseTimeout = 3 * time.Second
-	var holding atomic.Int32
+	var holding holders
 	members := []*contender{contend(t, cfg, prefix, &holding)}
 	until(t, "the first to hold it", func() bool { return members[0].State() == LeaseActive })
 	members = append(members, contend(t, cfg, prefix, &holding))
 	until(t, "the second to stand by", func() bool { return members[1].State() == LeaseStandby })
-	members[0].overlap, members[1].overlap = true, true // one that was overtaken ends a moment later
-	testenv.Stop(t, "kafka")
+	holding.overlap.Store(true) // one that was overtaken ends a moment later
+	broker.Stop()
 	time.Sleep(5 * time.Second) // longer than the timeout
 	if members[0].ended.Load() != 0 || members[0].State() != LeaseActive {
 		t.Errorf("the holder has given up while Kafka was away")
 	}
-	testenv.Start(t, "kafka")
-	witness := contend(t, cfg, prefix, &holding) // whoever comes after that finds it held
-	until(t, "one to hold it", func() bool {
-		active := 0
+	must(t, scope.Run(broker.Start))
+	members = append(members, contend(t, cfg, prefix, &holding)) // it knows nothing of before, and may be faster than both
+	until(t, "one to hold it and the others to stand by", func() bool {
+		in := map[LeaseState]int{}
 		for _, m := range members {
-			if m.State() == LeaseActive {
-				active++
-			}
+			in[m.State()]++
 		}
-		return active == 1 && holding.Load() == 1 && witness.State() == LeaseStandby
+		return in[LeaseActive] == 1 && in[LeaseStandby] == 2 && holding.Load() == 1
 	})
 }
+
+// ofParent tells the process that otherHolder starts what real has given its parent.
+const ofParent = "LOCKSTEP_TEST_LEASE"
 
 // otherHolder starts a process of its own that holds the lease, because only that
 // can be stopped or killed. In that process it does not return.
 func otherHolder(t *testing.T, cfg Config, prefix string) (child *exec.Cmd, said *lines) {
-	const member = "LOCKSTEP_TEST_LEASE"
-	if name := os.Getenv(member); name != "" {
+	if _, inside := os.LookupEnv(ofParent); inside {
 		log := slog.New(slog.NewTextHandler(os.Stdout, nil))
-		l := &Lease{Client: open(t, cfg), Group: name + ".capture", Topic: CheckpointTopic(name), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: log,
+		l := &Lease{Client: open(t, cfg), Group: prefix + ".capture", Topic: CheckpointTopic(prefix), Metrics: NewLeaseMetrics(prometheus.NewRegistry(), "capture", "captures", "capture"), Log: log,
 			Hold: func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }}
 		go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
 		must(t, l.Run(t.Context()))
@@ -170,7 +172,7 @@ func otherHolder(t *testing.T, cfg Config, prefix string) (child *exec.Cmd, said
 	must(t, err)
 	said = &lines{}
 	child = exec.Command(self, "-test.run", "^"+t.Name()+"$")
-	child.Env = append(os.Environ(), member+"="+prefix)
+	child.Env = append(os.Environ(), ofParent+"="+strings.Join([]string{prefix, broker.Addr, broker.CA, broker.Cert, broker.Key}, " "))
 	child.Stdout = said
 	in, err := child.StdinPipe()
 	must(t, err)
@@ -192,7 +194,7 @@ func TestAHolderThatWasKilledOnThisMachineIsNotWaitedFor(t *testing.T) {
 	child, _ := otherHolder(t, cfg, prefix)
 	must(t, child.Process.Kill())
 	_ = child.Wait()
-	var holding atomic.Int32
+	var holding holders
 	next := contend(t, cfg, prefix, &holding)
 	until(t, "the next one to hold it", func() bool { return next.State() == LeaseActive })
 
@@ -218,7 +220,7 @@ func TestAHolderThatStoodStillStandsByWhenItGoesOn(t *testing.T) {
 	cfg, prefix := real(t)
 	cfg.LeaseTimeout = 5 * time.Second
 	child, said := otherHolder(t, cfg, prefix)
-	var holding atomic.Int32
+	var holding holders
 	second := contend(t, cfg, prefix, &holding)
 	until(t, "this one to stand by", func() bool { return second.State() == LeaseStandby })
 	must(t, child.Process.Signal(syscall.SIGSTOP))

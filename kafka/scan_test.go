@@ -45,7 +45,7 @@ func TestScanBeginsAtATimeAndTellsWhereOlderRecordsAreGone(t *testing.T) {
 			t.Errorf("since %s: %v, cut before %v; want %v", s.since, got, cuts, s.want)
 		}
 	}
-	truncate(t, c, topic, 0, 3)
+	truncate(t, topic, 0, 3)
 	until(t, "the records are gone", func() bool {
 		starts, err := c.StartOffsets(ctx, topic)
 		return err == nil && starts[0] == 3

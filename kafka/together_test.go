@@ -205,16 +205,17 @@ func TestALargeBatchGetsThroughBesidePartitionsThatAlwaysHaveNews(t *testing.T) 
 	cfg.Compression = "none"
 	c := open(t, cfg)
 	ctx := deadline(t, 60*time.Second)
-	fill(t, c, cfg, prefix, 2, 2)
+	topic := prefix + ".a.b"
+	fill(t, c, cfg, topic, 2, 2)
 	p, _ := publisher(t, c, cfg)
-	must(t, p.Publish(ctx, Record{Topic: prefix, Partition: 1, Value: make([]byte, 1<<20)}))
+	must(t, p.Publish(ctx, Record{Topic: topic, Partition: 1, Value: make([]byte, 1<<20)}))
 	must(t, p.Flush(ctx))
 	poll := newPoller(ctx, c)
 	poll.asks.send = func(asks []*ask) {
-		busy := &ask{topicPartition: topicPartition{prefix, 0}, ctx: ctx, most: 1 << 10, done: make(chan struct{})}
+		busy := &ask{topicPartition: topicPartition{topic, 0}, ctx: ctx, most: 1 << 10, done: make(chan struct{})}
 		poll.send(append(asks, busy))
 	}
-	f, err := poll.fetch(ctx, prefix, 1, 1, 1<<10)
+	f, err := poll.fetch(ctx, topic, 1, 1, 1<<10)
 	if err != nil || len(f.records) != 1 {
 		t.Errorf("%d records, %v; want the large one", len(f.records), err)
 	}

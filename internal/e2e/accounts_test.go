@@ -18,7 +18,7 @@ func (s *secured) apart(t *testing.T) {
 	rows := name + "_rows"
 	sqlRights(t, s.db, "## MySQL", name, s.name)
 	sqlRights(t, s.db, apartHeading, rows, s.name)
-	kafkaAccounts(t, s.on.kafka, kafkaRights(t, apartHeading, name))
+	s.on.kafka.Accounts(t, secrets["kafka"], testenv.KafkaRights(t, apartHeading, name))
 	s.on.elasticAccount(t, "elasticsearch.md", wholeHeading, name, name+"-*")
 	s.on.elasticAccount(t, "privileges.md", apartHeading, rows, name+"-*")
 	redisAccount(t, s.on.cache.Addr, name, redisRights(t, "redis.md", "lockstep", name))

@@ -402,11 +402,11 @@ func TestASinkThatHasRowsOfUnknownVersionsIsRefused(t *testing.T) {
 	if err := os.WriteFile(w.config, []byte(other), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	rights := kafkaRights(t, "## Kafka", w.name)
+	rights := testenv.KafkaRights(t, "## Kafka", w.name)
 	for i := range rights {
 		rights[i].ResourceName = w.name + "-b."
 	}
-	allow(t, theServers(t).kafka, rights...)
+	theServers(t).kafka.Allow(t, rights...)
 	p = w.start("run")
 	select {
 	case <-p.ended:

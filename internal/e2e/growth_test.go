@@ -11,6 +11,7 @@ import (
 	kafkago "github.com/segmentio/kafka-go"
 
 	"lockstep/internal/bank"
+	"lockstep/internal/testenv"
 )
 
 // The number of partitions is raised while the source changes and letters are open, and the
@@ -33,10 +34,10 @@ func TestTheNumberOfPartitionsIsRaisedUnderLoad(t *testing.T) {
 		}
 	}
 	partitions(2)
-	for _, right := range kafkaRights(t, "## Kafka", w.name) { // more than what a pipeline needs otherwise
+	for _, right := range testenv.KafkaRights(t, "## Kafka", w.name) { // more than what a pipeline needs otherwise
 		if right.ResourceType == kafkago.ResourceTypeTopic {
 			right.Operation = kafkago.ACLOperationTypeAlter
-			allow(t, theServers(t).kafka, right)
+			theServers(t).kafka.Allow(t, right)
 			break
 		}
 	}

@@ -98,9 +98,9 @@ func worldOf(t *testing.T, source testenv.Server) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.db.Close() })
-	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: on.judge, RedisAddr: on.cache.Addr}
+	w.spec = oracle.Spec{DB: w.db, Database: w.name, ElasticURL: on.search.Plain, RedisAddr: on.cache.Addr}
 	w.at.kafka, w.at.search, w.at.cache = on.kafka.Addr, on.search.URL, on.cache.Secure
-	kafkaAccounts(t, on.kafka, kafkaRights(t, "## Kafka", w.name))
+	on.kafka.Accounts(t, secrets["kafka"], testenv.KafkaRights(t, "## Kafka", w.name))
 	on.elasticAccount(t, "elasticsearch.md", wholeHeading, w.name, w.name+"-*")
 	redisAccount(t, on.cache.Addr, w.name, redisRights(t, "redis.md", "lockstep", w.name))
 	return w
@@ -162,7 +162,7 @@ func (w *world) ownCluster() *testenv.RedisCluster {
 func (w *world) ownKafka(authority *testenv.Authority, settings ...string) *testenv.KafkaBroker {
 	w.t.Helper()
 	own := testenv.NewSecureKafka(w.t, authority, settings...)
-	kafkaAccounts(w.t, own, kafkaRights(w.t, "## Kafka", w.name))
+	own.Accounts(w.t, secrets["kafka"], testenv.KafkaRights(w.t, "## Kafka", w.name))
 	w.replace(w.at.kafka, own.Addr)
 	w.at.kafka, w.brokers = own.Addr, own.Plain
 	return own

@@ -21,66 +21,6 @@ import (
 	"lockstep/internal/testenv"
 )
 
-// acls reads statements of kafka-acls.sh, and no others.
-func acls(t *testing.T, code string) (all []kafkago.ACLEntry) {
-	t.Helper()
-	for line := range strings.Lines(code) {
-		words := strings.Fields(line)
-		if len(words) == 0 {
-			continue
-		}
-		acl := kafkago.ACLEntry{Host: "*", PermissionType: kafkago.ACLPermissionTypeAllow, ResourcePatternType: kafkago.PatternTypeLiteral}
-		var operations []kafkago.ACLOperationType
-		var principals, names []string
-		added := false
-		if words[0] != "kafka-acls.sh" {
-			t.Fatalf("%q is no statement of kafka-acls.sh", line)
-		}
-		for words = words[1:]; len(words) > 0; words = words[1:] {
-			word := words[0]
-			if word == "--add" {
-				added = true
-				continue
-			}
-			if len(words) < 2 {
-				t.Fatalf("%s has no value in %q", word, line)
-			}
-			words = words[1:]
-			switch word {
-			case "--bootstrap-server", "--command-config":
-			case "--allow-principal":
-				principals = append(principals, words[0])
-			case "--topic":
-				acl.ResourceType, names = kafkago.ResourceTypeTopic, append(names, words[0])
-			case "--group":
-				acl.ResourceType, names = kafkago.ResourceTypeGroup, append(names, words[0])
-			case "--resource-pattern-type":
-				must(t, acl.ResourcePatternType.UnmarshalText([]byte(words[0])))
-			case "--operation":
-				var operation kafkago.ACLOperationType
-				must(t, operation.UnmarshalText([]byte(words[0])))
-				operations = append(operations, operation)
-			default:
-				t.Fatalf("%s is not known in %q", word, line)
-			}
-		}
-		if !added || len(principals) == 0 || len(names) == 0 || len(operations) == 0 {
-			t.Fatalf("%q says not who may do what", line)
-		}
-		for _, acl.Principal = range principals {
-			for _, acl.ResourceName = range names {
-				for _, acl.Operation = range operations {
-					all = append(all, acl)
-				}
-			}
-		}
-	}
-	if len(all) == 0 {
-		t.Fatal("the page gives no right in Kafka")
-	}
-	return all
-}
-
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -114,7 +54,7 @@ func (s *secured) table(name string) string { return s.name + "." + name }
 // deny takes a right away that was given.
 func (s *secured) deny(t *testing.T, right kafkago.ACLEntry) {
 	t.Helper()
-	res, err := s.on.kafka.Admin().DeleteACLs(t.Context(), &kafkago.DeleteACLsRequest{Filters: []kafkago.DeleteACLsFilter{{
+	res, err := s.on.kafka.Admin(t).DeleteACLs(t.Context(), &kafkago.DeleteACLsRequest{Filters: []kafkago.DeleteACLsFilter{{
 		ResourceTypeFilter: right.ResourceType, ResourceNameFilter: right.ResourceName, ResourcePatternTypeFilter: right.ResourcePatternType,
 		PrincipalFilter: right.Principal, HostFilter: right.Host, Operation: right.Operation, PermissionType: right.PermissionType,
 	}}})
@@ -229,14 +169,14 @@ func (s *secured) misses(t *testing.T) {
 	names := map[kafkago.ACLOperationType]string{
 		kafkago.ACLOperationTypeRead: "READ", kafkago.ACLOperationTypeWrite: "WRITE", kafkago.ACLOperationTypeCreate: "CREATE", kafkago.ACLOperationTypeDescribeConfigs: "DESCRIBE_CONFIGS",
 	}
-	for _, right := range kafkaRights(t, "## Kafka", s.name) {
+	for _, right := range testenv.KafkaRights(t, "## Kafka", s.name) {
 		sink := "  cache: "
 		if right.Operation == kafkago.ACLOperationTypeCreate {
 			sink = "  newcomer: " // whose topic is still to be made
 		}
 		s.deny(t, right)
 		out, code := s.with("  cache: ", sink, "doctor", "--timeout", "5s")
-		allow(t, s.on.kafka, right)
+		s.on.kafka.Allow(t, right)
 		name := names[right.Operation]
 		if code != 1 || !regexp.MustCompile(`FAIL\s+kafka\s.*`+regexp.QuoteMeta(right.ResourceName)).MatchString(out) || name == "" || !regexp.MustCompile(`\b`+name+`\b`).MatchString(out) {
 			t.Errorf("without %q on %s the doctor ended with %d and said:\n%s", name, right.ResourceName, code, out)

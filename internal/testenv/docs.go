@@ -1,17 +1,14 @@
 package testenv
 
 import (
-	"crypto/pbkdf2"
-	"crypto/rand"
-	"crypto/sha512"
-	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	kafkago "github.com/segmentio/kafka-go"
 )
 
 // Page is a page of the documentation, with statements that go over several lines in one.
@@ -58,6 +55,77 @@ func ElasticRole(t testing.TB, name, heading string, indices ...string) (role El
 	return role
 }
 
+// KafkaRights are those that stand as statements of kafka-acls.sh behind a heading of the page of
+// privileges, of accounts and a prefix that are called name and not lockstep and shop.
+func KafkaRights(t testing.TB, heading, name string) []kafkago.ACLEntry {
+	t.Helper()
+	return kafkaACLs(t, strings.NewReplacer(" shop.", " "+name+".", "User:lockstep", "User:"+name).Replace(Block(t, Page(t, "privileges.md"), heading, "sh")))
+}
+
+// kafkaACLs reads statements of kafka-acls.sh, and no others.
+func kafkaACLs(t testing.TB, code string) (all []kafkago.ACLEntry) {
+	t.Helper()
+	for line := range strings.Lines(code) {
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		acl := kafkago.ACLEntry{Host: "*", PermissionType: kafkago.ACLPermissionTypeAllow, ResourcePatternType: kafkago.PatternTypeLiteral}
+		var operations []kafkago.ACLOperationType
+		var principals, names []string
+		added := false
+		if words[0] != "kafka-acls.sh" {
+			t.Fatalf("%q is no statement of kafka-acls.sh", line)
+		}
+		for words = words[1:]; len(words) > 0; words = words[1:] {
+			word := words[0]
+			if word == "--add" {
+				added = true
+				continue
+			}
+			if len(words) < 2 {
+				t.Fatalf("%s has no value in %q", word, line)
+			}
+			words = words[1:]
+			switch word {
+			case "--bootstrap-server", "--command-config":
+			case "--allow-principal":
+				principals = append(principals, words[0])
+			case "--topic":
+				acl.ResourceType, names = kafkago.ResourceTypeTopic, append(names, words[0])
+			case "--group":
+				acl.ResourceType, names = kafkago.ResourceTypeGroup, append(names, words[0])
+			case "--resource-pattern-type":
+				if err := acl.ResourcePatternType.UnmarshalText([]byte(words[0])); err != nil {
+					t.Fatal(err)
+				}
+			case "--operation":
+				var operation kafkago.ACLOperationType
+				if err := operation.UnmarshalText([]byte(words[0])); err != nil {
+					t.Fatal(err)
+				}
+				operations = append(operations, operation)
+			default:
+				t.Fatalf("%s is not known in %q", word, line)
+			}
+		}
+		if !added || len(principals) == 0 || len(names) == 0 || len(operations) == 0 {
+			t.Fatalf("%q says not who may do what", line)
+		}
+		for _, acl.Principal = range principals {
+			for _, acl.ResourceName = range names {
+				for _, acl.Operation = range operations {
+					all = append(all, acl)
+				}
+			}
+		}
+	}
+	if len(all) == 0 {
+		t.Fatal("the page gives no right in Kafka")
+	}
+	return all
+}
+
 // RedisRights are the words behind ACL SETUSER and a user on a page, with a password, for these keys in
 // place of the page's, or for those when none are given.
 func RedisRights(t testing.TB, name, user, password string, keys ...string) (rights []string) {
@@ -75,31 +143,4 @@ func RedisRights(t testing.TB, name, user, password string, keys ...string) (rig
 		rights = append(rights, "~"+key)
 	}
 	return rights
-}
-
-// ElasticRoles is roles.yml of a node with these roles by their names. Elasticsearch takes the file
-// apart by its lines, so each role has one, in JSON, which is YAML, too.
-func ElasticRoles(t testing.TB, roles map[string]ElasticRights) string {
-	t.Helper()
-	var lines strings.Builder
-	for name, role := range roles {
-		text, err := json.Marshal(role)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(&lines, "%s: %s\n", name, text)
-	}
-	return lines.String()
-}
-
-// ElasticHash is a password as the file of a node's users has it.
-func ElasticHash(t testing.TB, password string) string {
-	t.Helper()
-	salt := make([]byte, 32)
-	rand.Read(salt)
-	key, err := pbkdf2.Key(sha512.New, password, salt, 10_000, 32)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "{PBKDF2}10000$" + base64.StdEncoding.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
 }

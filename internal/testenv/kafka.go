@@ -5,6 +5,7 @@ import (
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha512"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,12 +23,12 @@ import (
 // from the installed distribution, so it needs the native servers.
 type KafkaBroker struct {
 	Server
-	Plain   string // host:port for the test itself: without TLS, and whoever comes may do anything
-	dir     string
-	store   string // the file of its certificate and key
-	trust   string // that of the authorities of its clients
-	command []string
-	stop    func()
+	Plain         string // host:port for the test itself: without TLS, and whoever comes may do anything
+	CA, Cert, Key string // files of a client
+	dir           string
+	store         string // the file of its certificate and key
+	command       []string
+	stop          func()
 }
 
 // NewSecureKafka starts a broker with a certificate of an authority, and returns when it
@@ -41,7 +42,8 @@ kafka_java
 command+=($KAFKA_HEAP -XX:+UseSerialGC -XX:TieredStopAtLevel=1)
 printf '%s\0' "${command[@]}"`, nil)
 	dir := t.TempDir()
-	b := &KafkaBroker{Server: Server{Name: "kafka", Addr: addr}, Plain: plain, store: filepath.Join(dir, "broker.pem"), trust: filepath.Join(dir, "trust.pem"), dir: dir}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	b := &KafkaBroker{Server: Server{Name: "kafka", Addr: addr}, Plain: plain, CA: file("ca.crt"), Cert: file("client.crt"), Key: file("client.key"), store: file("broker.pem"), dir: dir}
 	b.Certify(t, authority)
 	common, err := os.ReadFile(filepath.Join(Root(t), "deploy", "local", "server.properties"))
 	if err != nil {
@@ -63,7 +65,7 @@ listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.secu
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=false
 super.users=User:ANONYMOUS
-`, addr, controller, dir, b.store, b.trust, plain) + strings.Join(settings, "\n")
+`, addr, controller, dir, b.store, b.CA, plain) + strings.Join(settings, "\n")
 	properties := filepath.Join(dir, "server.properties")
 	if err := os.WriteFile(properties, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -80,17 +82,55 @@ super.users=User:ANONYMOUS
 // Certify gives it a certificate of an authority, whose clients it trusts, for when it starts.
 func (b *KafkaBroker) Certify(t testing.TB, authority *Authority) {
 	t.Helper()
+	authority.Sign(t, b.dir, "client")
 	cert, key := authority.Sign(t, b.dir, "broker")
-	for name, content := range map[string]string{b.store: read(t, key) + read(t, cert), b.trust: read(t, authority.File)} {
+	for name, content := range map[string]string{b.store: read(t, key) + read(t, cert), b.CA: read(t, authority.File)} {
 		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// Admin is a client that may do anything.
-func (b *KafkaBroker) Admin() *kafkago.Client {
-	return &kafkago.Client{Addr: kafkago.TCP(b.Plain), Transport: &kafkago.Transport{}, Timeout: time.Minute}
+// Admin is a client that may do anything, until the end of the test.
+func (b *KafkaBroker) Admin(t testing.TB) *kafkago.Client {
+	way := &kafkago.Transport{}
+	t.Cleanup(way.CloseIdleConnections)
+	return &kafkago.Client{Addr: kafkago.TCP(b.Plain), Transport: way, Timeout: time.Minute}
+}
+
+// Accounts makes the accounts that have rights, with one password, and returns when they have all of them.
+func (b *KafkaBroker) Accounts(t testing.TB, password string, rights []kafkago.ACLEntry) {
+	t.Helper()
+	made := map[string]bool{}
+	for _, right := range rights {
+		if name := strings.TrimPrefix(right.Principal, "User:"); !made[name] {
+			made[name] = true
+			b.Account(t, name, password)
+		}
+	}
+	b.Allow(t, rights...)
+}
+
+// Allow gives rights, and returns when the broker goes by them.
+func (b *KafkaBroker) Allow(t testing.TB, rights ...kafkago.ACLEntry) {
+	t.Helper()
+	admin, ctx := b.Admin(t), context.WithoutCancel(t.Context())
+	res, err := admin.CreateACLs(ctx, &kafkago.CreateACLsRequest{ACLs: rights})
+	if err == nil {
+		err = errors.Join(res.Errors...)
+	}
+	if err != nil {
+		t.Fatalf("give rights in Kafka: %v", err)
+	}
+	for _, right := range rights {
+		poll(t, "Kafka to know a right of "+right.Principal, func() bool {
+			res, err := admin.DescribeACLs(ctx, &kafkago.DescribeACLsRequest{Filter: kafkago.ACLFilter{
+				ResourceTypeFilter: right.ResourceType, ResourceNameFilter: right.ResourceName, ResourcePatternTypeFilter: right.ResourcePatternType,
+				PrincipalFilter: right.Principal, HostFilter: right.Host, Operation: right.Operation, PermissionType: right.PermissionType,
+			}})
+			return err == nil && res.Error == nil && len(res.Resources) > 0
+		})
+	}
 }
 
 // Account makes an account, or gives the one that there is another password: the one before
@@ -104,7 +144,7 @@ func (b *KafkaBroker) Account(t testing.TB, name, password string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := b.Admin().AlterUserScramCredentials(t.Context(), &kafkago.AlterUserScramCredentialsRequest{Upsertions: []kafkago.UserScramCredentialsUpsertion{
+	res, err := b.Admin(t).AlterUserScramCredentials(t.Context(), &kafkago.AlterUserScramCredentialsRequest{Upsertions: []kafkago.UserScramCredentialsUpsertion{
 		{Name: name, Mechanism: kafkago.ScramMechanismSha512, Iterations: iterations, Salt: salt, SaltedPassword: salted}}})
 	if err != nil {
 		t.Fatalf("make the account %s in Kafka: %v", name, err)
@@ -123,7 +163,9 @@ func (b *KafkaBroker) Start(t testing.TB) {
 	b.stop = spawn(t, "Kafka", b.command, filepath.Join(b.dir, "log"), 3*time.Minute, func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		cluster, err := b.Admin().Metadata(ctx, &kafkago.MetadataRequest{})
+		way := &kafkago.Transport{} // one that remembers nothing
+		defer way.CloseIdleConnections()
+		cluster, err := (&kafkago.Client{Addr: kafkago.TCP(b.Plain), Transport: way}).Metadata(ctx, &kafkago.MetadataRequest{})
 		return err == nil && slices.ContainsFunc(cluster.Brokers, func(of kafkago.Broker) bool { return of.ID == cluster.Controller.ID && of.Port != 0 })
 	})
 }

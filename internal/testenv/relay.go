@@ -11,6 +11,7 @@ import (
 // Relay is an address behind which one server or another answers.
 type Relay struct {
 	Addr string
+	dial func(target string) (net.Conn, error)
 
 	mu     sync.Mutex
 	target string
@@ -21,13 +22,18 @@ type Relay struct {
 // NewRelay listens until the end of the test and passes connections on to target.
 func NewRelay(t testing.TB, target string) *Relay {
 	t.Helper()
+	return newRelay(t, target, func(target string) (net.Conn, error) { return net.DialTimeout("tcp", target, 5*time.Second) })
+}
+
+func newRelay(t testing.TB, target string, dial func(target string) (net.Conn, error)) *Relay {
+	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	flows := make(chan struct{})
 	close(flows)
-	r := &Relay{Addr: l.Addr().String(), target: target, frozen: flows, conns: map[net.Conn]bool{}}
+	r := &Relay{Addr: l.Addr().String(), dial: dial, target: target, frozen: flows, conns: map[net.Conn]bool{}}
 	t.Cleanup(func() { l.Close(); r.Thaw(); r.Cut() })
 	go func() {
 		for {
@@ -46,7 +52,7 @@ func (r *Relay) pass(in net.Conn) {
 	r.mu.Lock()
 	target := r.target
 	r.mu.Unlock()
-	out, err := net.DialTimeout("tcp", target, 5*time.Second)
+	out, err := r.dial(target)
 	if err != nil {
 		return
 	}

@@ -2,7 +2,6 @@ package elastic
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -19,7 +18,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/tidwall/gjson"
 
 	"lockstep/cdc"
 	"lockstep/internal/secret"
@@ -28,37 +26,19 @@ import (
 	"lockstep/sinks/sinktest"
 )
 
-// sign gives the texts of a certificate, its key and the certificate of who has signed it.
-func sign(t *testing.T, name string, by *testenv.Authority) (cert, key, ca string) {
-	t.Helper()
-	certFile, keyFile := by.Sign(t, t.TempDir(), name)
+// Beside a node that is down, and while rows flow, the password and the certificates of both sides
+// are changed. No change is lost. Meanwhile nobody else gets in, so it is not parallel.
+func TestPasswordAndCertificatesAreChangedWhileRowsFlow(t *testing.T) {
+	node, dir := theNode(t), t.TempDir()
+	role := testenv.ElasticRole(t, "elasticsearch.md", rolesHeading)
+	node.Account(t, "changing", "first secret", role)
 	text := func(name string) string {
-		pem, err := os.ReadFile(name)
+		content, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(pem)
+		return string(content)
 	}
-	return text(certFile), text(keyFile), text(by.File)
-}
-
-// A node with security, TLS and client certificates: everything that Lockstep does
-// there takes no more than the documented privileges, and while rows flow the
-// password, the certificates of both sides and an API key are changed. No change is lost.
-func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
-	t.Parallel()
-	first := testenv.NewAuthority(t, "first authority")
-	nodeCert, nodeKey, ca := sign(t, "node", first)
-	clientCert, clientKey, _ := sign(t, "client", first)
-	users := func(password string) string {
-		return "lockstep:" + testenv.ElasticHash(t, password) + "\nroot:" + testenv.ElasticHash(t, "administrator") + "\n"
-	}
-	node := testenv.NewElastic(t, testenv.ElasticSecurity("1s"), map[string]string{
-		"node.key": nodeKey, "node.crt": nodeCert, "ca.crt": ca, "roles.yml": testenv.ElasticRoles(t, map[string]testenv.ElasticRights{"lockstep": testenv.ElasticRole(t, "elasticsearch.md", "## The account", "secured_*")}),
-		"users": users("first secret"), "users_roles": "lockstep:lockstep\nsuperuser:root\n",
-	})
-
-	dir := t.TempDir()
 	file := func(name, content string) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
@@ -74,29 +54,14 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone.Close() // a node that is down
-	cfg := DefaultConfig()
-	cfg.Addresses = []string{"https://" + gone.Addr().String(), node.URL}
-	cfg.Replicas = 0
-	cfg.CAFile, cfg.CertFile, cfg.KeyFile = file("ca.crt", ca), file("client.crt", clientCert), file("client.key", clientKey)
-	cfg.Username, cfg.PasswordFile = "lockstep", file("password", "first secret\n")
-	if err := cfg.Check(); err != nil {
-		t.Fatal(err)
-	}
-	open := func(name string, cfg Config) *Sink {
-		s, err := Open("search", cfg, func(n cdc.TableName) (TableConfig, bool) {
-			return TableConfig{Index: "secured_" + name + "_{table}", Deletes: Tombstone}, true
-		}, func(_ context.Context, n cdc.TableName) (cdc.Table, error) { return sinktest.Questions, nil },
-			slog.New(slog.DiscardHandler), NewMetrics(prometheus.NewRegistry()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(s.Close)
-		return s
-	}
-	s := open("a", cfg)
+	s := openStore(t, func(c *Config) {
+		c.Addresses = []string{"https://" + gone.Addr().String(), node.URL}
+		c.CAFile, c.CertFile, c.KeyFile = file("ca.crt", text(node.CA)), file("client.crt", text(node.Cert)), file("client.key", text(node.Key))
+		c.Username, c.Password, c.PasswordFile = "changing", "", file("password", "first secret\n")
+	})
 
 	// write repeats a change until it is in, as a worker does, for five minutes.
-	write := func(s *Sink, c cdc.Change) {
+	write := func(c cdc.Change) {
 		var out sinks.Outcome
 		for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if out = s.Apply(context.WithoutCancel(t.Context()), []cdc.Change{c})[0]; out.Verdict != sinks.Unavailable {
@@ -107,69 +72,19 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 			t.Errorf("%s at %d: %+v", c.Key, c.Version.Seq(), out)
 		}
 	}
-	write(s, sinktest.Upsert(0, 1, "first"))
+	write(sinktest.Upsert(0, 1, "first"))
 	for id := range 20 { // the node that is down does not show
 		if out := s.Apply(t.Context(), []cdc.Change{sinktest.Upsert(100+id, 1, "x")})[0]; out.Verdict != sinks.Applied {
 			t.Errorf("beside a node that is down: %+v", out)
 		}
 	}
 
-	// Everything else that Lockstep does, under the same role.
-	if _, err := s.Probe(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if n, err := s.Sweep(t.Context(), sinktest.Questions.Name, sinktest.Version(2)); err != nil || n != 21 {
-		t.Errorf("swept %d, error %v; want 21", n, err)
-	}
-	for _, look := range []func(context.Context, func(context.Context) ([]cdc.TableName, error)) error{s.lap, s.watch} {
-		if err := look(t.Context(), ofSuite); err != nil { // of the second table there is no index
-			t.Error(err)
-		}
-	}
-	if _, err := s.Rebuild(t.Context(), Rebuild{Table: sinktest.Questions.Name}); err != nil {
-		t.Error(err)
-	}
-	if dropped, err := s.DropOld(t.Context(), sinktest.Questions.Name, false); err != nil || len(dropped) != 1 {
-		t.Errorf("dropped %v, error %v", dropped, err)
-	}
-	if _, err := s.Inspect(t.Context(), sinktest.Questions); err != nil {
-		t.Error(err)
-	}
-
-	// admin asks as the administrator, with the certificates of the moment.
-	admin := func(method, path, body string) gjson.Result {
-		t.Helper()
-		way, _, err := s.config.credentials()
-		if err != nil {
-			t.Fatal(err)
-		}
-		req, _ := http.NewRequest(method, node.URL+path, strings.NewReader(body))
-		req.Header.Set("Content-Type", "application/json")
-		req.SetBasicAuth("root", "administrator")
-		res, err := (&http.Client{Transport: way}).Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer res.Body.Close()
-		text, _ := io.ReadAll(res.Body)
-		if res.StatusCode >= 300 {
-			t.Fatalf("%s %s: %s", method, path, text)
-		}
-		return gjson.ParseBytes(text)
-	}
-	// A pipeline through which documents go is looked at, too.
-	admin(http.MethodPut, "/_ingest/pipeline/secured", `{"processors":[]}`)
-	admin(http.MethodPut, "/secured_a_question/_settings", `{"index.final_pipeline":"secured"}`)
-	if found, err := s.Inspect(t.Context(), sinktest.Questions); err != nil || !strings.Contains(fmt.Sprint(found), "the ingest pipeline secured") {
-		t.Errorf("an index with a pipeline: %+v, error %v", found, err)
-	}
-	admin(http.MethodPut, "/secured_a_question/_settings", `{"index.final_pipeline":"_none"}`)
 	var stop atomic.Bool
 	var last atomic.Int64
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		for v := 10; !stop.Load(); v++ {
-			write(s, sinktest.Upsert(v%5, v, fmt.Sprint("version ", v)))
+			write(sinktest.Upsert(v%5, v, fmt.Sprint("version ", v)))
 			last.Store(int64(v))
 		}
 	})
@@ -187,44 +102,21 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	}
 	goesOn("at first")
 
-	node.Write(t, "users", users("second secret"))
-	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) { // until it is refused
-		if _, err := s.Probe(t.Context()); err != nil || time.Now().After(end) {
-			break
-		}
-		if res, err := s.access.RoundTrip(authenticate(t, node.URL)); err == nil {
-			res.Body.Close()
-			if res.StatusCode == http.StatusUnauthorized {
-				break
-			}
-		}
+	node.Account(t, "changing", "second secret", role)
+	if _, err := s.Probe(t.Context()); err == nil {
+		t.Error("the old password is not refused")
 	}
 	file("password", "second secret")
 	goesOn("another password")
 
-	second := testenv.NewAuthority(t, "second authority")
-	nodeCert, nodeKey, ca2 := sign(t, "node", second)
-	clientCert, clientKey, _ = sign(t, "client", second)
-	node.Write(t, "node.key", nodeKey)
-	node.Write(t, "node.crt", nodeCert)
-	node.Write(t, "ca.crt", ca2)
-	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // until it shows the new one
-		conn, err := tls.Dial("tcp", node.Addr, &tls.Config{InsecureSkipVerify: true})
-		if err != nil {
-			continue
-		}
-		issuer := conn.ConnectionState().PeerCertificates[0].Issuer.CommonName
-		conn.Close()
-		if issuer == "second authority" {
-			break
-		}
-	}
-	s.access.close()                 // connections made before are still good; these are not kept
-	file("ca.crt", ca2[:len(ca2)/2]) // half written
+	node.Certify(t, testenv.NewAuthority(t, "second authority"))
+	ca := text(node.CA)
+	s.access.close()               // connections made before are still good; these are not kept
+	file("ca.crt", ca[:len(ca)/2]) // half written
 	time.Sleep(100 * time.Millisecond)
-	file("ca.crt", ca2)
-	file("client.key", clientKey)
-	file("client.crt", clientCert)
+	file("ca.crt", ca)
+	file("client.key", text(node.Key))
+	file("client.crt", text(node.Cert))
 	s.access.close()
 	goesOn("other certificates")
 
@@ -232,7 +124,7 @@ func TestPasswordCertificatesAndKeysAreChangedWhileRowsFlow(t *testing.T) {
 	writer.Wait()
 	end := int(last.Load())
 	for v := end - 4; v <= end; v++ {
-		doc := admin(http.MethodGet, fmt.Sprintf("/secured_a_question/_doc/%d", v%5), "")
+		_, doc := s.ask(t, http.MethodGet, fmt.Sprintf("/%s/_doc/%d", s.alias(sinktest.Questions.Name), v%5), "")
 		if got := doc.Get("_source.title").Str; got != fmt.Sprint("version ", v) {
 			t.Errorf("row %d is %q; want version %d", v%5, got, v)
 		}
@@ -284,15 +176,6 @@ func TestAnAPIKeyIsReadAgainWhenItIsRefused(t *testing.T) {
 	put("c2Vjb25kOmtleQ==")
 	expect("the call that finds the key refused", sinks.Unavailable)
 	expect("the next one", sinks.Applied)
-}
-
-func authenticate(t *testing.T, base string) *http.Request {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/_security/_authenticate", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return req
 }
 
 func TestAServerThatIsNotElasticsearchIsRefusedWithOneSentence(t *testing.T) {

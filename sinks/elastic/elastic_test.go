@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +26,36 @@ import (
 	"lockstep/sinks/sinktest"
 )
 
+// The sinks of the tests log in with the role that docs/elasticsearch.md prints and have nothing
+// else; what is not the sink's doing is asked for past it, where one may do anything.
+const account, password, rolesHeading = "lockstep", "of the sink", "## The account"
+
+var (
+	scope testenv.Scope
+	node  *testenv.ElasticNode
+	start = sync.OnceValue(func() error {
+		return scope.Run(func(t testing.TB) {
+			node = testenv.NewSecureElastic(t, testenv.NewAuthority(t, "first authority"))
+			node.Account(t, account, password, testenv.ElasticRole(t, "elasticsearch.md", rolesHeading))
+		})
+	})
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	scope.Close()
+	os.Exit(code)
+}
+
+// theNode is that of the package. It is started when the first test asks for it.
+func theNode(t testing.TB) *testenv.ElasticNode {
+	t.Helper()
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	return node
+}
+
 // store is a sink on the real server whose indices nobody else uses. Tables can
 // be changed by the test.
 type store struct {
@@ -35,12 +67,14 @@ type store struct {
 
 func openStore(t *testing.T, change func(*Config)) *store {
 	t.Helper()
-	s := &store{base: testenv.Elastic(t).URL, prefix: "t" + strings.ToLower(rand.Text()[:10]), tables: make(map[cdc.TableName]cdc.Table)}
+	node := theNode(t)
+	s := &store{base: node.Plain, prefix: "shop_" + strings.ToLower(rand.Text()[:10]), tables: make(map[cdc.TableName]cdc.Table)}
 	for _, table := range sinktest.Tables {
 		s.tables[table.Name] = table
 	}
 	cfg := DefaultConfig()
-	cfg.Addresses = []string{s.base}
+	cfg.Addresses, cfg.CAFile, cfg.CertFile, cfg.KeyFile = []string{node.URL}, node.CA, node.Cert, node.Key
+	cfg.Username, cfg.Password = account, password
 	cfg.Replicas = 0
 	cfg.Timeout = 5 * time.Minute // a machine with other work
 	if change != nil {

@@ -141,11 +141,14 @@ func TestRoutedRowsAreReadWhereTheyAre(t *testing.T) {
 // A cluster that has no simulation, or one that does not look at mappings, is not believed.
 func TestAClusterThatDoesNotTellIsNotGuessedAt(t *testing.T) {
 	t.Parallel()
+	target, err := url.Parse(theNode(t).Plain)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for what, answer := range map[string]string{
 		"it has no such request":       `{"error":{"type":"illegal_argument_exception","reason":"no handler"},"status":400}`,
 		"it does not look at mappings": `{"docs":[{"doc":{"_id":"1"}},{"doc":{"_id":"canary"}}]}`,
 	} {
-		var target *url.URL
 		front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if strings.HasSuffix(r.URL.Path, "/_simulate") {
 				w.Header().Set("X-Elastic-Product", "Elasticsearch")
@@ -159,10 +162,7 @@ func TestAClusterThatDoesNotTellIsNotGuessedAt(t *testing.T) {
 			httputil.NewSingleHostReverseProxy(target).ServeHTTP(w, r)
 		}))
 		defer front.Close()
-		s := openStore(t, func(c *Config) {
-			target, _ = url.Parse(c.Addresses[0])
-			c.Addresses = []string{front.URL}
-		})
+		s := openStore(t, func(c *Config) { c.Addresses = []string{front.URL} })
 		if got := verdictOf(t, s, sinktest.Upsert(1, 1, "one")); got.Verdict != sinks.Applied {
 			t.Fatal(got)
 		}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"lockstep/cdc"
-	"lockstep/internal/testenv"
 	"lockstep/sinks"
 	"lockstep/sinks/sinktest"
 )
@@ -41,8 +40,10 @@ func TestAfterARestartAnOlderChangeBringsBackARowThatWasDeletedHardAndNotOneWith
 		}
 		s.ask(t, http.MethodPost, "/"+s.alias(sinktest.Questions.Name)+"/_flush", "")
 	}
-	testenv.Stop(t, "elasticsearch")
-	testenv.Start(t, "elasticsearch")
+	node.Stop()
+	if err := scope.Run(node.Start); err != nil {
+		t.Fatal(err)
+	}
 	var out sinks.Outcome
 	for range 1200 { // connections to the node that was are found broken
 		if out = verdictOf(t, kept, sinktest.Upsert(1, 7, "late")); out.Verdict != sinks.Unavailable {

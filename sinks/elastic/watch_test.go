@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"lockstep/cdc"
-	"lockstep/internal/testenv"
 	"lockstep/sinks"
 	"lockstep/sinks/sinktest"
 )
@@ -37,7 +36,7 @@ func tag(name string, version int) cdc.Change {
 func TestAnIndexThatGoesUnderAnIdleTableIsNoticed(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
-	target, err := url.Parse(testenv.Elastic(t).URL)
+	target, err := url.Parse(theNode(t).Plain)
 	if err != nil {
 		t.Fatal(err)
 	}
