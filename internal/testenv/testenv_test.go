@@ -112,7 +112,7 @@ func TestPackagesThatAreTestedSideBySideShareNoServer(t *testing.T) {
 	}
 	_, line, _ := strings.Cut(string(makefile), "\nONE_SYSTEM := ")
 	line, _, _ = strings.Cut(line, "\n")
-	asks := regexp.MustCompile(`testenv\.(?:(?:New)?(MySQL|MariaDB|Kafka|Elastic|Redis|Lookup|Lockstep)\b|(?:Stop|Kill|Start)\(t, ([^)]*)\))`)
+	asks := regexp.MustCompile(`testenv\.(?:(?:New(?:Secure)?)?(MySQL|MariaDB|Kafka|Elastic|Redis|Lookup|Lockstep)\b|(?:Stop|Kill|Start)\(t, ([^)]*)\))`)
 	owner := map[string]string{}
 	for _, pkg := range strings.Fields(line) {
 		files, _ := filepath.Glob(filepath.Join(testenv.Root(t), strings.TrimPrefix(pkg, "lockstep/"), "*_test.go"))
