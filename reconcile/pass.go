@@ -149,6 +149,13 @@ func (r *Result) add(o *Result) {
 	}
 }
 
+// copy is a result that adds the same and shares nothing.
+func (r *Result) copy() *Result {
+	c := &Result{}
+	c.add(r)
+	return c
+}
+
 // of is what was found in one sink.
 func (r *Result) of(sink string) *SinkResult {
 	for _, s := range r.Sinks {

@@ -272,7 +272,7 @@ func (r *Runner) pass(ctx context.Context, table cdc.TableName, state *TableStat
 		}
 	}
 	rows, took := r.Pace()
-	before, cursor := state.Found, newTrail(state.Found)
+	before, cursor := state.Found, &trail{found: state.Found.copy()}
 	pass := &Pass{
 		World: r.World, Table: table, Targets: r.Targets, After: state.After, ChunkRows: rows, Took: took,
 		Report: r.limited(), Metrics: r.Metrics, Done: cursor.done,
@@ -358,12 +358,6 @@ type trail struct {
 	saved  time.Time
 }
 
-func newTrail(found *Result) *trail {
-	t := &trail{found: &Result{}}
-	t.found.add(found)
-	return t
-}
-
 func (t *trail) done(key []byte, found *Result) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -379,7 +373,7 @@ func (t *trail) save(do func(key []byte, found *Result) error) error {
 		return nil
 	}
 	t.mu.Lock()
-	key, found := t.key, newTrail(t.found).found
+	key, found := t.key, t.found.copy()
 	t.key = nil
 	t.mu.Unlock()
 	if key == nil {

@@ -123,31 +123,45 @@ func TestARunnerMakesAFullPassADayAndTellsWhatItFound(t *testing.T) {
 	})
 }
 
+// long is a table of 90 rows of which a sink lacks one of the first, and what full passes have read behind.
+type long struct {
+	*stage
+	topic  *topic
+	firsts []string
+}
+
+func newLong(t *testing.T) *long {
+	l := &long{stage: newStage(t), topic: &topic{}}
+	for id := range 90 {
+		l.write(100+id, "a")
+	}
+	l.all()
+	delete(l.docs, string(keyOf(103)))
+	return l
+}
+
+// runner makes full passes, slowly, and no samples.
+func (l *long) runner() *Runner {
+	r := l.stage.runner(l.topic, &strings.Builder{})
+	r.Config.SampleEvery = 24 * time.Hour
+	r.World.Open = func(context.Context, cdc.TableName, string) (Source, error) { return slow{l}, nil }
+	return r
+}
+
 func TestAFullPassGoesOnWhereItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		for id := range 90 {
-			s.write(100+id, "a")
-		}
-		s.all()
-		delete(s.docs, string(keyOf(103)))
-		k, notes := &topic{}, &strings.Builder{}
-		var firsts []string
-		r := s.runner(k, notes)
-		r.Config.SampleEvery = 24 * time.Hour
-		r.World.Open = func(context.Context, cdc.TableName, string) (Source, error) { return slow{s, &firsts}, nil }
+		l := newLong(t)
+		r := l.runner()
 		began := time.Now().Unix()
 		runFor(t, r, 150*time.Second) // each chunk of five takes ten seconds
 		if at := testutil.ToFloat64(r.Metrics.uncovered.WithLabelValues("shop.orders", "search")); at != float64(began) {
 			t.Errorf("the table is said to be uncovered since %v; want %d", at, began)
 		}
-		again := s.runner(k, notes)
-		again.Config.SampleEvery = 24 * time.Hour
-		again.World.Open = r.World.Open
-		before := len(firsts)
+		again := l.runner()
+		before := len(l.firsts)
 		runFor(t, again, time.Hour)
-		if firsts[0] != "" || firsts[before] <= string(keyOf(120)) || firsts[before] > firsts[before-1] {
-			t.Errorf("it has read behind %q, and then began behind %q", firsts[:before], firsts[before])
+		if l.firsts[0] != "" || l.firsts[before] <= string(keyOf(120)) || l.firsts[before] > l.firsts[before-1] {
+			t.Errorf("it has read behind %q, and then began behind %q", l.firsts[:before], l.firsts[before])
 		}
 		if n := testutil.ToFloat64(again.Metrics.passes.WithLabelValues("shop.orders", "full")); n != 1 {
 			t.Errorf("%v passes came to their end", n)
@@ -164,18 +178,9 @@ func TestAFullPassGoesOnWhereItWas(t *testing.T) {
 // A suspect is not forgotten by a restart, however long the sink let its pass wait.
 func TestAPassGoesOnBehindNoRowThatIsSuspect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t)
-		for id := range 90 {
-			s.write(100+id, "a")
-		}
-		s.all()
-		delete(s.docs, string(keyOf(103)))
-		k, notes := &topic{}, &strings.Builder{}
-		var firsts []string
+		l := newLong(t)
 		lags := func(d time.Duration) *Runner {
-			r := s.runner(k, notes)
-			r.Config.SampleEvery = 24 * time.Hour
-			r.World.Open = func(context.Context, cdc.TableName, string) (Source, error) { return slow{s, &firsts}, nil }
+			r := l.runner()
 			until, await := time.Now().Add(d), r.World.Await
 			r.World.Await = func(ctx context.Context, sink string, t cdc.TableName, set string) (Reached, error) {
 				time.Sleep(time.Until(until))
@@ -187,20 +192,17 @@ func TestAPassGoesOnBehindNoRowThatIsSuspect(t *testing.T) {
 		again := lags(0)
 		runFor(t, again, time.Hour)
 		if n := testutil.ToFloat64(again.Metrics.standing.WithLabelValues("shop.orders", "search")); n != 1 {
-			t.Errorf("%v mismatches stand, want 1: it has read behind %q", n, firsts)
+			t.Errorf("%v mismatches stand, want 1: it has read behind %q", n, l.firsts)
 		}
 	})
 }
 
 // slow is a source that takes its time.
-type slow struct {
-	*stage
-	after *[]string
-}
+type slow struct{ *long }
 
 func (s slow) Next(after []byte, most, bytes int) ([]cdc.Row, error) {
 	time.Sleep(time.Second) // rests nine times as long
-	*s.after = append(*s.after, string(after))
+	s.firsts = append(s.firsts, string(after))
 	return s.stage.Next(after, most, bytes)
 }
 
