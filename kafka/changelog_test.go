@@ -323,6 +323,38 @@ func BenchmarkPublish(b *testing.B) {
 	}
 }
 
+// Whoever follows positions sees those of a topic that was made anew.
+func TestPositionsOfATopicThatIsMadeAnewAreSeen(t *testing.T) {
+	t.Parallel()
+	_, cfg := fake(t, kfake.NumBrokers(1))
+	c := open(t, cfg)
+	ctx := deadline(t, 20*time.Second)
+	save := func(seqs ...uint64) {
+		t.Helper()
+		must(t, EnsureCheckpoint(ctx, c, "p"))
+		p, _ := publisher(t, c, cfg)
+		for _, seq := range seqs {
+			r, err := checkpointRecord("p", "w", cdc.Position{Epoch: 1, Seq: seq})
+			must(t, err)
+			must(t, p.Publish(ctx, r))
+		}
+		must(t, p.Flush(ctx))
+	}
+	save(1, 2, 3)
+	positions := NewPositions(c, "p")
+	if pos, _, err := positions.Load(ctx); err != nil || pos.Seq != 3 {
+		t.Fatalf("%+v, %v", pos, err)
+	}
+	must(t, c.DeleteTopics(ctx, CheckpointTopic("p")))
+	save(4)
+	if _, _, err := positions.Load(ctx); !errors.Is(err, ErrDataLost) {
+		t.Errorf("what was lost is not told: %v", err)
+	}
+	if pos, _, err := positions.Load(ctx); err != nil || pos.Seq != 4 {
+		t.Errorf("%+v, %v", pos, err)
+	}
+}
+
 // A capture that was taken over from saves under a key of its own, so whatever it
 // writes last, the position of the new one stays; and what earlier captures saved
 // is deleted.
