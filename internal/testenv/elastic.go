@@ -88,7 +88,7 @@ func (e *ElasticNode) Certify(t testing.TB, authority *Authority) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "Elasticsearch to show its new certificate", func() bool {
+	Await(t, time.Minute, "Elasticsearch to show its new certificate", func() bool {
 		conn, err := tls.Dial("tcp", e.Addr, &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
 			return false
@@ -140,7 +140,7 @@ func (e *ElasticNode) Account(t testing.TB, name, password string, role ElasticR
 		}
 		return res.StatusCode, string(said)
 	}
-	poll(t, "Elasticsearch to know the account "+name, func() bool {
+	Await(t, time.Minute, "Elasticsearch to know the account "+name, func() bool {
 		// A node that was asked in the moment in which it read the file may go on to hold a role for
 		// missing, so it is made to look again.
 		if status, said := ask(AdminUser, AdminPassword, "/_security/role/"+name+"/_clear_cache", nil); status != http.StatusOK {
@@ -192,16 +192,6 @@ func (e *ElasticNode) dial(addr string) (net.Conn, error) {
 		return nil, err
 	}
 	return tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}})
-}
-
-// poll asks for a minute whether it is so.
-func poll(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); !is(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited a minute for %s", what)
-		}
-	}
 }
 
 func (e *ElasticNode) configure(t testing.TB, settings map[string]string) {

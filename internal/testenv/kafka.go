@@ -123,7 +123,7 @@ func (b *KafkaBroker) Allow(t testing.TB, rights ...kafkago.ACLEntry) {
 		t.Fatalf("give rights in Kafka: %v", err)
 	}
 	for _, right := range rights {
-		poll(t, "Kafka to know a right of "+right.Principal, func() bool {
+		Await(t, time.Minute, "Kafka to know a right of "+right.Principal, func() bool {
 			res, err := admin.DescribeACLs(ctx, &kafkago.DescribeACLsRequest{Filter: kafkago.ACLFilter{
 				ResourceTypeFilter: right.ResourceType, ResourceNameFilter: right.ResourceName, ResourcePatternTypeFilter: right.ResourcePatternType,
 				PrincipalFilter: right.Principal, HostFilter: right.Host, Operation: right.Operation, PermissionType: right.PermissionType,

@@ -182,28 +182,17 @@ func NewRedisCluster(t testing.TB, tls ...string) *RedisCluster {
 		c.Do(t, i, "cluster", "addslotsrange", i*redisSlots/3, (i+1)*redisSlots/3-1)
 	}
 	first := c.ID(t, 0)
-	c.await(t, "the replica knows its master", func() bool {
+	Await(t, 2*time.Minute, "the replica to know its master", func() bool {
 		return c.Clients[3].Do(t.Context(), "cluster", "replicate", first).Err() == nil
 	})
 	for i, client := range c.Clients {
-		c.await(t, "the cluster is whole", func() bool {
+		Await(t, 2*time.Minute, "the cluster to be whole", func() bool {
 			info := client.ClusterInfo(t.Context()).Val()
 			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:4") &&
 				(i != 3 || strings.Contains(client.Info(t.Context(), "replication").Val(), "master_link_status:up"))
 		})
 	}
 	return c
-}
-
-func (c *RedisCluster) await(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for range 6000 {
-		if ok() {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatalf("not within 2m: %s", what)
 }
 
 // Do has a node do a command.
@@ -246,7 +235,7 @@ func (c *RedisCluster) Move(t testing.TB, slot, from, to int) {
 func (c *RedisCluster) FailOver(t testing.TB) {
 	t.Helper()
 	c.Nodes[0].Kill(t)
-	c.await(t, "the replica has taken over", func() bool {
+	Await(t, 2*time.Minute, "the replica to take over", func() bool {
 		return strings.Contains(c.Clients[3].Info(t.Context(), "replication").Val(), "role:master") &&
 			strings.Contains(c.Clients[1].ClusterInfo(t.Context()).Val(), "cluster_state:ok")
 	})

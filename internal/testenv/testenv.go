@@ -236,3 +236,13 @@ func build(suffix string, flags ...string) (string, error) {
 	}
 	return path, nil
 }
+
+// Await waits for something to be so, and for so long.
+func Await(t testing.TB, within time.Duration, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(within); !is(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited %s for %s", within, what)
+		}
+	}
+}

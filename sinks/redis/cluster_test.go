@@ -33,13 +33,7 @@ func newCluster(t *testing.T, tls ...string) *cluster {
 
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 6000 {
-		if ok() {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatalf("not within 2m: %s", what)
+	testenv.Await(t, 2*time.Minute, what, ok)
 }
 
 func (c *cluster) config() Config {
